@@ -1,0 +1,212 @@
+/*
+ * base.h - what every other folder stands on.  Knows no tensors.
+ *
+ * arena.c files.c json.c yaml.c options.c rng.c hash.c clock.c threads.c status.c log.c
+ */
+#ifndef KD_BASE_H
+#define KD_BASE_H
+
+#include <kd/log.h>
+#include <kd/status.h>
+
+#include <jansson.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define KD_COUNT(array) ((int)(sizeof(array) / sizeof((array)[0])))
+
+/* ---- checked arithmetic: the one way a size from a file becomes a size in memory -------------- */
+
+KD_MUST_CHECK bool kd_mul_i64(int64_t *product, int64_t a, int64_t b); /* false on overflow */
+KD_MUST_CHECK bool kd_add_i64(int64_t *sum, int64_t a, int64_t b);
+
+static inline int64_t kd_min_i64(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t kd_max_i64(int64_t a, int64_t b) { return a > b ? a : b; }
+static inline int64_t kd_ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static inline size_t kd_round_up(size_t bytes, size_t to) { return (bytes + to - 1) / to * to; }
+
+/* ---- arena: host objects that die together ---------------------------------------------------- */
+
+typedef struct kd_arena kd_arena;
+
+KD_MUST_CHECK kd_status kd_arena_create(kd_arena **arena);
+void kd_arena_destroy(kd_arena *arena); /* NULL is fine */
+
+/* Zeroed, aligned to 16.  KD_ENOMEM names the bytes. */
+KD_MUST_CHECK kd_status kd_arena_alloc(void **out, kd_arena *arena, size_t bytes);
+
+/* count * size with the product checked; the usual call is
+ *     KD_TRY(KD_ARENA_ARRAY(&blocks, arena, n));        (blocks is of type T *) */
+KD_MUST_CHECK kd_status kd_arena_array(void **out, kd_arena *arena, int64_t count, size_t size);
+#define KD_ARENA_ARRAY(out, arena, count)                                                          \
+    kd_arena_array((void **)(void *)(out), (arena), (count), sizeof(**(out)))
+
+/* A copy of `text`, and a formatted string. */
+KD_MUST_CHECK kd_status kd_arena_string(const char **out, kd_arena *arena, const char *text);
+KD_MUST_CHECK kd_status kd_arena_format(const char **out, kd_arena *arena, const char *fmt, ...)
+    KD_PRINTF(3, 4);
+
+/* ---- files: every read and write is checked, complete and named in its error ------------------ */
+
+/* Whole contents and a terminating NUL (not counted in `bytes`); `limit` refuses larger files with
+ * KD_EFORMAT.  Refuses anything but a regular file.  Free with free(). */
+KD_MUST_CHECK kd_status kd_file_read(char **data, size_t *bytes, const char *path, size_t limit);
+
+/* Writes to a staging name beside `path`, fsyncs, renames, fsyncs the folder. */
+KD_MUST_CHECK kd_status kd_file_write_atomic(const char *path, const void *data, size_t bytes);
+
+KD_MUST_CHECK kd_status kd_file_copy(const char *to, const char *from); /* fsynced */
+KD_MUST_CHECK kd_status kd_file_fsync(const char *path);                /* a file or a folder */
+KD_MUST_CHECK kd_status kd_file_size(int64_t *bytes, const char *path);
+bool kd_file_exists(const char *path);
+bool kd_dir_exists(const char *path);
+KD_MUST_CHECK kd_status kd_dir_create(const char *path); /* and its parents */
+KD_MUST_CHECK kd_status kd_dir_remove(const char *path); /* recursively; absent is fine */
+
+/* Names in `path`, sorted by strcmp, without "." and "..". */
+KD_MUST_CHECK kd_status kd_dir_list(const char *const **names, int *count, kd_arena *arena,
+                                    const char *path);
+
+/* "dir/name" */
+KD_MUST_CHECK kd_status kd_path_join(const char **out, kd_arena *arena, const char *dir,
+                                     const char *name);
+
+/* pread and pwrite until all `bytes` are done, over EINTR and short counts. */
+KD_MUST_CHECK kd_status kd_read_at(int fd, const char *path, void *data, size_t bytes, int64_t at);
+KD_MUST_CHECK kd_status kd_write_at(int fd, const char *path, const void *data, size_t bytes,
+                                    int64_t at);
+
+/* ---- JSON (jansson) --------------------------------------------------------------------------- */
+
+/* Strict: duplicate keys, trailing bytes and nesting deeper than 32 are refused with KD_EFORMAT
+ * naming `source`, line and column.  The caller owns `*out` (json_decref). */
+KD_MUST_CHECK kd_status kd_json_parse(json_t **out, const char *source, const char *text,
+                                      size_t bytes);
+KD_MUST_CHECK kd_status kd_json_read(json_t **out, const char *path);
+KD_MUST_CHECK kd_status kd_json_write(const char *path, const json_t *value); /* atomic, indent 2 */
+
+/* ---- options: rows that parse files and flags, print help, and are saved ---------------------- */
+
+typedef enum kd_option_kind {
+    KD_BOOL,   /* bool */
+    KD_INT,    /* int64_t; accepts 1K 1M 1B (10^3, 10^6, 10^9) */
+    KD_FLOAT,  /* double; accepts "5 %" as 0.05 where the row's unit is "share" */
+    KD_STRING, /* const char *, owned by the arena of the parse */
+    KD_CHOICE, /* int: index into `choices` ("a|b|c") */
+} kd_option_kind;
+
+typedef struct kd_option {
+    const char *name; /* "temperature" */
+    kd_option_kind kind;
+    size_t offset;
+    const char *fallback; /* the default as text; NULL: required */
+    double min, max;      /* of KD_INT and KD_FLOAT; both 0: unbounded */
+    const char *unit;     /* "tokens", "share", or the choices "constant|linear|cosine" */
+    const char *help;
+} kd_option;
+
+/* Rows end with { 0 }. */
+
+/* A configuration file: maps, sequences and scalars with the line each came from. */
+typedef enum kd_node_kind { KD_NODE_SCALAR, KD_NODE_MAP, KD_NODE_LIST } kd_node_kind;
+
+typedef struct kd_node kd_node;
+struct kd_node {
+    kd_node_kind kind;
+    const char *key;    /* within a map; NULL elsewhere */
+    const char *text;   /* of a scalar, without quotes */
+    const char *source; /* "run.yaml", "--loss.kl.temperature" or "KD_..." */
+    int line;           /* 1-based; 0 where there is none */
+    kd_node *child, *next;
+};
+
+/* YAML (JSON is YAML).  Anchors, tags and several documents are refused; depth <= 32. */
+KD_MUST_CHECK kd_status kd_yaml_read(kd_node **out, kd_arena *arena, const char *path);
+KD_MUST_CHECK kd_status kd_yaml_parse(kd_node **out, kd_arena *arena, const char *source,
+                                      const char *text, size_t bytes);
+
+/* Maps merge key by key, anything else is replaced; `over` wins. */
+KD_MUST_CHECK kd_status kd_node_merge(kd_node *base, const kd_node *over, kd_arena *arena);
+
+/* Sets "loss.kl.temperature" to `text` (itself parsed as YAML), creating maps on the way. */
+KD_MUST_CHECK kd_status kd_node_set(kd_node *root, kd_arena *arena, const char *source,
+                                    const char *path, const char *text);
+
+const kd_node *kd_node_find(const kd_node *map,
+                            const char *key); /* NULL when absent or map is NULL */
+int kd_node_count(const kd_node *node);       /* children */
+
+/* KD_EINVAL with "run.yaml:14: <path>: <message>". */
+kd_status kd_node_fail(const kd_node *node, const char *path, const char *fmt, ...) KD_PRINTF(3, 4);
+
+/* Fills `target` from `map` by `rows`: defaults first, then what the map has.  `path` is the
+ * section's name for messages ("loss.kl").  A key that no row knows is KD_EINVAL and names the
+ * nearest row, unless it stands in `ignore` (NULL-terminated; may be NULL).  `map` may be NULL. */
+KD_MUST_CHECK kd_status kd_options_parse(void *target, const kd_option *rows, kd_arena *arena,
+                                         const kd_node *map, const char *path,
+                                         const char *const *ignore);
+
+/* One row's value as text that parses back to it. */
+KD_MUST_CHECK kd_status kd_option_print(char *text, size_t size, const void *target,
+                                        const kd_option *row);
+
+/* One line per row: "--loss.temperature FLOAT   0.05 to 100, default 1   help" on `out`. */
+void kd_options_help(void *file, const char *path, const kd_option *rows);
+
+/* ---- random numbers: a function of (seed, stream, index), no state to forget ------------------ */
+
+/* Philox4x32-10 (Salmon et al., 2011). */
+void kd_philox(uint32_t out[4], uint64_t seed, uint64_t stream, uint64_t index);
+double kd_random_uniform(uint64_t seed, uint64_t stream, uint64_t index); /* [0, 1) */
+double kd_random_normal(uint64_t seed, uint64_t stream, uint64_t index);
+
+/* The image of `index` under a permutation of [0, n) chosen by (seed, stream): every sample once
+ * per epoch without a table. */
+int64_t kd_permute(int64_t index, int64_t n, uint64_t seed, uint64_t stream);
+
+/* ---- hashes (XXH3-128), as 32 hexadecimal digits ---------------------------------------------- */
+
+typedef struct kd_hash {
+    char hex[33];
+} kd_hash;
+
+kd_hash kd_hash_bytes(const void *data, size_t bytes);
+KD_MUST_CHECK kd_status kd_hash_file(kd_hash *hash, const char *path);
+
+/* ---- clock and text --------------------------------------------------------------------------- */
+
+double kd_clock(void); /* monotonic seconds */
+
+/* "1,234,567"; "26.8 GB" (10^9); "11:07:32" or "9:39".  `buffer` is returned. */
+const char *kd_format_count(char *buffer, size_t size, int64_t count);
+const char *kd_format_bytes(char *buffer, size_t size, double bytes);
+const char *kd_format_duration(char *buffer, size_t size, double seconds);
+
+/* Of `names` (NULL-terminated) the nearest to `word` by edit distance; NULL when none is near. */
+const char *kd_nearest(const char *word, const char *const *names);
+
+/* Resident set size of this process in bytes, now and at its peak; 0 where unknown. */
+size_t kd_resident_bytes(void);
+size_t kd_resident_peak_bytes(void);
+
+/* ---- a worker thread with one job at a time --------------------------------------------------- */
+
+typedef struct kd_worker kd_worker;
+
+/* `job` runs on the worker for each kd_worker_start; its status and message come back from
+ * kd_worker_wait.  No allocation after kd_worker_create. */
+KD_MUST_CHECK kd_status kd_worker_create(kd_worker **worker, kd_status (*job)(void *context),
+                                         void *context);
+void kd_worker_start(kd_worker *worker);
+KD_MUST_CHECK kd_status kd_worker_wait(kd_worker *worker); /* KD_OK when nothing was started */
+void kd_worker_destroy(kd_worker *worker);                 /* waits first; NULL is fine */
+
+/* ---- signals ---------------------------------------------------------------------------------- */
+
+/* After kd_stop_install(), TERM, USR1 and the first INT set the flag; a second INT ends the process. */
+void kd_stop_install(void);
+bool kd_stop_requested(void);
+void kd_stop_reset(void); /* tests */
+
+#endif

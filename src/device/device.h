@@ -1,0 +1,118 @@
+/*
+ * device.h - where memory, queues and fast matrix products come from.
+ *
+ * registry.c cpu.c cpu_dnn.c slab.c cuda_stub.c
+ */
+#ifndef KD_DEVICE_INTERNAL_H
+#define KD_DEVICE_INTERNAL_H
+
+#include "tensor/tensor.h"
+
+#include <kd/device.h>
+
+typedef struct kd_queue kd_queue;
+typedef struct kd_ops kd_ops; /* ops/ops.h fills it; device only carries it */
+
+/* What one kind of device can do.  Everything is asynchronous on its queue; the CPU finishing
+ * before it returns is a legal case of it. */
+typedef struct kd_device_type {
+    const char *name;
+    int (*count)(void);
+    kd_status (*open)(kd_device **device, int index);
+    void (*close)(kd_device *device);
+    void (*describe)(kd_device_info *info, const kd_device *device);
+    kd_status (*alloc)(void **out, kd_device *device, size_t bytes); /* aligned to 256, zeroed */
+    void (*release)(kd_device *device, void *memory);
+    kd_status (*copy)(kd_device *device, kd_queue *queue, void *to, const void *from, size_t bytes);
+    kd_status (*sync)(kd_device *device, kd_queue *queue);
+} kd_device_type;
+
+extern const kd_device_type *const kd_device_types[]; /* order of "auto"; NULL-terminated */
+extern const kd_device_type kd_device_cpu;
+extern const kd_device_type kd_device_cuda; /* count() == 0 in a build without CUDA */
+
+/* The part every device has; a type's own struct begins with it. */
+struct kd_device {
+    const kd_device_type *type;
+    const kd_ops *ops;
+    int index;
+    bool poison; /* debug: outputs are filled with NaN before an op runs */
+};
+
+/* Where and with what an op runs.  One per thread of host control. */
+typedef struct kd_exec {
+    kd_device *device;
+    kd_queue *queue; /* NULL: the device's own */
+    kd_stack *stack;
+} kd_exec;
+
+static inline bool kd_planning(const kd_exec *exec) { return exec->stack->planning; }
+
+/* Takes `out` from the stack.  An op takes its scratch so first and, while planning, returns. */
+static inline kd_status kd_push(kd_tensor *out, kd_exec *exec, const char *name, kd_dtype dtype,
+                                kd_shape shape)
+{
+    return kd_stack_push(out, exec->stack, name, dtype, shape);
+}
+
+KD_MUST_CHECK kd_status kd_device_alloc(void **out, kd_device *device, size_t bytes,
+                                        const char *what);
+void kd_device_release(kd_device *device, void *memory); /* NULL is fine */
+
+/* Between host and device memory on the exec's queue; nothing happens while planning. */
+KD_MUST_CHECK kd_status kd_upload(kd_exec *exec, const kd_tensor *to, const void *from);
+KD_MUST_CHECK kd_status kd_download(kd_exec *exec, void *to, const kd_tensor *from);
+KD_MUST_CHECK kd_status kd_sync(kd_exec *exec);
+
+/* Backs a planned stack with memory: `capacity` = its peak, `used` = 0, no longer planning. */
+KD_MUST_CHECK kd_status kd_stack_open(kd_stack *stack, kd_device *device);
+void kd_stack_close(kd_stack *stack, kd_device *device);
+
+/* ---- fast matrix products of the host (cpu_dnn.c; the only file that knows oneDNN) ------------- */
+
+typedef struct kd_dnn kd_dnn;
+
+KD_MUST_CHECK kd_status kd_dnn_open(kd_dnn **dnn);
+void kd_dnn_close(kd_dnn *dnn);
+kd_dnn *kd_cpu_dnn(kd_device *device); /* of a CPU device */
+
+/* y[M, N] = a[M, K] b[K, N] (+ bias[N]) (+ y when `accumulate`).  Every matrix has one stride of 1.
+ * a and b share a dtype (F32, BF16); y is that dtype or F32; bias is F32 or that dtype.
+ * Primitives are made on first sight of a shape, which is while planning; their scratch comes from
+ * the exec's stack.  While planning it returns after that. */
+KD_MUST_CHECK kd_status kd_dnn_matmul(kd_dnn *dnn, kd_exec *exec, const kd_tensor *y,
+                                      const kd_tensor *a, const kd_tensor *b, const kd_tensor *bias,
+                                      bool accumulate);
+
+/* ---- slabs: all parameters of one owner, and what runs parallel to them ------------------------ */
+
+/*
+ * A frozen slab is `weights` alone.  A trainable slab has gradients in f32, two f32 moments, and,
+ * when weights are not f32, f32 masters; all of the same length and offsets, so all-reduce,
+ * clipping, updates and checkpoints are loops over one array.
+ */
+typedef struct kd_slab {
+    kd_device *device;
+    kd_params params;
+    kd_dtype dtype; /* of weights */
+    bool trainable;
+    int moments;                                      /* 0, 1 (momentum) or 2 (Adam) */
+    kd_tensor weights, masters, gradients, moment[2]; /* [params.elements]; masters may be absent */
+} kd_slab;
+
+/* Bytes that kd_slab_open will take; the plan prints them.  `params` must be laid out. */
+size_t kd_slab_bytes(const kd_params *params, kd_dtype dtype, bool trainable, int moments);
+
+/* Takes over `params` by value (its arena stays the caller's).  While `planning`, nothing is
+ * allocated and addresses may not be touched. */
+KD_MUST_CHECK kd_status kd_slab_open(kd_slab *slab, kd_device *device, const kd_params *params,
+                                     kd_dtype dtype, bool trainable, int moments, bool planning);
+void kd_slab_close(kd_slab *slab);
+
+/* Views of parameter `index`; absent where the slab has no such array or index is -1. */
+kd_tensor kd_slab_weight(const kd_slab *slab, int index);
+kd_tensor kd_slab_gradient(const kd_slab *slab, int index);
+kd_tensor kd_slab_master(const kd_slab *slab,
+                         int index); /* the f32 truth: masters, or f32 weights */
+
+#endif

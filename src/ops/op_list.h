@@ -1,0 +1,86 @@
+/* clang-format off: the rows are a table */
+/*
+ * op_list.h - every op, once.  Included several times with other meanings of KD_OP and of the four
+ * parts of a row; from a row come the argument struct kd_<op>_args, the table slot, the CPU and
+ * CUDA prototypes, the name of every operand for messages, NaN-poisoning of outputs, the copy-in,
+ * copy-out thunk of KD_ON_CPU, and the bench and parity rows.
+ *
+ *   OUT    written whole, never read          IN     read only; absent where the text says "or absent"
+ *   INOUT  read and written                   ARG    a host value
+ *
+ * Letters: N rows, D width, V classes, H heads, G key/value heads, d head size.  Element types are
+ * f32 or bf16 ("any") unless said; every op accumulates in f32 or better.  Unless said, operands do
+ * not overlap.  The mathematics stands at the head of the file that is named at the right.
+ */
+
+/* y[M,N] = a[M,K] b[K,N] + bias[N]; transposes are strides.  bias or absent.        matmul.c */
+KD_OP(matmul, OUT(y) IN(a) IN(b) IN(bias))
+/* y += a b; y f32 or the type of a. */
+KD_OP(matmul_add, INOUT(y) IN(a) IN(b))
+
+/* Over the last dimension of [N,D] or [N,H,d] (any outer strides).  With `residual`, normalises
+ * sum = x + residual and writes `sum` (may be x or residual); both or neither absent.
+ * rstd: f32, one per row.                                                              norm.c */
+KD_OP(rms_norm, OUT(y) OUT(rstd) OUT(sum) IN(x) IN(residual) IN(weight) ARG(float, eps))
+/* dx = d rms_norm + add; add or absent, and may be dx.  dweight f32, accumulated; or absent. */
+KD_OP(rms_norm_backward, OUT(dx) INOUT(dweight) IN(dy) IN(x) IN(rstd) IN(weight) IN(add))
+KD_OP(layer_norm,
+      OUT(y) OUT(mean) OUT(rstd) OUT(sum) IN(x) IN(residual) IN(weight) IN(bias) ARG(float, eps))
+KD_OP(layer_norm_backward,
+      OUT(dx) INOUT(dweight) INOUT(dbias) IN(dy) IN(x) IN(mean) IN(rstd) IN(weight) IN(add))
+
+/* Elementwise on [N,D] views.  Gradients may overwrite their operands.             activation.c */
+KD_OP(swiglu, OUT(y) IN(gate) IN(up))
+KD_OP(swiglu_backward, OUT(dgate) OUT(dup) IN(dy) IN(gate) IN(up))
+KD_OP(gelu, OUT(y) IN(x) ARG(bool, tanh_form))
+KD_OP(gelu_backward, OUT(dx) IN(dy) IN(x) ARG(bool, tanh_form))
+
+/* x [N,H,d] in place: pairs (i, i + r/2) of the first r = 2 * len(frequencies) columns turn by
+ * positions[n] * frequencies[i] (i32, f32), times `scale`; `backward` turns back.       rope.c */
+KD_OP(rope, INOUT(x) IN(positions) IN(frequencies) ARG(float, scale) ARG(bool, backward))
+
+/* Documents are rows [cu[i], cu[i+1]) of q and of k, v (i32 [documents + 1], non-decreasing, may
+ * end in empty documents).  q, o [Nq,H,d]; k, v [Nk,G,d]; lse [H,Nq] f32.  Causal compares ends:
+ * query i of t sees keys up to i + (tk - tq).  window 0: unlimited, else that many keys counting
+ * the own; softcap 0: none.                                                       attention.c */
+KD_OP(attention, OUT(o) OUT(lse) IN(q) IN(k) IN(v) IN(cu_q) IN(cu_k) ARG(float, scale)
+                     ARG(bool, causal) ARG(int64_t, window) ARG(float, softcap))
+KD_OP(attention_backward,
+      OUT(dq) OUT(dk) OUT(dv) IN(dout) IN(o) IN(lse) IN(q) IN(k) IN(v) IN(cu_q) IN(cu_k)
+          ARG(float, scale) ARG(bool, causal) ARG(int64_t, window) ARG(float, softcap))
+
+/* y[n] = table[ids[n]] (+ add[n]); ids i32 in [0, V); add or absent, may be y.     embedding.c */
+KD_OP(embedding, OUT(y) IN(table) IN(ids) IN(add))
+/* dtable[ids[n]] += dy[n], f32, same order of additions whatever the threads. */
+KD_OP(embedding_backward, INOUT(dtable) IN(dy) IN(ids))
+
+/*                                                                                elementwise.c */
+KD_OP(fill, OUT(y) ARG(float, value))
+KD_OP(copy, OUT(y) IN(x))      /* converts between f32, bf16 and f16; any strides of equal shapes */
+KD_OP(add, OUT(y) IN(a) IN(b)) /* y may be a or b */
+/* y[n] = x[rows[n]], zero where rows[n] is -1; and y[rows[n]] = x[n], nothing where -1. */
+KD_OP(gather_rows, OUT(y) IN(x) IN(rows))
+KD_OP(scatter_rows, INOUT(y) IN(x) IN(rows))
+
+/* Sums of a fixed order, in double.                                                   reduce.c */
+KD_OP(sum_columns, INOUT(y) IN(x)) /* y[D] += sum over rows of x[N,D]; y f32 */
+KD_OP(sum_rows, INOUT(y) IN(x))    /* y[R] += sum over columns of x[R,N]; f32 */
+KD_OP(sum_squares, OUT(y) IN(x))   /* y[1] = sum of x^2; y f32, x f32 */
+
+/* Cross entropy and every divergence in one pass; the gradient overwrites `student` [n,V].
+ * teacher [n,V'] or absent (V, V' >= classes); labels i32 [n], -1: ignored, or absent; weight f32
+ * [n] or absent; loss f32 [terms, n]; same_top f32 [n] (1 where student and teacher have the same
+ * first class) or absent.  Ignored rows are not read: loss 0, gradient 0.  Columns from `classes`
+ * to V get gradient zero.  `scalars` holds scale, temperature and options per term.  row_loss.c */
+KD_OP(row_loss, INOUT(student) OUT(loss) OUT(same_top) IN(teacher) IN(labels) IN(weight) IN(scalars)
+                    ARG(const kd_row_terms *, terms) ARG(int64_t, classes))
+
+/* The update; every operand is a slab range [n].                                      update.c */
+/* Global norm, clip factor and verdict into `scalars`, from sum_squares[1] and losses [terms]. */
+KD_OP(clip, INOUT(scalars) IN(sum_squares) IN(losses) ARG(float, max_norm))
+/* param f32 masters; weights: their copy in the compute type, or absent.  Nothing moves while
+ * scalars->verdict is not zero. */
+KD_OP(adamw, INOUT(param) INOUT(m) INOUT(v) OUT(weights) IN(gradient) IN(scalars) ARG(float, beta1)
+                 ARG(float, beta2) ARG(float, eps) ARG(float, decay))
+KD_OP(sgd, INOUT(param) INOUT(m) OUT(weights) IN(gradient) IN(scalars) ARG(float, momentum)
+               ARG(bool, nesterov) ARG(float, decay))

@@ -1,0 +1,131 @@
+/*
+ * ops.h - what a device can compute: one table of function pointers, one row per op.
+ *
+ * A caller writes
+ *     KD_RUN(exec, rms_norm, .y = &h, .rstd = &rstd, .x = &x, .weight = &w, .eps = eps)
+ * and gets the slot of the exec's device.  Operands are tensors by const pointer, told apart by
+ * name; one that is not given is absent.  Values that change from step to step are read from
+ * kd_step_scalars in device memory, so that a captured graph stays valid.
+ */
+#ifndef KD_OPS_H
+#define KD_OPS_H
+
+#include "device/device.h"
+
+/* ---- row terms: rows/ and row_list.h ---------------------------------------------------------- */
+
+enum { KD_MAX_ROW_TERMS = 8 };
+
+/* One name per row of row_list.h: KD_ROW_cross_entropy, KD_ROW_forward_kl, ... */
+typedef enum kd_row_kind {
+#define KD_ROW(name, ...) KD_ROW_##name,
+#include "ops/row_list.h"
+#undef KD_ROW
+    KD_ROW_COUNT
+} kd_row_kind;
+
+typedef struct kd_row_terms {
+    int count;
+    kd_row_kind kind[KD_MAX_ROW_TERMS];
+} kd_row_terms;
+
+/* What the list says of a term. */
+typedef struct kd_row_type {
+    const char *name;
+    bool teacher;       /* reads the teacher's logits */
+    bool label;         /* reads the label */
+    const char *option; /* name of its one option ("beta"); NULL: none */
+    double option_default, option_min, option_max;
+    const char *help;
+} kd_row_type;
+
+extern const kd_row_type kd_row_types[KD_ROW_COUNT];
+
+/* ---- what changes from step to step; lives in device memory ----------------------------------- */
+
+typedef struct kd_term_scalars {
+    float scale; /* weight / global count: what the gradient is multiplied with */
+    float temperature;
+    float t_squared; /* T^2 where the term asks for it, else 1 */
+    float option;    /* beta, lambda, smoothing */
+} kd_term_scalars;
+
+typedef enum kd_verdict {
+    KD_VERDICT_GOOD = 0,
+    KD_VERDICT_LOSS = 1,     /* a loss is not finite */
+    KD_VERDICT_GRADIENT = 2, /* the gradient's norm is not finite */
+} kd_verdict;
+
+typedef struct kd_step_scalars {
+    float lr;
+    float bias1, bias2; /* 1 - beta^step of Adam */
+    float clip;         /* factor on the gradient; written by op clip */
+    float norm;         /* of the gradient before clipping; written by op clip */
+    float verdict;      /* kd_verdict; written by op clip */
+    kd_term_scalars term[KD_MAX_ROW_TERMS];
+} kd_step_scalars;
+
+/* ---- from the list ---------------------------------------------------------------------------- */
+
+#define OUT(x)       const kd_tensor *x;
+#define INOUT(x)     const kd_tensor *x;
+#define IN(x)        const kd_tensor *x;
+#define ARG(type, x) type x;
+#define KD_OP(name, operands)                                                                      \
+    typedef struct kd_##name##_args {                                                              \
+        operands                                                                                   \
+    } kd_##name##_args;                                                                            \
+    kd_status kd_##name##_cpu(kd_exec *exec, const kd_##name##_args *args);                        \
+    kd_status kd_##name##_cuda(kd_exec *exec, const kd_##name##_args *args);
+#include "ops/op_list.h"
+#undef KD_OP
+#undef ARG
+#undef IN
+#undef INOUT
+#undef OUT
+
+struct kd_ops {
+#define KD_OP(name, operands) kd_status (*name)(kd_exec *, const kd_##name##_args *);
+#include "ops/op_list.h"
+#undef KD_OP
+};
+
+extern const kd_ops kd_ops_cpu;
+
+typedef enum kd_op_id {
+#define KD_OP(name, operands) KD_OP_##name,
+#include "ops/op_list.h"
+#undef KD_OP
+    KD_OP_COUNT
+} kd_op_id;
+
+/* ---- running ---------------------------------------------------------------------------------- */
+
+typedef enum kd_role { KD_ROLE_OUT, KD_ROLE_INOUT, KD_ROLE_IN } kd_role;
+
+typedef struct kd_operand {
+    const char *name;
+    kd_role role;
+    size_t offset; /* into the op's argument struct, of a const kd_tensor * */
+} kd_operand;
+
+typedef struct kd_op_info {
+    const char *name;
+    const kd_operand *operands;
+    int operand_count;
+    kd_status (*call)(const kd_ops *ops, kd_exec *exec, const void *args);
+    bool (*present)(const kd_ops *ops);
+} kd_op_info;
+
+extern const kd_op_info kd_op_infos[KD_OP_COUNT];
+
+/* Runs one op: poisons its outputs on a debug device, goes to the CPU where KD_ON_CPU names it, and
+ * puts the op's name before the message of a failure. */
+KD_MUST_CHECK kd_status kd_run(kd_exec *exec, kd_op_id op, const void *args);
+
+#define KD_RUN(exec, op, ...) kd_run((exec), KD_OP_##op, &(const kd_##op##_args){ __VA_ARGS__ })
+
+/* KD_ENOTSUP naming every op that `ops` lacks; `device` is for the message. */
+KD_MUST_CHECK kd_status kd_ops_complete(const kd_ops *ops, const char *device);
+
+#endif
