@@ -111,16 +111,15 @@ typedef struct kd_operand {
 
 typedef struct kd_op_info {
     const char *name;
-    const kd_operand *operands;
-    int operand_count;
+    const kd_operand *(*operands)(int *count);
     kd_status (*call)(const kd_ops *ops, kd_exec *exec, const void *args);
     bool (*present)(const kd_ops *ops);
 } kd_op_info;
 
 extern const kd_op_info kd_op_infos[KD_OP_COUNT];
 
-/* Runs one op: poisons its outputs on a debug device, goes to the CPU where KD_ON_CPU names it, and
- * puts the op's name before the message of a failure. */
+/* Runs one op: poisons its outputs on a debug device, gives its scratch back, and puts the op's
+ * name before the message of a failure. */
 KD_MUST_CHECK kd_status kd_run(kd_exec *exec, kd_op_id op, const void *args);
 
 #define KD_RUN(exec, op, ...) kd_run((exec), KD_OP_##op, &(const kd_##op##_args){ __VA_ARGS__ })

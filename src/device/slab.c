@@ -1,0 +1,84 @@
+#include "device/device.h"
+
+static size_t weights_bytes(const kd_params *params, kd_dtype dtype)
+{
+    return kd_round_up((size_t)params->elements * kd_dtype_size(dtype), KD_STACK_ALIGN);
+}
+
+size_t kd_slab_bytes(const kd_params *params, kd_dtype dtype, bool trainable, int moments)
+{
+    size_t bytes = weights_bytes(params, dtype);
+    if (trainable) {
+        const size_t parallel = 1 + (size_t)moments + (dtype != KD_F32);
+        bytes += parallel * weights_bytes(params, KD_F32);
+    }
+    return bytes;
+}
+
+/* One array of the slab: from the device, or an address nobody may touch. */
+static kd_status take(kd_tensor *out, kd_slab *slab, kd_dtype dtype, const char *what,
+                      bool planning)
+{
+    void *data = (void *)(uintptr_t)KD_STACK_ALIGN;
+    if (!planning)
+        KD_TRY(kd_device_alloc(&data, slab->device, weights_bytes(&slab->params, dtype), what));
+    *out = kd_tensor_of(data, dtype, KD_SHAPE(slab->params.elements));
+    return KD_OK;
+}
+
+kd_status kd_slab_open(kd_slab *slab, kd_device *device, const kd_params *params, kd_dtype dtype,
+                       bool trainable, int moments, bool planning)
+{
+    *slab = (kd_slab){ .device = planning ? NULL : device,
+                       .params = *params,
+                       .dtype = dtype,
+                       .trainable = trainable,
+                       .moments = trainable ? moments : 0 };
+    kd_status status;
+    KD_TRY_GOTO(take(&slab->weights, slab, dtype, "weights", planning), status, failed);
+    if (!trainable) return KD_OK;
+    KD_TRY_GOTO(take(&slab->gradients, slab, KD_F32, "gradients", planning), status, failed);
+    for (int i = 0; i < slab->moments; i++)
+        KD_TRY_GOTO(take(&slab->moment[i], slab, KD_F32, "moments", planning), status, failed);
+    if (dtype != KD_F32)
+        KD_TRY_GOTO(take(&slab->masters, slab, KD_F32, "f32 masters", planning), status, failed);
+    return KD_OK;
+failed:
+    kd_slab_close(slab);
+    return status;
+}
+
+void kd_slab_close(kd_slab *slab)
+{
+    if (slab->device) {
+        kd_device_release(slab->device, slab->weights.data);
+        kd_device_release(slab->device, slab->masters.data);
+        kd_device_release(slab->device, slab->gradients.data);
+        kd_device_release(slab->device, slab->moment[0].data);
+        kd_device_release(slab->device, slab->moment[1].data);
+    }
+    *slab = (kd_slab){ 0 };
+}
+
+static kd_tensor view(const kd_slab *slab, const kd_tensor *array, int index)
+{
+    if (index < 0 || !kd_present(array)) return (kd_tensor){ 0 };
+    const kd_param *p = &slab->params.items[index];
+    char *at = (char *)array->data + p->offset * (int64_t)kd_dtype_size(array->dtype);
+    return kd_tensor_of(at, array->dtype, p->shape);
+}
+
+kd_tensor kd_slab_weight(const kd_slab *slab, int index)
+{
+    return view(slab, &slab->weights, index);
+}
+
+kd_tensor kd_slab_gradient(const kd_slab *slab, int index)
+{
+    return view(slab, &slab->gradients, index);
+}
+
+kd_tensor kd_slab_master(const kd_slab *slab, int index)
+{
+    return view(slab, kd_present(&slab->masters) ? &slab->masters : &slab->weights, index);
+}

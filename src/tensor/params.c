@@ -1,0 +1,45 @@
+#include "tensor/tensor.h"
+
+static kd_status grow(kd_params *params)
+{
+    const int capacity = params->capacity ? 2 * params->capacity : 64;
+    kd_param *items;
+    KD_TRY(KD_ARENA_ARRAY(&items, params->arena, capacity));
+    if (params->count) memcpy(items, params->items, (size_t)params->count * sizeof *items);
+    params->items = items;
+    params->capacity = capacity;
+    return KD_OK;
+}
+
+kd_status kd_params_declare(int *index, kd_params *params, const char *name, kd_shape shape,
+                            unsigned flags, int block)
+{
+    if (params->count == params->capacity) KD_TRY(grow(params));
+    kd_param *p = &params->items[params->count];
+    *p = (kd_param){ .shape = shape, .flags = flags, .block = block };
+    KD_TRY(kd_arena_string(&p->name, params->arena, name));
+    *index = params->count++;
+    return KD_OK;
+}
+
+void kd_params_layout(kd_params *params)
+{
+    int64_t at = 0;
+    params->scalars = 0;
+    for (int i = 0; i < params->count; i++) {
+        kd_param *p = &params->items[i];
+        int64_t n = 1;
+        for (int32_t d = 0; d < p->shape.rank; d++) n *= p->shape.dim[d];
+        p->offset = at;
+        params->scalars += n;
+        at += kd_ceil_div(n, KD_PARAM_ALIGN) * KD_PARAM_ALIGN;
+    }
+    params->elements = at;
+}
+
+int kd_params_find(const kd_params *params, const char *name)
+{
+    for (int i = 0; i < params->count; i++)
+        if (strcmp(params->items[i].name, name) == 0) return i;
+    return -1;
+}
