@@ -3,8 +3,9 @@
  * that knows it.
  *
  * A shape's first sight makes the primitive and its memory objects; every later run only hands over
- * pointers, with scratch from the exec's stack.  (dnnl_primitive_execute itself takes and gives
- * back six or seven list nodes, 264 to 272 bytes in all; the API has no way round that.)
+ * pointers, with scratch from the exec's stack.  What the library itself takes and gives back within
+ * a call cannot be avoided by this API: six or seven list nodes, 264 to 272 bytes in all, and for
+ * views with padded rows ("gemm:jit") its packing buffers.  Nothing is kept.
  *
  * Numerics: products of f32 or bf16 pairs summed in f32, rounded once into y; accumulation is a sum
  * post-op, so `y + ab` is rounded once too.  Same number of threads, same bits.
@@ -273,35 +274,29 @@ static kd_status make_key(product_key *key, const kd_tensor *y, const kd_tensor 
     return KD_OK;
 }
 
-/* Copies a matrix between element types, along the dimension of stride 1 of `from`; `to` has the
- * same strides or is the dense matrix laid out that way round. */
-static kd_status convert_matrix(const kd_tensor *to, const kd_tensor *from)
+/* Copies a matrix between element types, row by row or column by column. */
+static kd_status convert_matrix(const kd_tensor *to, const kd_tensor *from, bool by_rows)
 {
-    const int inner = to->stride[1] == 1 ? 1 : 0, outer = 1 - inner;
-    for (int64_t i = 0; i < to->shape[outer]; i++)
-        KD_TRY(kd_convert((char *)to->data +
-                              (size_t)(i * to->stride[outer]) * kd_dtype_size(to->dtype),
-                          to->dtype,
-                          (const char *)from->data +
-                              (size_t)(i * from->stride[outer]) * kd_dtype_size(from->dtype),
-                          from->dtype, to->shape[inner]));
+    const int inner = by_rows ? 1 : 0, outer = 1 - inner;
+    for (int64_t i = 0; i < to->shape[outer]; i++) {
+        const kd_tensor line = kd_tensor_slice(to, outer, i, 1);
+        const kd_tensor source = kd_tensor_slice(from, outer, i, 1);
+        KD_TRY(kd_convert(line.data, to->dtype, source.data, from->dtype, to->shape[inner]));
+    }
     return KD_OK;
 }
 
-/* A dense f32 matrix in scratch that lies the way `stride` says, filled from `from`. */
+/* A dense f32 matrix in scratch with its unit stride where `from` has it; copied when `fill`. */
 static kd_status widen(kd_tensor *to, kd_exec *exec, const char *name, const kd_tensor *from,
                        const int64_t stride[2], bool fill)
 {
+    const bool by_rows = stride[1] == 1;
     const int64_t rows = from->shape[0], columns = from->shape[1];
-    kd_tensor source = *from;
-    memcpy(source.stride, stride, 2 * sizeof *stride);
-    if (stride[1] == 1) {
-        KD_TRY(kd_push(to, exec, name, KD_F32, KD_SHAPE(rows, columns)));
-    } else {
-        KD_TRY(kd_push(to, exec, name, KD_F32, KD_SHAPE(columns, rows)));
-        *to = kd_tensor_transposed(to);
-    }
-    return fill && !kd_planning(exec) ? convert_matrix(to, &source) : KD_OK;
+    KD_TRY(kd_push(to, exec, name, KD_F32,
+                   by_rows ? KD_SHAPE(rows, columns) : KD_SHAPE(columns, rows)));
+    if (!by_rows) *to = kd_tensor_transposed(to);
+    if (!fill || kd_planning(exec)) return KD_OK;
+    return convert_matrix(to, from, by_rows);
 }
 
 /* The bf16 product as one of f32. */
@@ -320,9 +315,7 @@ static kd_status run_widened(kd_dnn *dnn, kd_exec *exec, const product_key *key,
         KD_TRY(widen(&wide_y, exec, "matmul.wide_y", y, key->stride[0], key->accumulate));
     KD_TRY(kd_dnn_matmul(dnn, exec, &wide_y, &wide_a, &wide_b, &wide_bias, key->accumulate));
     if (y->dtype == KD_F32 || kd_planning(exec)) return KD_OK;
-    kd_tensor narrow = *y;
-    memcpy(narrow.stride, key->stride[0], sizeof key->stride[0]);
-    return convert_matrix(&narrow, &wide_y);
+    return convert_matrix(y, &wide_y, key->stride[0][1] == 1);
 }
 
 static kd_status execute(kd_dnn *dnn, product *p, const kd_tensor *y, const kd_tensor *a,
@@ -364,7 +357,8 @@ kd_status kd_dnn_matmul(kd_dnn *dnn, kd_exec *exec, const kd_tensor *y, const kd
     }
     product_key key;
     KD_TRY(make_key(&key, y, a, b, bias, accumulate));
-    if (key.stride[0][1] != 1 && !key.biased) { /* oneDNN writes rows: y' = b' a' */
+    /* A bias would stand along rows then, which only the reference loops know; no layer asks. */
+    if (key.stride[0][1] != 1 && !key.biased) { /* fast ones write rows: y' = b' a' */
         const kd_tensor yt = kd_tensor_transposed(y), at = kd_tensor_transposed(a),
                         bt = kd_tensor_transposed(b);
         return kd_dnn_matmul(dnn, exec, &yt, &bt, &at, NULL, accumulate);
