@@ -1,0 +1,1 @@
+#include <kd/device.h>
