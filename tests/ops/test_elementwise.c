@@ -101,6 +101,7 @@ Test(elementwise, rows_by_index)
             const kd_tensor rows = test_filled(&b, KD_I32, KD_SHAPE(CHOSEN), 0, -1, MANY);
             test_set(&rows, 2, -1);
             test_set(&rows, 3, MANY - 1);
+            test_set(&rows, 4, 0);
             test_set(&rows, CHOSEN - 1, MANY - 1); /* twice: the last one stays */
             double *all = test_doubles(&b, &many), *want = test_zeros(&b, CHOSEN * width);
             for (int64_t i = 0; i < CHOSEN * width; i++) {
