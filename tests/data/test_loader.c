@@ -582,6 +582,22 @@ Test(loader, sources_keep_their_shares)
     test_text_remove();
 }
 
+/* Weights 1, 2, 1: deficits 1/4 1/2 1/4, then 1/2 0 1/2, then -1/4 1/2 3/4, then 0 1 0, over again. */
+Test(loader, picks_worked_by_hand)
+{
+    static const int picks[] = { 1, 0, 2, 1, 1, 0, 2, 1 };
+    kd_loader_options o = corpora_options(CORPORA);
+    o.weights[0] = o.weights[2] = 1.0, o.weights[1] = 2.0;
+    o.step_samples = o.micro_samples = KD_COUNT(picks);
+    gather(&one, o, 1, KD_COUNT(picks), NULL, 1, NULL);
+    for (int i = 0; i < KD_COUNT(picks); i++) {
+        const int source = one.rows[i * o.sequence].token / STRIDE;
+        cr_assert(source == picks[i], "sample %d is of source %d, expected %d", i, source,
+                  picks[i]);
+    }
+    test_text_remove();
+}
+
 /* ---- buffers, errors, refusals -------------------------------------------------------------------- */
 
 Test(loader, a_step_stays_while_the_next_is_built)
