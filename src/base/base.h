@@ -1,7 +1,8 @@
 /*
  * base.h - what every other folder stands on.  Knows no tensors.
  *
- * arena.c files.c json.c yaml.c options.c rng.c hash.c clock.c threads.c status.c log.c
+ * arena.c files.c json.c yaml.c nodes.c options.c rng.c hash.c clock.c threads.c signals.c status.c
+ * log.c
  */
 #ifndef KD_BASE_H
 #define KD_BASE_H
@@ -48,6 +49,11 @@ KD_MUST_CHECK kd_status kd_arena_format(const char **out, kd_arena *arena, const
     KD_PRINTF(3, 4);
 
 /* ---- files: every read and write is checked, complete and named in its error ------------------ */
+
+/* A missing, unreadable or irregular input is KD_EFORMAT, a failing or full disk KD_EIO.
+ *
+ * Opens a regular file for reading; never hangs on a FIFO.  Close with close(). */
+KD_MUST_CHECK kd_status kd_file_open(int *fd, int64_t *bytes, const char *path);
 
 /* Whole contents and a terminating NUL (not counted in `bytes`); `limit` refuses larger files with
  * KD_EFORMAT.  Refuses anything but a regular file.  Free with free(). */
@@ -115,7 +121,7 @@ typedef struct kd_node kd_node;
 struct kd_node {
     kd_node_kind kind;
     const char *key;    /* within a map; NULL elsewhere */
-    const char *text;   /* of a scalar, without quotes */
+    const char *text;   /* of a scalar, without quotes; "" for null */
     const char *source; /* "run.yaml", "--loss.kl.temperature" or "KD_..." */
     int line;           /* 1-based; 0 where there is none */
     kd_node *child, *next;
@@ -147,7 +153,7 @@ KD_MUST_CHECK kd_status kd_options_parse(void *target, const kd_option *rows, kd
                                          const kd_node *map, const char *path,
                                          const char *const *ignore);
 
-/* One row's value as text that parses back to it. */
+/* One row's value as YAML text (a string is quoted where it must be) that parses back to it. */
 KD_MUST_CHECK kd_status kd_option_print(char *text, size_t size, const void *target,
                                         const kd_option *row);
 

@@ -1,0 +1,26 @@
+/* signals.c - the wish to stop, which the training loop reads where it is safe to. */
+#include "base/base.h"
+
+#include <signal.h>
+#include <stdatomic.h>
+
+static atomic_bool stop_requested;
+
+static void request_stop(int number)
+{
+    (void)number;
+    atomic_store(&stop_requested, true);
+}
+
+void kd_stop_install(void)
+{
+    struct sigaction action = { .sa_handler = request_stop, .sa_flags = SA_RESTART };
+    sigemptyset(&action.sa_mask);
+    sigaction(SIGTERM, &action, NULL);
+    sigaction(SIGUSR1, &action, NULL);
+    action.sa_flags |= SA_RESETHAND; /* the second INT meets the default action: the end */
+    sigaction(SIGINT, &action, NULL);
+}
+
+bool kd_stop_requested(void) { return atomic_load(&stop_requested); }
+void kd_stop_reset(void) { atomic_store(&stop_requested, false); }

@@ -1,0 +1,96 @@
+/*
+ * loss.h - what is minimised: a list of terms over taps.  Knows no model.
+ *
+ * objective.c terms.c
+ */
+#ifndef KD_LOSS_INTERNAL_H
+#define KD_LOSS_INTERNAL_H
+
+#include "ops/ops.h"
+
+/* ---- terms ------------------------------------------------------------------------------------ */
+
+/* A weight that moves: from `from` at step 0 to `to` at step `steps` and after, linearly. */
+typedef struct kd_ramp {
+    double from, to;
+    int64_t steps; /* 0: always `to` */
+} kd_ramp;
+
+double kd_ramp_at(const kd_ramp *ramp, int64_t step);
+
+typedef struct kd_term {
+    const char *name; /* the user's: "kl" */
+    kd_row_kind kind;
+    kd_ramp weight;
+    double temperature;
+    bool t_squared; /* the loss is multiplied with T^2, so that T does not scale the gradient */
+    double option;  /* beta, lambda, smoothing; unused by terms without one */
+    int student;    /* index into models */
+    int teacher;    /* index into models; -1: the term reads no teacher */
+} kd_term;
+
+/* `loss:` of a run file: name -> {type, weight, temperature, t_squared, the type's option}.  Each
+ * term is made once per student; its teacher is teachers[0], or, without a teacher, the other
+ * student (mutual learning).  `alpha: a` stands for ce (1 - a) and kl a. */
+KD_MUST_CHECK kd_status kd_terms_parse(kd_term **terms, int *count, kd_arena *arena,
+                                       const kd_node *loss, const int *students, int student_count,
+                                       const int *teachers, int teacher_count);
+
+/* "0.1 ce + 0.9 forward_kl(teacher || student), T 2, T^2 on": what the log states. */
+KD_MUST_CHECK kd_status kd_terms_print(const char **text, kd_arena *arena, const kd_term *terms,
+                                       int count, int student);
+
+/* `root` gets "loss", from which kd_terms_parse makes the same terms. */
+KD_MUST_CHECK kd_status kd_terms_json(json_t *root, const kd_term *terms, int count);
+
+/* Options of every term on `file`, a FILE *. */
+void kd_terms_help(void *file);
+
+/* ---- the objective ---------------------------------------------------------------------------- */
+
+typedef struct kd_objective {
+    const kd_term *terms;
+    int count;
+    int64_t chunk;   /* rows of the head at a time */
+    int64_t classes; /* columns of every softmax: padding is outside */
+} kd_objective;
+
+/* Rows of the head in one chunk such that both models' logits take about 256 MB, at least 64 and a
+ * multiple of 64, at most `rows` rounded up. */
+int64_t kd_objective_chunk(int64_t rows, int64_t vocabulary, kd_dtype dtype);
+
+/* Rows that count, as the loader found them, in device memory.  R is a multiple of the chunk. */
+typedef struct kd_targets {
+    kd_tensor rows;   /* i32 [R]: indices into the micro-batch, then -1 */
+    kd_tensor labels; /* i32 [R]: their labels, then -1 */
+    int64_t count;
+} kd_targets;
+
+/* How many terms teach `student`, in the order of scalars, totals and row losses. */
+int kd_objective_terms(const kd_objective *objective, int student);
+
+/* Fills scalars->term for `student`: scale = weight(step) / `valid`, the global number of counted
+ * rows of the step; 0 where nothing counts. */
+void kd_objective_scalars(kd_step_scalars *scalars, const kd_objective *objective, int student,
+                          int64_t step, double valid);
+
+typedef struct kd_row_results {
+    kd_tensor losses;   /* f32 [terms, R]: each row's loss, T^2 applied, weight not */
+    kd_tensor same_top; /* f32 [R] */
+} kd_row_results;
+
+/*
+ * The head of one student against its teacher's, chunk by chunk: logits by matrix product, all row
+ * terms in one pass, the gradient in place of the student's logits, then at once its products into
+ * head.d_weight and head.d_hidden.  No [N, V] of either model exists.
+ *
+ * `taps` is indexed by model.  When `train`, head.d_hidden is taken from the stack and stays there.
+ * totals f32 [terms + 1] += sums over rows of each loss, then of same_top.  `rows` (may be NULL)
+ * receives the values per row; its tensors are the caller's.
+ */
+KD_MUST_CHECK kd_status kd_objective_head(const kd_objective *objective, kd_exec *exec, int student,
+                                          kd_taps *const *taps, const kd_targets *targets,
+                                          const kd_tensor *scalars, const kd_tensor *totals,
+                                          const kd_row_results *rows, bool train);
+
+#endif

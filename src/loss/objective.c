@@ -1,0 +1,185 @@
+#include "loss/loss.h"
+
+double kd_ramp_at(const kd_ramp *ramp, int64_t step)
+{
+    if (step >= ramp->steps) return ramp->to;
+    return ramp->from + (ramp->to - ramp->from) * (double)step / (double)ramp->steps;
+}
+
+int64_t kd_objective_chunk(int64_t rows, int64_t vocabulary, kd_dtype dtype)
+{
+    const int64_t budget = 256 << 20, step = 64;
+    const int64_t pair = 2 * vocabulary * (int64_t)kd_dtype_size(dtype);
+    const int64_t fits = kd_max_i64(budget / pair / step * step, step);
+    return kd_min_i64(fits, kd_ceil_div(rows, step) * step);
+}
+
+/* ---- terms of one student --------------------------------------------------------------------- */
+
+int kd_objective_terms(const kd_objective *objective, int student)
+{
+    int n = 0;
+    for (int i = 0; i < objective->count; i++) n += objective->terms[i].student == student;
+    return n;
+}
+
+void kd_objective_scalars(kd_step_scalars *scalars, const kd_objective *objective, int student,
+                          int64_t step, double valid)
+{
+    int n = 0;
+    for (int i = 0; i < objective->count; i++) {
+        const kd_term *term = &objective->terms[i];
+        if (term->student != student) continue;
+        const double weight = kd_ramp_at(&term->weight, step);
+        scalars->term[n++] = (kd_term_scalars){
+            .scale = valid > 0 ? (float)(weight / valid) : 0.0f,
+            .temperature = (float)term->temperature,
+            .t_squared = term->t_squared ? (float)(term->temperature * term->temperature) : 1.0f,
+            .option = (float)term->option,
+        };
+    }
+}
+
+/* The kinds of a student's terms and the one teacher that they read (-1: none). */
+static kd_status gather_terms(kd_row_terms *kinds, int *teacher, const kd_objective *objective,
+                              int student)
+{
+    *kinds = (kd_row_terms){ 0 };
+    *teacher = -1;
+    for (int i = 0; i < objective->count; i++) {
+        const kd_term *term = &objective->terms[i];
+        if (term->student != student) continue;
+        if (kinds->count == KD_MAX_ROW_TERMS)
+            return kd_fail(KD_EINVAL, "loss.%s: more than %d row terms for one student", term->name,
+                           KD_MAX_ROW_TERMS);
+        kinds->kind[kinds->count++] = term->kind;
+        if (term->teacher < 0) continue;
+        if (*teacher >= 0 && *teacher != term->teacher)
+            return kd_fail(KD_ENOTSUP, "loss.%s: a second teacher for the logits of one student",
+                           term->name);
+        *teacher = term->teacher;
+    }
+    return KD_OK;
+}
+
+/* ---- the chunk loop --------------------------------------------------------------------------- */
+
+/* Buffers of one chunk of c rows; taken once, used by every chunk. */
+typedef struct chunk {
+    kd_tensor student_hidden, teacher_hidden; /* [c, D] */
+    kd_tensor student, teacher;               /* [c, V] logits; student's become its gradient */
+    kd_tensor d_hidden;                       /* [c, D] */
+    kd_tensor rows, labels;                   /* slices of the targets */
+} chunk;
+
+static kd_status open_side(kd_tensor *hidden, kd_tensor *logits, kd_exec *exec, const kd_head *head,
+                           int64_t rows, kd_dtype dtype)
+{
+    const int64_t width = head->hidden.shape[1], vocabulary = head->weight.shape[0];
+    if (head->softcap != 0.0f)
+        return kd_fail(KD_ENOTSUP, "soft-capped vocabulary logits (%g)", (double)head->softcap);
+    KD_TRY(kd_push(hidden, exec, "head rows", head->hidden.dtype, KD_SHAPE(rows, width)));
+    return kd_push(logits, exec, "head logits", dtype, KD_SHAPE(rows, vocabulary));
+}
+
+static kd_status head_logits(kd_exec *exec, const kd_tensor *logits, const kd_tensor *gathered,
+                             const kd_head *head, const kd_tensor *rows)
+{
+    const kd_tensor weight = kd_tensor_transposed(&head->weight);
+    KD_TRY(KD_RUN(exec, gather_rows, .y = gathered, .x = &head->hidden, .rows = rows));
+    return KD_RUN(exec, matmul, .y = logits, .a = gathered, .b = &weight, .bias = &head->bias);
+}
+
+/* chunk->student holds d logits. */
+static kd_status head_backward(kd_exec *exec, const chunk *c, const kd_head *head)
+{
+    const kd_tensor d_logits = kd_tensor_transposed(&c->student);
+    KD_TRY(KD_RUN(exec, matmul_add, .y = &head->d_weight, .a = &d_logits, .b = &c->student_hidden));
+    if (kd_present(&head->d_bias))
+        KD_TRY(KD_RUN(exec, sum_columns, .y = &head->d_bias, .x = &c->student));
+    KD_TRY(KD_RUN(exec, matmul, .y = &c->d_hidden, .a = &c->student, .b = &head->weight));
+    return KD_RUN(exec, scatter_rows, .y = &head->d_hidden, .x = &c->d_hidden, .rows = &c->rows);
+}
+
+static kd_status run_chunk(kd_exec *exec, const chunk *c, const kd_head *student,
+                           const kd_head *teacher, const kd_row_terms *kinds,
+                           const kd_row_results *results, const kd_tensor *scalars, int64_t classes,
+                           bool train)
+{
+    if (teacher) KD_TRY(head_logits(exec, &c->teacher, &c->teacher_hidden, teacher, &c->rows));
+    KD_TRY(head_logits(exec, &c->student, &c->student_hidden, student, &c->rows));
+    KD_TRY(KD_RUN(exec, row_loss, .student = &c->student, .loss = &results->losses,
+                  .same_top = teacher ? &results->same_top : NULL,
+                  .teacher = teacher ? &c->teacher : NULL, .labels = &c->labels, .scalars = scalars,
+                  .terms = kinds, .classes = classes));
+    return train ? head_backward(exec, c, student) : KD_OK;
+}
+
+/* Row results of the whole micro-batch, where the caller does not bring his own. */
+static kd_status open_results(kd_row_results *out, kd_exec *exec, const kd_row_results *given,
+                              int terms, int64_t rows)
+{
+    if (given) {
+        *out = *given;
+    } else {
+        KD_TRY(kd_push(&out->losses, exec, "row losses", KD_F32, KD_SHAPE(terms, rows)));
+        KD_TRY(kd_push(&out->same_top, exec, "row same top", KD_F32, KD_SHAPE(rows)));
+    }
+    KD_TRY(KD_RUN(exec, fill, .y = &out->losses, .value = 0.0f));
+    return KD_RUN(exec, fill, .y = &out->same_top, .value = 0.0f);
+}
+
+static kd_status add_totals(kd_exec *exec, const kd_tensor *totals, const kd_row_results *results,
+                            int terms)
+{
+    const kd_tensor losses = kd_tensor_slice(totals, 0, 0, terms);
+    const kd_tensor same = kd_tensor_slice(totals, 0, terms, 1);
+    const kd_tensor row =
+        kd_tensor_of(results->same_top.data, KD_F32, KD_SHAPE(1, results->same_top.shape[0]));
+    KD_TRY(KD_RUN(exec, sum_rows, .y = &losses, .x = &results->losses));
+    return KD_RUN(exec, sum_rows, .y = &same, .x = &row);
+}
+
+kd_status kd_objective_head(const kd_objective *objective, kd_exec *exec, int student,
+                            kd_taps *const *taps, const kd_targets *targets,
+                            const kd_tensor *scalars, const kd_tensor *totals,
+                            const kd_row_results *given, bool train)
+{
+    kd_head *head = &taps[student]->head;
+    const int64_t c = objective->chunk, capacity = targets->rows.shape[0];
+    kd_row_terms kinds;
+    kd_row_results all;
+    chunk buffers = { 0 };
+    int teacher_index;
+    KD_TRY(gather_terms(&kinds, &teacher_index, objective, student));
+    const kd_head *teacher = teacher_index < 0 ? NULL : &taps[teacher_index]->head;
+    /* Measured values want the whole of f32; a gradient goes back in the compute type. */
+    const kd_dtype logits = train ? head->hidden.dtype : KD_F32;
+
+    if (train) {
+        KD_TRY(kd_push(&head->d_hidden, exec, "d head hidden", head->hidden.dtype,
+                       kd_shape_of(&head->hidden)));
+        KD_TRY(KD_RUN(exec, fill, .y = &head->d_hidden, .value = 0.0f));
+    }
+    const kd_mark mark = kd_stack_mark(exec->stack);
+    KD_TRY(open_results(&all, exec, given, kinds.count, capacity));
+    KD_TRY(open_side(&buffers.student_hidden, &buffers.student, exec, head, c, logits));
+    if (teacher)
+        KD_TRY(open_side(&buffers.teacher_hidden, &buffers.teacher, exec, teacher, c,
+                         train ? teacher->hidden.dtype : KD_F32));
+    if (train)
+        KD_TRY(kd_push(&buffers.d_hidden, exec, "d head rows", head->hidden.dtype,
+                       kd_shape_of(&buffers.student_hidden)));
+
+    for (int64_t at = 0; at < targets->count; at += c) {
+        const kd_row_results part = { kd_tensor_slice(&all.losses, 1, at, c),
+                                      kd_tensor_slice(&all.same_top, 0, at, c) };
+        buffers.rows = kd_tensor_slice(&targets->rows, 0, at, c);
+        buffers.labels = kd_tensor_slice(&targets->labels, 0, at, c);
+        KD_TRY(run_chunk(exec, &buffers, head, teacher, &kinds, &part, scalars, objective->classes,
+                         train));
+    }
+    KD_TRY(add_totals(exec, totals, &all, kinds.count));
+    kd_stack_release(exec->stack, mark);
+    return KD_OK;
+}

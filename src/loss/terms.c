@@ -1,0 +1,241 @@
+#include "loss/loss.h"
+
+#include <stdio.h>
+#include <string.h>
+
+/* ---- the run file's `loss` -------------------------------------------------------------------- */
+
+typedef struct term_options {
+    const char *type;
+    double weight, temperature, option;
+    bool t_squared;
+} term_options;
+
+typedef struct ramp_options {
+    double from, to;
+    int64_t steps;
+    const char *shape;
+} ramp_options;
+
+static const kd_option ramp_rows[] = {
+    { "from", KD_FLOAT, offsetof(ramp_options, from), "0", 0, 0, "", "weight at step 0" },
+    { "to", KD_FLOAT, offsetof(ramp_options, to), NULL, 0, 0, "", "weight from `steps` on" },
+    { "steps", KD_INT, offsetof(ramp_options, steps), NULL, 1, 1e12, "steps", "length" },
+    { "shape", KD_STRING, offsetof(ramp_options, shape), "linear", 0, 0, "", "linear" },
+    { 0 },
+};
+
+static const kd_option term_rows[] = {
+    { "type", KD_STRING, offsetof(term_options, type), "", 0, 0, "", "the term's own name" },
+    { "temperature", KD_FLOAT, offsetof(term_options, temperature), "1", 0.05, 100, "",
+      "both softmaxes are of logits / temperature" },
+    { "t_squared", KD_BOOL, offsetof(term_options, t_squared), "true", 0, 0, "",
+      "multiply the loss with temperature^2 (Hinton)" },
+    { 0 },
+};
+
+static const kd_option weight_rows[] = {
+    { "weight", KD_FLOAT, offsetof(term_options, weight), "1", 0, 0, "",
+      "of this term; or {from, to, steps}" },
+    { 0 },
+};
+
+/* Short names that run files use. */
+static const char *const aliases[][2] = { { "ce", "cross_entropy" }, { "kl", "forward_kl" } };
+
+static kd_status find_kind(kd_row_kind *kind, const kd_node *node, const char *path,
+                           const char *type)
+{
+    const char *names[KD_ROW_COUNT + 1] = { 0 };
+    for (int i = 0; i < KD_COUNT(aliases); i++)
+        if (strcmp(type, aliases[i][0]) == 0) type = aliases[i][1];
+    for (int i = 0; i < KD_ROW_COUNT; i++) {
+        names[i] = kd_row_types[i].name;
+        if (strcmp(type, names[i]) != 0) continue;
+        *kind = (kd_row_kind)i;
+        return KD_OK;
+    }
+    const char *near = kd_nearest(type, names);
+    return kd_node_fail(node, path, "unknown loss \"%s\"%s%s; `kd list` names them all", type,
+                        near ? "; nearest: " : "", near ? near : "");
+}
+
+static kd_status parse_weight(kd_ramp *ramp, kd_arena *arena, const kd_node *node, const char *path)
+{
+    const kd_node *weight = kd_node_find(node, "weight");
+    if (weight && weight->kind == KD_NODE_MAP) {
+        ramp_options o;
+        KD_TRY(kd_options_parse(&o, ramp_rows, arena, weight, path, NULL));
+        if (strcmp(o.shape, "linear") != 0)
+            return kd_node_fail(weight, path, "shape \"%s\"; expected linear", o.shape);
+        *ramp = (kd_ramp){ o.from, o.to, o.steps };
+        return KD_OK;
+    }
+    /* Only the weight's own row: the others are parsed by parse_term. */
+    static const char *const others[] = { "type", "temperature", "t_squared", "label_smoothing",
+                                          "beta", "lambda",      NULL };
+    term_options o;
+    KD_TRY(kd_options_parse(&o, weight_rows, arena, node, path, others));
+    *ramp = (kd_ramp){ o.weight, o.weight, 0 };
+    return KD_OK;
+}
+
+static kd_status parse_term(kd_term *term, kd_arena *arena, const kd_node *node)
+{
+    const char *path;
+    KD_TRY(kd_arena_format(&path, arena, "loss.%s", node->key));
+    const kd_node *type = kd_node_find(node, "type");
+    KD_TRY(find_kind(&term->kind, type ? type : node, path, type ? type->text : node->key));
+
+    /* The kind's own option joins the common rows. */
+    const kd_row_type *row = &kd_row_types[term->kind];
+    kd_option rows[KD_COUNT(term_rows) + 1] = { { 0 } };
+    char fallback[32];
+    memcpy(rows, term_rows, sizeof term_rows);
+    snprintf(fallback, sizeof fallback, "%g", row->option_default);
+    if (row->option)
+        rows[KD_COUNT(term_rows) - 1] =
+            (kd_option){ row->option, KD_FLOAT,        offsetof(term_options, option),
+                         fallback,    row->option_min, row->option_max,
+                         "",          row->help };
+    static const char *const elsewhere[] = { "weight", NULL };
+    term_options o = { 0 };
+    KD_TRY(kd_options_parse(&o, rows, arena, node, path, elsewhere));
+    KD_TRY(parse_weight(&term->weight, arena, node, path));
+    term->temperature = o.temperature;
+    term->t_squared = o.t_squared;
+    term->option = o.option;
+    return kd_arena_string(&term->name, arena, node->key);
+}
+
+/* alpha: a  ->  ce {weight: 1 - a}, kl {weight: a} */
+static kd_status expand_alpha(kd_node *loss, kd_arena *arena)
+{
+    const kd_node *alpha = kd_node_find(loss, "alpha");
+    if (!alpha) return KD_OK;
+    struct {
+        double alpha;
+    } o;
+    static const kd_option rows[] = { { "alpha", KD_FLOAT, 0, NULL, 0, 1, "", "share of kl" },
+                                      { 0 } };
+    static const char *const others[] = { "ce", "kl", NULL };
+    char text[32];
+    KD_TRY(kd_options_parse(&o, rows, arena, loss, "loss", others));
+    snprintf(text, sizeof text, "%.17g", 1.0 - o.alpha);
+    KD_TRY(kd_node_set(loss, arena, alpha->source, "ce.weight", text));
+    snprintf(text, sizeof text, "%.17g", o.alpha);
+    return kd_node_set(loss, arena, alpha->source, "kl.weight", text);
+}
+
+static kd_status give_teacher(kd_term *term, const kd_node *node, int s, const int *students,
+                              int student_count, const int *teachers, int teacher_count)
+{
+    term->student = students[s];
+    term->teacher = -1;
+    if (!kd_row_types[term->kind].teacher) return KD_OK;
+    if (teacher_count > 0)
+        term->teacher = teachers[0];
+    else if (student_count == 2)
+        term->teacher = students[1 - s];
+    else
+        return kd_node_fail(node, node->key, "reads a teacher; this run has none");
+    return KD_OK;
+}
+
+kd_status kd_terms_parse(kd_term **terms, int *count, kd_arena *arena, const kd_node *loss,
+                         const int *students, int student_count, const int *teachers,
+                         int teacher_count)
+{
+    if (!loss || loss->kind != KD_NODE_MAP || !loss->child)
+        return kd_fail(KD_EINVAL, "loss: expected a map of terms such as ce: {weight: 0.1}");
+    kd_node *expanded = NULL;
+    KD_TRY(KD_ARENA_ARRAY(&expanded, arena, 1));
+    *expanded = (kd_node){ .kind = KD_NODE_MAP, .source = loss->source, .line = loss->line };
+    KD_TRY(kd_node_merge(expanded, loss, arena));
+    KD_TRY(expand_alpha(expanded, arena));
+    KD_TRY(KD_ARENA_ARRAY(terms, arena, (int64_t)kd_node_count(expanded) * student_count));
+    *count = 0;
+    for (const kd_node *node = expanded->child; node; node = node->next) {
+        if (strcmp(node->key, "alpha") == 0) continue;
+        for (int s = 0; s < student_count; s++) {
+            kd_term *term = &(*terms)[(*count)++];
+            KD_TRY(parse_term(term, arena, node));
+            KD_TRY(give_teacher(term, node, s, students, student_count, teachers, teacher_count));
+        }
+    }
+    return KD_OK;
+}
+
+/* ---- what the log states ---------------------------------------------------------------------- */
+
+static kd_status print_term(const char **text, kd_arena *arena, const kd_term *term)
+{
+    const kd_row_type *row = &kd_row_types[term->kind];
+    char weight[64], option[48] = "", temperature[48] = "";
+    if (term->weight.steps)
+        snprintf(weight, sizeof weight, "%g..%g over %lld steps", term->weight.from,
+                 term->weight.to, (long long)term->weight.steps);
+    else
+        snprintf(weight, sizeof weight, "%g", term->weight.to);
+    if (row->option) snprintf(option, sizeof option, ", %s %g", row->option, term->option);
+    if (row->teacher)
+        snprintf(temperature, sizeof temperature, ", T %g, T^2 %s", term->temperature,
+                 term->t_squared ? "on" : "off");
+    return kd_arena_format(text, arena, "%s %s = %s%s%s", weight, term->name, row->name,
+                           temperature, option);
+}
+
+kd_status kd_terms_print(const char **text, kd_arena *arena, const kd_term *terms, int count,
+                         int student)
+{
+    *text = "";
+    for (int i = 0; i < count; i++) {
+        const char *one;
+        if (terms[i].student != student) continue;
+        KD_TRY(print_term(&one, arena, &terms[i]));
+        KD_TRY(kd_arena_format(text, arena, "%s%s%s", *text, **text ? "  +  " : "", one));
+    }
+    return KD_OK;
+}
+
+static json_t *weight_json(const kd_ramp *weight)
+{
+    if (weight->steps == 0) return json_real(weight->to);
+    return json_pack("{s:f, s:f, s:I}", "from", weight->from, "to", weight->to, "steps",
+                     (json_int_t)weight->steps);
+}
+
+kd_status kd_terms_json(json_t *root, const kd_term *terms, int count)
+{
+    json_t *loss = json_object();
+    bool ok = json_object_set_new(root, "loss", loss) == 0;
+    for (int i = 0; ok && i < count; i++) {
+        const kd_term *term = &terms[i];
+        const kd_row_type *row = &kd_row_types[term->kind];
+        json_t *one = json_pack("{s:s, s:f, s:b}", "type", row->name, "temperature",
+                                term->temperature, "t_squared", (int)term->t_squared);
+        ok = json_object_set_new(one, "weight", weight_json(&term->weight)) == 0;
+        if (ok && row->option)
+            ok = json_object_set_new(one, row->option, json_real(term->option)) == 0;
+        /* The same term of a second student has the same name and the same text. */
+        ok = json_object_set_new(loss, term->name, one) == 0 && ok;
+    }
+    return ok ? KD_OK : kd_fail(KD_ENOMEM, "configuration: no memory");
+}
+
+void kd_terms_help(void *file)
+{
+    kd_options_help(file, "loss.NAME", weight_rows);
+    kd_options_help(file, "loss.NAME", term_rows);
+    for (int i = 0; i < KD_ROW_COUNT; i++) {
+        const kd_row_type *row = &kd_row_types[i];
+        char path[64], fallback[32];
+        if (!row->option) continue;
+        snprintf(path, sizeof path, "loss.%s", row->name);
+        snprintf(fallback, sizeof fallback, "%g", row->option_default);
+        const kd_option rows[] = { { row->option, KD_FLOAT, 0, fallback, row->option_min,
+                                     row->option_max, "", row->help },
+                                   { 0 } };
+        kd_options_help(file, path, rows);
+    }
+}

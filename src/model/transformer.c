@@ -1,0 +1,142 @@
+/*
+ * The one transformer, driven by kd_config:
+ *
+ *     x = embedding[token] (+ position[p])
+ *     each block:  x = x + attention(norm1(x));  x = x + mlp(norm2(x))
+ *     head.hidden = norm(x)
+ *
+ * The backward pass is in transformer_backward.c, block by block beside what is written here.
+ */
+#include "model/transformer.h"
+
+static bool keeps_activations(const kd_model *model) { return model->slab.trainable; }
+
+kd_status kd_block_save(kd_block_saved *saved, kd_model *model, kd_exec *exec,
+                        const kd_block *block, const kd_tensor *x)
+{
+    const int64_t rows = x->shape[0];
+    KD_TRY(kd_norm_save(&saved->norm1, exec, &block->norm1, rows));
+    KD_TRY(kd_norm_save(&saved->norm2, exec, &block->norm2, rows));
+    KD_TRY(kd_attention_save(&saved->attention, exec, &block->attention, model->dtype, rows));
+    KD_TRY(kd_mlp_save(&saved->mlp, exec, &block->mlp, model->dtype, rows));
+    if (!keeps_activations(model)) {
+        saved->middle = *x; /* nobody looks back: x is updated in place */
+        return KD_OK;
+    }
+    return kd_push(&saved->middle, exec, "block middle", model->dtype, kd_shape_of(x));
+}
+
+kd_status kd_block_forward(kd_model *model, kd_exec *exec, const kd_tensor *y,
+                           const kd_block_saved *saved, const kd_tensor *x,
+                           const kd_geometry *geometry, const kd_block *block)
+{
+    const kd_mark mark = kd_stack_mark(exec->stack);
+    kd_tensor h, branch;
+    KD_TRY(kd_push(&h, exec, "block normed", model->dtype, kd_shape_of(x)));
+    KD_TRY(kd_push(&branch, exec, "block branch", model->dtype, kd_shape_of(x)));
+
+    KD_TRY(kd_norm_forward(exec, &h, &saved->norm1, NULL, x, NULL, &model->slab, &block->norm1));
+    KD_TRY(kd_attention_forward(exec, &branch, &saved->attention, &h, geometry, &model->slab,
+                                &block->attention));
+    KD_TRY(kd_norm_forward(exec, &h, &saved->norm2, &saved->middle, &branch, x, &model->slab,
+                           &block->norm2));
+    KD_TRY(kd_mlp_forward(exec, kd_present(y) ? &branch : NULL, &saved->mlp, &h, &model->slab,
+                          &block->mlp));
+    if (kd_present(y)) KD_TRY(KD_RUN(exec, add, .y = y, .a = &saved->middle, .b = &branch));
+
+    kd_stack_release(exec->stack, mark);
+    return KD_OK;
+}
+
+kd_status kd_model_embed(kd_model *model, kd_exec *exec, const kd_tensor *x,
+                         const kd_tensor *tokens, const kd_tensor *positions)
+{
+    const kd_tensor table = kd_slab_weight(&model->slab, model->embedding);
+    KD_TRY(KD_RUN(exec, embedding, .y = x, .table = &table, .ids = tokens));
+    if (model->position < 0) return KD_OK;
+    const kd_tensor places = kd_slab_weight(&model->slab, model->position);
+    return KD_RUN(exec, embedding, .y = x, .table = &places, .ids = positions, .add = x);
+}
+
+/* Gives every requested hidden tap its memory, before anything that is released again. */
+static kd_status open_taps(kd_model *model, kd_exec *exec, kd_taps *taps, int64_t rows)
+{
+    const kd_shape shape = KD_SHAPE(rows, model->config.width);
+    for (int i = 0; i < taps->count; i++) {
+        kd_tap *tap = &taps->items[i];
+        if (tap->kind != KD_TAP_HIDDEN)
+            return kd_fail(KD_ENOTSUP, "%s: a decoder offers hidden taps, not kind %d",
+                           model->label, (int)tap->kind);
+        if (tap->layer < 0 || tap->layer > model->config.layers)
+            return kd_fail(KD_EINVAL, "%s: hidden[%d] asked for; it has hidden[0..%lld]",
+                           model->label, tap->layer, (long long)model->config.layers);
+        if (tap->layer < model->config.layers)
+            KD_TRY(kd_push(&tap->value, exec, "hidden tap", model->dtype, shape));
+        if (!tap->wants_gradient || !model->slab.trainable) continue;
+        KD_TRY(kd_push(&tap->gradient, exec, "hidden tap gradient", model->dtype, shape));
+        KD_TRY(KD_RUN(exec, fill, .y = &tap->gradient, .value = 0.0f));
+    }
+    return KD_OK;
+}
+
+static kd_status show_hidden(kd_exec *exec, kd_taps *taps, int layer, const kd_tensor *x)
+{
+    const kd_tap *tap = kd_taps_find(taps, KD_TAP_HIDDEN, layer);
+    return tap ? KD_RUN(exec, copy, .y = &tap->value, .x = x) : KD_OK;
+}
+
+/* hidden[l + 1] = block l of hidden[l]; on a frozen model all of them are one tensor. */
+static kd_status run_block(kd_model *model, kd_exec *exec, int64_t l, const kd_geometry *geometry)
+{
+    kd_tensor *x = &model->hidden[l], *y = &model->hidden[l + 1];
+    if (keeps_activations(model))
+        KD_TRY(kd_push(y, exec, "block output", model->dtype, kd_shape_of(x)));
+    else
+        *y = *x;
+    const bool forget = !keeps_activations(model) || model->recompute == KD_RECOMPUTE_BLOCKS;
+    const kd_mark mark = kd_stack_mark(exec->stack);
+    KD_TRY(kd_params_acquire(model, (int)l));
+    KD_TRY(kd_block_save(&model->saved[l], model, exec, &model->blocks[l], x));
+    KD_TRY(kd_block_forward(model, exec, y, &model->saved[l], x, geometry, &model->blocks[l]));
+    kd_params_release(model, (int)l);
+    if (forget) kd_stack_release(exec->stack, mark);
+    return KD_OK;
+}
+
+static void open_head(kd_model *model, kd_taps *taps)
+{
+    taps->head.weight = kd_slab_weight(&model->slab, model->head_weight);
+    taps->head.d_weight = kd_slab_gradient(&model->slab, model->head_weight);
+    taps->head.bias = taps->head.d_bias = (kd_tensor){ 0 };
+    taps->head.softcap = (float)model->config.head_softcap;
+    if (taps->head.classes == 0) taps->head.classes = model->config.vocabulary;
+}
+
+kd_status kd_model_forward(kd_model *model, kd_exec *exec, const kd_batch *batch, kd_taps *taps)
+{
+    const int64_t layers = model->config.layers, rows = batch->tokens.shape[0];
+    const kd_shape shape = KD_SHAPE(rows, model->config.width);
+    open_head(model, taps);
+    KD_TRY(open_taps(model, exec, taps, rows));
+    KD_TRY(kd_push(&taps->head.hidden, exec, "head hidden", model->dtype, shape));
+    if (keeps_activations(model))
+        KD_TRY(kd_norm_save(&model->final_saved, exec, &model->final_norm, rows));
+
+    const kd_mark mark = kd_stack_mark(exec->stack);
+    if (!keeps_activations(model))
+        KD_TRY(kd_norm_save(&model->final_saved, exec, &model->final_norm, rows));
+    KD_TRY(kd_push(&model->hidden[0], exec, "block input", model->dtype, shape));
+    KD_TRY(
+        kd_model_embed(model, exec, &model->hidden[0], &batch->tokens, &batch->geometry.positions));
+    for (int64_t l = 0; l < layers; l++) {
+        KD_TRY(show_hidden(exec, taps, (int)l, &model->hidden[l]));
+        KD_TRY(run_block(model, exec, l, &batch->geometry));
+    }
+    KD_TRY(kd_norm_forward(exec, &taps->head.hidden, &model->final_saved, NULL,
+                           &model->hidden[layers], NULL, &model->slab, &model->final_norm));
+    if (!keeps_activations(model)) kd_stack_release(exec->stack, mark);
+
+    kd_tap *last = kd_taps_find(taps, KD_TAP_HIDDEN, (int)layers);
+    if (last) last->value = taps->head.hidden;
+    return KD_OK;
+}

@@ -1,0 +1,248 @@
+/* Between a slab and a Hugging Face checkpoint: fused rows are split, Conv1D is turned. */
+#include "model/transformer.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+/* ---- from a name to rows of a parameter ------------------------------------------------------- */
+
+bool kd_name_per_block(const kd_name_row *row) { return strstr(row->name, "%d") != NULL; }
+
+void kd_tensor_name(char *name, size_t size, const kd_family *family, const kd_name_row *row,
+                    int64_t block, bool bare)
+{
+    const char *pattern = row->name;
+    const size_t prefix = family->optional_prefix ? strlen(family->optional_prefix) : 0;
+    if (bare && prefix && strncmp(pattern, family->optional_prefix, prefix) == 0) pattern += prefix;
+    const char *hole = strstr(pattern, "%d");
+    if (hole)
+        snprintf(name, size, "%.*s%lld%s", (int)(hole - pattern), pattern, (long long)block,
+                 hole + 2);
+    else
+        snprintf(name, size, "%s", pattern);
+}
+
+static int of_linear(kd_linear layer, bool bias) { return bias ? layer.bias : layer.weight; }
+
+static int of_norm(const kd_norm *norm, bool bias) { return bias ? norm->bias : norm->weight; }
+
+int kd_model_param(const kd_model *model, const kd_name_row *row, int64_t l)
+{
+    const kd_block *block = &model->blocks[l];
+    switch (row->place) {
+    case KD_PLACE_EMBEDDING: return model->embedding;
+    case KD_PLACE_POSITION: return model->position;
+    case KD_PLACE_NORM1: return of_norm(&block->norm1, row->bias);
+    case KD_PLACE_QKV: return of_linear(block->attention.qkv, row->bias);
+    case KD_PLACE_Q_NORM: return of_norm(&block->attention.q_norm, row->bias);
+    case KD_PLACE_K_NORM: return of_norm(&block->attention.k_norm, row->bias);
+    case KD_PLACE_OUT: return of_linear(block->attention.out, row->bias);
+    case KD_PLACE_NORM2: return of_norm(&block->norm2, row->bias);
+    case KD_PLACE_MLP_UP: return of_linear(block->mlp.up, row->bias);
+    case KD_PLACE_MLP_DOWN: return of_linear(block->mlp.down, row->bias);
+    case KD_PLACE_FINAL_NORM: return of_norm(&model->final_norm, row->bias);
+    case KD_PLACE_HEAD:
+        /* A tied head is written once, as the embedding. */
+        return model->head_weight == model->embedding ? -1 : model->head_weight;
+    case KD_PLACE_COUNT: break;
+    }
+    return -1;
+}
+
+void kd_part_rows(int64_t *begin, int64_t *count, const kd_model *model, const kd_name_row *row,
+                  int param)
+{
+    const kd_config *c = &model->config;
+    const int64_t q = c->heads * c->head_size, k = c->kv_heads * c->head_size;
+    *begin = 0;
+    *count = model->slab.params.items[param].shape.dim[0];
+    switch (row->part) {
+    case KD_PART_ALL: break;
+    case KD_PART_Q: *count = q; break;
+    case KD_PART_K: *begin = q, *count = k; break;
+    case KD_PART_V: *begin = q + k, *count = k; break;
+    case KD_PART_GATE: *count = c->ffn; break;
+    case KD_PART_UP: *begin = c->ffn, *count = c->ffn; break;
+    }
+}
+
+/* ---- loading ---------------------------------------------------------------------------------- */
+
+/* One tensor of the checkpoint and where it goes. */
+typedef struct target {
+    kd_tensor weights, master; /* the rows of the parameter; master absent when weights are f32 */
+    int64_t rows, columns;     /* columns 1 for a vector */
+    int32_t rank;
+} target;
+
+static target target_of(const kd_model *model, const kd_name_row *row, int param)
+{
+    const kd_param *p = &model->slab.params.items[param];
+    int64_t begin, count;
+    kd_part_rows(&begin, &count, model, row, param);
+    const kd_tensor weights = kd_slab_weight(&model->slab, param);
+    const kd_tensor master = kd_slab_master(&model->slab, param);
+    target t = { .weights = kd_tensor_slice(&weights, 0, begin, count),
+                 .rows = count,
+                 .columns = p->shape.rank == 2 ? p->shape.dim[1] : 1,
+                 .rank = p->shape.rank };
+    if (kd_present(&model->slab.masters)) t.master = kd_tensor_slice(&master, 0, begin, count);
+    return t;
+}
+
+static kd_status check_shape(const kd_st_entry *entry, const kd_st_file *file, const target *t,
+                             bool transposed)
+{
+    const int64_t first = transposed ? t->columns : t->rows;
+    const int64_t second = transposed ? t->rows : t->columns;
+    if (entry->rank == t->rank && entry->shape[0] == first &&
+        (t->rank == 1 || entry->shape[1] == second))
+        return KD_OK;
+    return kd_fail(KD_EFORMAT, "%s: %s: found %s of rank %d [%lld, %lld], expected [%lld%s%.0lld]",
+                   file->path, entry->name, entry->dtype_name, (int)entry->rank,
+                   (long long)(entry->rank > 0 ? entry->shape[0] : 0),
+                   (long long)(entry->rank > 1 ? entry->shape[1] : 0), (long long)first,
+                   t->rank == 1 ? "" : ", ", (long long)(t->rank == 1 ? 0 : second));
+}
+
+static void transpose(float *to, const float *from, int64_t rows, int64_t columns)
+{
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t j = 0; j < columns; j++) to[i * columns + j] = from[j * rows + i];
+}
+
+static kd_status upload(kd_exec *exec, const kd_tensor *to, const float *values, void *converted)
+{
+    KD_TRY(kd_convert(converted, to->dtype, values, KD_F32, kd_tensor_elements(to)));
+    KD_TRY(kd_upload(exec, to, converted));
+    return kd_sync(exec);
+}
+
+static kd_status load_tensor(kd_exec *exec, const kd_st_file *file, const kd_st_entry *entry,
+                             const target *t, bool transposed)
+{
+    KD_TRY(check_shape(entry, file, t, transposed));
+    const size_t bytes = (size_t)(t->rows * t->columns) * sizeof(float);
+    float *values = malloc(3 * bytes); /* as read, turned, converted */
+    kd_status status = KD_OK;
+    if (!values) return kd_fail(KD_ENOMEM, "%s: %zu bytes to read it", entry->name, 3 * bytes);
+    float *turned = values + t->rows * t->columns, *converted = turned + t->rows * t->columns;
+    KD_TRY_GOTO(kd_st_read(values, KD_F32, file, entry, 0, entry->elements), status, done);
+    if (transposed) transpose(turned, values, t->rows, t->columns);
+    const float *final = transposed ? turned : values;
+    KD_TRY_GOTO(upload(exec, &t->weights, final, converted), status, done);
+    if (kd_present(&t->master))
+        KD_TRY_GOTO(upload(exec, &t->master, final, converted), status, done);
+done:
+    free(values);
+    return status;
+}
+
+static kd_status load_row(kd_model *model, kd_exec *exec, const kd_model_files *files,
+                          const kd_name_row *row, int64_t block)
+{
+    const int param = kd_model_param(model, row, block);
+    if (param < 0) return KD_OK; /* this configuration has no such parameter */
+    char name[256];
+    const kd_st_file *file;
+    const kd_st_entry *entry = NULL;
+    for (int bare = 0; bare < 2 && !entry; bare++) {
+        kd_tensor_name(name, sizeof name, model->family, row, block, bare);
+        entry = kd_model_files_find(files, name, &file);
+    }
+    if (!entry)
+        return kd_fail(KD_EFORMAT, "%s: no tensor %s, which %s needs", files->dir, name,
+                       model->config.architecture);
+    const target t = target_of(model, row, param);
+    return load_tensor(exec, file, entry, &t, row->transposed);
+}
+
+kd_status kd_model_load(kd_model *model, const kd_model_files *files)
+{
+    kd_stack stack = { 0 };
+    kd_exec exec = { .device = model->slab.device, .stack = &stack };
+    for (const kd_name_row *row = model->family->names; row->name; row++) {
+        const int64_t blocks = kd_name_per_block(row) ? model->config.layers : 1;
+        for (int64_t l = 0; l < blocks; l++) KD_TRY(load_row(model, &exec, files, row, l));
+    }
+    return KD_OK;
+}
+
+/* ---- saving ----------------------------------------------------------------------------------- */
+
+typedef kd_status (*visit_tensor)(const kd_model *model, kd_st_writer *writer, const char *name,
+                                  const kd_name_row *row, int param, kd_dtype dtype);
+
+static kd_status each_tensor(const kd_model *model, kd_st_writer *writer, kd_dtype dtype,
+                             visit_tensor visit)
+{
+    for (const kd_name_row *row = model->family->names; row->name; row++) {
+        const int64_t blocks = kd_name_per_block(row) ? model->config.layers : 1;
+        for (int64_t l = 0; l < blocks; l++) {
+            const int param = kd_model_param(model, row, l);
+            char name[256];
+            if (param < 0) continue;
+            kd_tensor_name(name, sizeof name, model->family, row, l, false);
+            KD_TRY(visit(model, writer, name, row, param, dtype));
+        }
+    }
+    return KD_OK;
+}
+
+static kd_status declare_tensor(const kd_model *model, kd_st_writer *writer, const char *name,
+                                const kd_name_row *row, int param, kd_dtype dtype)
+{
+    const target t = target_of(model, row, param);
+    const int64_t shape[2] = { row->transposed ? t.columns : t.rows,
+                               row->transposed ? t.rows : t.columns };
+    return kd_st_writer_declare(writer, name, dtype, t.rank, shape);
+}
+
+static kd_status write_tensor(const kd_model *model, kd_st_writer *writer, const char *name,
+                              const kd_name_row *row, int param, kd_dtype dtype)
+{
+    const target t = target_of(model, row, param);
+    const kd_tensor *from = kd_present(&t.master) ? &t.master : &t.weights;
+    const int64_t n = t.rows * t.columns;
+    kd_stack stack = { 0 };
+    kd_exec exec = { .device = model->slab.device, .stack = &stack };
+    kd_status status = KD_OK;
+    float *values = malloc(3 * (size_t)n * sizeof *values);
+    if (!values) return kd_fail(KD_ENOMEM, "%s: no memory to write it", name);
+    float *turned = values + n, *out = turned + n;
+    KD_TRY_GOTO(kd_download(&exec, out, from), status, done);
+    KD_TRY_GOTO(kd_sync(&exec), status, done);
+    KD_TRY_GOTO(kd_convert(values, KD_F32, out, from->dtype, n), status, done);
+    if (row->transposed) transpose(turned, values, t.columns, t.rows);
+    KD_TRY_GOTO(kd_convert(out, dtype, row->transposed ? turned : values, KD_F32, n), status, done);
+    KD_TRY_GOTO(kd_st_writer_write(writer, name, out, (size_t)n * kd_dtype_size(dtype)), status,
+                done);
+done:
+    free(values);
+    return status;
+}
+
+kd_status kd_model_save(const kd_model *model, const char *dir, kd_dtype dtype)
+{
+    kd_arena *arena = NULL;
+    kd_st_writer *writer = NULL;
+    const char *path;
+    kd_status status;
+    KD_TRY(kd_arena_create(&arena));
+    KD_TRY_GOTO(kd_dir_create(dir), status, failed);
+    KD_TRY_GOTO(kd_path_join(&path, arena, dir, "config.json"), status, failed);
+    KD_TRY_GOTO(kd_config_write(&model->config, path, dtype), status, failed);
+    KD_TRY_GOTO(kd_path_join(&path, arena, dir, "model.safetensors"), status, failed);
+    KD_TRY_GOTO(kd_st_writer_create(&writer, path), status, failed);
+    KD_TRY_GOTO(kd_st_writer_metadata(writer, "format", "pt"), status, failed);
+    KD_TRY_GOTO(each_tensor(model, writer, dtype, declare_tensor), status, failed);
+    KD_TRY_GOTO(kd_st_writer_begin(writer), status, failed);
+    KD_TRY_GOTO(each_tensor(model, writer, dtype, write_tensor), status, failed);
+    status = kd_st_writer_close(writer);
+    kd_arena_destroy(arena);
+    return status;
+failed:
+    kd_st_writer_abort(writer);
+    kd_arena_destroy(arena);
+    return status;
+}

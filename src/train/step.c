@@ -1,0 +1,201 @@
+/*
+ * One optimizer step of models[n]: a frozen teacher and one student is only the commonest case.
+ * Every mean is over the global number of counted rows, known before the first micro-batch, so any
+ * split into micro-batches and ranks gives the same gradient.
+ */
+#include "train/train.h"
+
+#include <math.h>
+
+static bool trained(const kd_member *member) { return member->model->slab.trainable; }
+
+/* ---- parts ------------------------------------------------------------------------------------ */
+
+static kd_status upload_batch(kd_step *step, const kd_micro_batch *micro)
+{
+    for (int64_t i = 0; i < step->target_rows; i++) {
+        const int32_t row = i < micro->rows ? micro->valid[i] : -1;
+        step->host_rows[i] = row;
+        step->host_labels[i] = row < 0 ? -1 : micro->labels[row];
+    }
+    step->targets.count = micro->valid_count;
+    KD_TRY(kd_upload(&step->exec, &step->batch.tokens, micro->tokens));
+    KD_TRY(kd_upload(&step->exec, &step->batch.geometry.positions, micro->positions));
+    KD_TRY(kd_upload(&step->exec, &step->batch.geometry.cu, micro->cu));
+    KD_TRY(kd_upload(&step->exec, &step->targets.rows, step->host_rows));
+    return kd_upload(&step->exec, &step->targets.labels, step->host_labels);
+}
+
+static kd_status begin(kd_step *step, int64_t index, double valid)
+{
+    for (int m = 0; m < step->count; m++) {
+        kd_member *member = &step->members[m];
+        if (!trained(member)) continue;
+        kd_objective_scalars(&member->host, &step->objective, m, index, valid);
+        KD_TRY(kd_optim_prepare(&member->host, &step->optim, index, step->steps));
+        KD_TRY(kd_upload(&step->exec, &member->scalars, &member->host));
+        KD_TRY(KD_RUN(&step->exec, fill, .y = &member->totals, .value = 0.0f));
+        KD_TRY(KD_RUN(&step->exec, fill, .y = &member->model->slab.gradients, .value = 0.0f));
+    }
+    return KD_OK;
+}
+
+static kd_status forward(kd_step *step, bool trainable)
+{
+    step->stack.phase = trainable ? "student forward" : "teacher forward";
+    for (int m = 0; m < step->count; m++) {
+        kd_member *member = &step->members[m];
+        if (trained(member) == trainable)
+            KD_TRY(kd_model_forward(member->model, &step->exec, &step->batch, &member->taps));
+    }
+    return KD_OK;
+}
+
+static kd_status losses(kd_step *step)
+{
+    kd_taps *taps[KD_MAX_MODELS];
+    step->stack.phase = "head and loss";
+    for (int m = 0; m < step->count; m++) taps[m] = &step->members[m].taps;
+    for (int m = 0; m < step->count; m++) {
+        const kd_member *member = &step->members[m];
+        if (trained(member))
+            KD_TRY(kd_objective_head(&step->objective, &step->exec, m, taps, &step->targets,
+                                     &member->scalars, &member->totals, NULL, true));
+    }
+    return KD_OK;
+}
+
+typedef struct reduction {
+    kd_step *step;
+    kd_member *member;
+} reduction;
+
+static kd_status block_done(void *context, int block)
+{
+    const reduction *r = context;
+    return kd_buckets_ready(&r->member->buckets, &r->step->exec, block);
+}
+
+static kd_status backward(kd_step *step, bool last)
+{
+    step->stack.phase = "student backward";
+    for (int m = 0; m < step->count; m++) {
+        kd_member *member = &step->members[m];
+        reduction reduce = { step, member };
+        if (trained(member))
+            KD_TRY(kd_model_backward(member->model, &step->exec, &step->batch, &member->taps,
+                                     last ? block_done : NULL, &reduce));
+    }
+    return KD_OK;
+}
+
+static kd_status update(kd_step *step, int64_t index)
+{
+    step->stack.phase = "update";
+    for (int m = 0; m < step->count; m++) {
+        kd_member *member = &step->members[m];
+        struct kd_pending *pending = &step->pending[index & 1][m];
+        if (!trained(member)) continue;
+        KD_TRY(step->comm->type->all_reduce(step->comm, &step->exec, &member->totals));
+        KD_TRY(kd_optim_update(&step->exec, &member->model->slab, &step->optim, &member->totals,
+                               &member->scalars));
+        KD_TRY(kd_download(&step->exec, pending->totals, &member->totals));
+        KD_TRY(kd_download(&step->exec, &pending->scalars, &member->scalars));
+    }
+    return KD_OK;
+}
+
+/* ---- the step --------------------------------------------------------------------------------- */
+
+kd_status kd_step_run(kd_step *step, const kd_step_batch *batch, int64_t index)
+{
+    double valid = (double)batch->valid_count;
+    KD_TRY(step->comm->type->all_reduce_host(step->comm, &valid, 1));
+    step->results[index & 1] = (kd_step_result){ .step = index, .valid = (int64_t)valid };
+
+    KD_TRY(begin(step, index, valid));
+    for (int64_t i = 0; i < batch->micro_count; i++) {
+        const kd_mark mark = kd_stack_mark(&step->stack);
+        KD_TRY(upload_batch(step, &batch->micro[i]));
+        KD_TRY(forward(step, false));
+        KD_TRY(forward(step, true));
+        KD_TRY(losses(step));
+        KD_TRY(backward(step, i + 1 == batch->micro_count));
+        kd_stack_release(&step->stack, mark);
+    }
+    return update(step, index);
+}
+
+/* ---- results ---------------------------------------------------------------------------------- */
+
+static void student_result(kd_student_result *out, const kd_step *step, int m,
+                           const struct kd_pending *pending, double valid)
+{
+    const kd_objective *objective = &step->objective;
+    const int terms = kd_objective_terms(objective, m);
+    const double per_row = valid > 0 ? 1.0 / valid : 0.0;
+    bool teacher = false;
+    *out = (kd_student_result){ .gradient_norm = pending->scalars.norm,
+                                .lr = pending->scalars.lr,
+                                .verdict = (int)pending->scalars.verdict };
+    for (int i = 0; i < terms; i++) {
+        out->term[i] = pending->totals[i] * per_row;
+        out->loss += (double)pending->totals[i] * (double)pending->scalars.term[i].scale;
+    }
+    for (int i = 0; i < objective->count; i++)
+        teacher |= objective->terms[i].student == m && objective->terms[i].teacher >= 0;
+    out->same_top = teacher ? pending->totals[terms] * per_row : NAN;
+}
+
+static kd_status check_verdict(const kd_step *step, int m, const kd_student_result *result,
+                               const struct kd_pending *pending, int64_t index)
+{
+    if (result->verdict == KD_VERDICT_GOOD) return KD_OK;
+    const char *component = "gradient";
+    int n = 0;
+    for (int i = 0; i < step->objective.count; i++) {
+        if (step->objective.terms[i].student != m) continue;
+        if (!isfinite(pending->totals[n++])) {
+            component = step->objective.terms[i].name;
+            break;
+        }
+    }
+    return kd_fail(
+        KD_ENONFINITE,
+        "step %lld, rank %d, %s: %s is not finite (gradient norm %g); nothing was updated",
+        (long long)index, step->comm->rank, step->members[m].model->label, component,
+        result->gradient_norm);
+}
+
+kd_status kd_step_result_of(const kd_step_result **out, kd_step *step, int64_t index)
+{
+    kd_step_result *result = &step->results[index & 1];
+    KD_TRY(kd_sync(&step->exec));
+    for (int m = 0; m < step->count; m++) {
+        const struct kd_pending *pending = &step->pending[index & 1][m];
+        if (!trained(&step->members[m])) continue;
+        student_result(&result->student[m], step, m, pending, (double)result->valid);
+        KD_TRY(check_verdict(step, m, &result->student[m], pending, index));
+    }
+    *out = result;
+    return KD_OK;
+}
+
+kd_status kd_step_measure(kd_step *step, const kd_micro_batch *micro, int student,
+                          const kd_row_results *rows)
+{
+    kd_taps *taps[KD_MAX_MODELS];
+    kd_member *member = &step->members[student];
+    const kd_mark mark = kd_stack_mark(&step->stack);
+    kd_objective_scalars(&member->host, &step->objective, student, 0, 0.0);
+    KD_TRY(kd_upload(&step->exec, &member->scalars, &member->host));
+    KD_TRY(upload_batch(step, micro));
+    for (int m = 0; m < step->count; m++) {
+        taps[m] = &step->members[m].taps;
+        KD_TRY(kd_model_forward(step->members[m].model, &step->exec, &step->batch, taps[m]));
+    }
+    KD_TRY(kd_objective_head(&step->objective, &step->exec, student, taps, &step->targets,
+                             &member->scalars, &member->totals, rows, false));
+    kd_stack_release(&step->stack, mark);
+    return kd_sync(&step->exec);
+}

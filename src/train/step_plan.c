@@ -1,0 +1,129 @@
+/* The plan of a step: the same code with stacks that only count, then one allocation each. */
+#include "train/train.h"
+
+/* Tensors that live as long as the step; run once to count and once to take. */
+static kd_status take_fixed(kd_step *step)
+{
+    kd_stack *fixed = &step->fixed;
+    const int64_t n = step->rows, r = step->target_rows;
+    KD_TRY(kd_stack_push(&step->batch.tokens, fixed, "tokens", KD_I32, KD_SHAPE(n)));
+    KD_TRY(kd_stack_push(&step->batch.geometry.positions, fixed, "positions", KD_I32, KD_SHAPE(n)));
+    KD_TRY(
+        kd_stack_push(&step->batch.geometry.cu, fixed, "document starts", KD_I32, KD_SHAPE(n + 1)));
+    KD_TRY(kd_stack_push(&step->targets.rows, fixed, "target rows", KD_I32, KD_SHAPE(r)));
+    KD_TRY(kd_stack_push(&step->targets.labels, fixed, "target labels", KD_I32, KD_SHAPE(r)));
+    for (int m = 0; m < step->count; m++) {
+        kd_member *member = &step->members[m];
+        KD_TRY(kd_stack_push(&member->scalars, fixed, "step scalars", KD_U8,
+                             KD_SHAPE((int64_t)sizeof(kd_step_scalars))));
+        const int terms = kd_objective_terms(&step->objective, m);
+        KD_TRY(kd_stack_push(&member->totals, fixed, "loss totals", KD_F32, KD_SHAPE(terms + 1)));
+    }
+    return KD_OK;
+}
+
+/* A micro-batch of the largest size, for the plan: nothing reads its values. */
+static kd_status plan_batch(kd_micro_batch *micro, kd_step *step)
+{
+    int32_t *zeros;
+    KD_TRY(KD_ARENA_ARRAY(&zeros, step->arena, step->rows + 1));
+    *micro = (kd_micro_batch){ .tokens = zeros,
+                               .positions = zeros,
+                               .labels = zeros,
+                               .documents = zeros,
+                               .cu = zeros,
+                               .valid = zeros,
+                               .valid_count = step->rows,
+                               .rows = step->rows };
+    return KD_OK;
+}
+
+static kd_status plan_measures(kd_step *step, const kd_micro_batch *micro)
+{
+    for (int m = 0; m < step->count; m++) {
+        const int terms = kd_objective_terms(&step->objective, m);
+        const kd_mark mark = kd_stack_mark(&step->stack);
+        kd_row_results rows;
+        if (terms == 0) continue;
+        step->stack.phase = "evaluation";
+        KD_TRY(kd_step_take_rows(&rows, step, m));
+        KD_TRY(kd_step_measure(step, micro, m, &rows));
+        kd_stack_release(&step->stack, mark);
+    }
+    return KD_OK;
+}
+
+kd_status kd_step_take_rows(kd_row_results *rows, kd_step *step, int student)
+{
+    const int terms = kd_objective_terms(&step->objective, student);
+    KD_TRY(kd_push(&rows->losses, &step->exec, "evaluation row losses", KD_F32,
+                   KD_SHAPE(terms, step->target_rows)));
+    return kd_push(&rows->same_top, &step->exec, "evaluation same top", KD_F32,
+                   KD_SHAPE(step->target_rows));
+}
+
+static kd_status plan(kd_step *step, const kd_step_options *options)
+{
+    kd_micro_batch micro;
+    int64_t vocabulary = 0, chunk = options->chunk;
+    kd_dtype dtype = KD_F32;
+    for (int m = 0; m < options->count; m++) {
+        step->members[m].model = options->models[m];
+        step->members[m].taps.head.classes = options->classes;
+        vocabulary = kd_max_i64(vocabulary, options->models[m]->config.vocabulary);
+        dtype = options->models[m]->dtype;
+    }
+    if (chunk == 0) chunk = kd_objective_chunk(options->rows, vocabulary, dtype);
+    step->objective =
+        (kd_objective){ options->terms, options->term_count, chunk, options->classes };
+    step->target_rows = kd_ceil_div(options->rows, chunk) * chunk;
+    KD_TRY(KD_ARENA_ARRAY(&step->host_rows, step->arena, step->target_rows));
+    KD_TRY(KD_ARENA_ARRAY(&step->host_labels, step->arena, step->target_rows));
+    KD_TRY(plan_batch(&micro, step));
+    KD_TRY(kd_stack_plan(&step->fixed, step->arena));
+    KD_TRY(kd_stack_plan(&step->stack, step->arena));
+    step->exec = (kd_exec){ .device = options->device, .stack = &step->stack };
+    KD_TRY(take_fixed(step));
+    for (int m = 0; m < step->count; m++)
+        if (options->models[m]->slab.trainable)
+            KD_TRY(kd_buckets_create(&step->members[m].buckets, step->arena, step->comm,
+                                     &options->models[m]->slab, KD_BUCKET_ELEMENTS));
+    const kd_step_batch batch = { &micro, 1, micro.valid_count, 0 };
+    if (options->optim.lr > 0.0) KD_TRY(kd_step_run(step, &batch, 0));
+    return plan_measures(step, &micro);
+}
+
+kd_status kd_step_plan(kd_step *step, const kd_step_options *options)
+{
+    if (options->count < 1 || options->count > KD_MAX_MODELS)
+        return kd_fail(KD_EINVAL, "%d models in one step; at most %d", options->count,
+                       KD_MAX_MODELS);
+    *step = (kd_step){ .device = options->device,
+                       .comm = options->comm,
+                       .count = options->count,
+                       .optim = options->optim,
+                       .steps = options->steps,
+                       .rows = options->rows };
+    KD_TRY(kd_arena_create(&step->arena));
+    const kd_status status = plan(step, options);
+    if (status != KD_OK) kd_step_close(step);
+    return status;
+}
+
+kd_status kd_step_open(kd_step *step)
+{
+    KD_TRY(kd_stack_open(&step->fixed, step->device));
+    KD_TRY(take_fixed(step));
+    return kd_stack_open(&step->stack, step->device);
+}
+
+void kd_step_close(kd_step *step)
+{
+    if (!step->arena) return;
+    kd_stack_close(&step->stack, step->device);
+    kd_stack_close(&step->fixed, step->device);
+    kd_arena_destroy(step->arena);
+    *step = (kd_step){ 0 };
+}
+
+size_t kd_step_bytes(const kd_step *step) { return step->stack.peak + step->fixed.peak; }

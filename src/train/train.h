@@ -1,0 +1,153 @@
+/*
+ * train.h - the training run: configuration, step, evaluation, checkpoints, metrics.
+ *
+ * run.c (sections of a run file) session.c (opens what a run names) step.c trainer.c evaluate.c
+ * checkpoint.c metrics.c estimate.c
+ */
+#ifndef KD_TRAIN_H
+#define KD_TRAIN_H
+
+#include "data/data.h"
+#include "dist/dist.h"
+#include "loss/loss.h"
+#include "model/model.h"
+#include "optim/optim.h"
+
+#include <kd/trainer.h>
+
+enum { KD_MAX_MODELS = 8, KD_BUCKET_ELEMENTS = 8 << 20 };
+
+/* ---- one optimizer step ----------------------------------------------------------------------- */
+
+/* What a step says of one trained model, read one step later. */
+typedef struct kd_student_result {
+    double loss;                   /* weighted sum of the terms */
+    double term[KD_MAX_ROW_TERMS]; /* mean over the counted rows, T^2 applied, weight not */
+    double same_top;               /* share; NaN where no term has a teacher */
+    double gradient_norm, lr;
+    int verdict; /* kd_verdict */
+} kd_student_result;
+
+typedef struct kd_step_result {
+    int64_t step;
+    int64_t valid;                            /* counted rows, all ranks */
+    kd_student_result student[KD_MAX_MODELS]; /* indexed by model */
+} kd_step_result;
+
+/* One of models[n].  A frozen teacher and a student differ in their slab alone. */
+typedef struct kd_member {
+    kd_model *model;
+    kd_taps taps;
+    kd_step_scalars host; /* the step's values, before upload */
+    kd_tensor scalars;    /* device copy, as bytes */
+    kd_tensor totals;     /* f32 [KD_MAX_ROW_TERMS + 1] sums over the step's rows */
+    kd_buckets buckets;
+} kd_member;
+
+typedef struct kd_step {
+    kd_device *device;
+    kd_exec exec;
+    kd_stack stack;
+    kd_comm *comm;
+    kd_member members[KD_MAX_MODELS];
+    int count;
+    kd_objective objective;
+    kd_optim_options optim;
+    int64_t steps;       /* of the run, for schedules */
+    int64_t rows;        /* N of a micro-batch */
+    int64_t target_rows; /* N rounded up to the chunk */
+    kd_batch batch;      /* device copies of the micro-batch in hand */
+    kd_targets targets;
+    int32_t *host_rows, *host_labels; /* [target_rows] */
+    kd_arena *arena;
+    kd_stack fixed;            /* scalars, totals, batch tensors: as long as the step lives */
+    kd_step_result results[2]; /* of the last two steps */
+    struct kd_pending {
+        float totals[KD_MAX_ROW_TERMS + 1];
+        kd_step_scalars scalars;
+    } pending[2][KD_MAX_MODELS];
+} kd_step;
+
+typedef struct kd_step_options {
+    kd_device *device;
+    kd_comm *comm;
+    kd_model **models; /* [count]; trained where slab.trainable */
+    int count;
+    const kd_term *terms;
+    int term_count;
+    int64_t classes, rows;
+    int64_t chunk; /* 0: kd_objective_chunk */
+    kd_optim_options optim;
+    int64_t steps;
+} kd_step_options;
+
+/* Plans: afterwards stack.peak, peak_phase and peak_entries tell what a step takes.  Nothing of
+ * size has been allocated, and the models may be planning ones. */
+KD_MUST_CHECK kd_status kd_step_plan(kd_step *step, const kd_step_options *options);
+
+/* Allocates what the plan found. */
+KD_MUST_CHECK kd_status kd_step_open(kd_step *step);
+void kd_step_close(kd_step *step);
+size_t kd_step_bytes(const kd_step *step); /* planned: stack and batch tensors */
+
+/* The seven parts of design.md §3, in order; enqueues and does not wait. */
+KD_MUST_CHECK kd_status kd_step_run(kd_step *step, const kd_step_batch *batch, int64_t index);
+
+/* The result of step `index`, which must be one of the last two; waits for it.  KD_ENONFINITE names
+ * step, model and component when that step updated nothing. */
+KD_MUST_CHECK kd_status kd_step_result_of(const kd_step_result **result, kd_step *step,
+                                          int64_t index);
+
+/* Takes the tensors that kd_step_measure fills from the step's stack. */
+KD_MUST_CHECK kd_status kd_step_take_rows(kd_row_results *rows, kd_step *step, int student);
+
+/* Forward and row losses of one micro-batch of `student` against its teacher, nothing trained:
+ * the evaluation's step.  `rows` is on the device and f32. */
+KD_MUST_CHECK kd_status kd_step_measure(kd_step *step, const kd_micro_batch *micro, int student,
+                                        const kd_row_results *rows);
+
+/* ---- checkpoints ------------------------------------------------------------------------------ */
+
+/* All that a resumed run needs and no slab holds. */
+typedef struct kd_progress {
+    int64_t step;   /* updates done */
+    int64_t tokens; /* taken by them, all ranks */
+    kd_cursor cursor;
+    int64_t best_step; /* of the best evaluation; -1: none yet */
+    double best;
+    double seconds; /* spent training */
+} kd_progress;
+
+typedef struct kd_checkpoint {
+    kd_model *const *students; /* trained models; the first is the folder's own, others lie in its
+                                  folder students/<label> */
+    int student_count;
+    const char *tokenizer_dir; /* copied from; NULL: none */
+    const char *config;        /* effective configuration, JSON text */
+    const char *contract;      /* what must be the same for equal bits: device, threads, types */
+    const json_t *history;     /* array of log records for trainer_state.json; may be NULL */
+    kd_progress progress;
+} kd_checkpoint;
+
+/* out/checkpoint-000500: staged, fsynced, renamed, parent fsynced.  A Hugging Face folder with
+ * trainer_state.json, engine/ and MANIFEST.json.  `path` (may be NULL) lives in `arena`. */
+KD_MUST_CHECK kd_status kd_checkpoint_save(const char **path, kd_arena *arena, const char *out,
+                                           const kd_checkpoint *checkpoint);
+
+/* Weights, masters, moments and progress; KD_EFORMAT naming file and both values when the folder is
+ * damaged or belongs to another model, contract or version. */
+KD_MUST_CHECK kd_status kd_checkpoint_load(kd_progress *progress, const char *dir,
+                                           const kd_checkpoint *expected);
+
+/* The newest folder whose manifest verifies; NULL: none.  Removes stagings that a dead run left and
+ * says so, and warns of a damaged folder that it passes over. */
+KD_MUST_CHECK kd_status kd_checkpoint_latest(const char **dir, kd_arena *arena, const char *out);
+
+/* Sizes and hashes of every file in MANIFEST.json; KD_EFORMAT names the first that differs, and for
+ * a safetensors file the tensor. */
+KD_MUST_CHECK kd_status kd_checkpoint_verify(const char *dir);
+
+/* Keeps the newest `keep` and the one of `best_step` (-1: none). */
+KD_MUST_CHECK kd_status kd_checkpoint_rotate(const char *out, int keep, int64_t best_step);
+
+#endif
