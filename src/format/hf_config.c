@@ -395,7 +395,7 @@ static kd_status read_eos(kd_config *c, const reader *r, int64_t fallback)
     if (json_array_size(value) > most) return refuse(r, key, "at most 7 token ids");
     size_t n = 0;
     for (size_t i = 0; i < json_array_size(value); i++) {
-        int64_t id;
+        int64_t id = -1;
         KD_TRY(token_id(&id, c, r, key, json_array_get(value, i)));
         if (id >= 0) c->eos[n++] = id;
     }

@@ -20,15 +20,18 @@ typedef struct index_case {
 } index_case;
 
 static const index_case index_cases[] = {
-    { "good", "{\"metadata\":{\"total_size\":8},\"weight_map\":{\"a\":\"1.safetensors\","
-              "\"b\":\"2.safetensors\"}}", NULL },
+    { "good",
+      "{\"metadata\":{\"total_size\":8},\"weight_map\":{\"a\":\"1.safetensors\","
+      "\"b\":\"2.safetensors\"}}",
+      NULL },
     { "no metadata", "{\"weight_map\":{\"a\":\"1.safetensors\"}}", NULL },
     { "no weight_map", "{}", "weight_map is missing" },
     { "not an object", "[]", "weight_map is missing" },
     { "empty weight_map", "{\"weight_map\":{}}", "weight_map is empty" },
     { "weight_map as a list", "{\"weight_map\":[]}", "no object" },
     { "a number", "{\"weight_map\":{\"a\":1}}", "no string" },
-    { "duplicate", "{\"weight_map\":{\"a\":\"1.safetensors\",\"a\":\"3.safetensors\"}}", "duplicate" },
+    { "duplicate", "{\"weight_map\":{\"a\":\"1.safetensors\",\"a\":\"3.safetensors\"}}",
+      "duplicate" },
     { "parent", "{\"weight_map\":{\"a\":\"../1.safetensors\"}}", "\"../1.safetensors\"" },
     { "absolute", "{\"weight_map\":{\"a\":\"/tmp/1.safetensors\"}}", "in the same directory" },
     { "inner folder", "{\"weight_map\":{\"a\":\"x/1.safetensors\"}}", "in the same directory" },
@@ -41,8 +44,10 @@ static const index_case index_cases[] = {
       "tensor \"a\" is not in 2.safetensors" },
     { "tensor not in the index", "{\"weight_map\":{\"c\":\"1.safetensors\"}}",
       "tensor \"a\" is missing" },
-    { "tensor in two shards", "{\"weight_map\":{\"a\":\"1.safetensors\",\"b\":\"2.safetensors\","
-                              "\"c\":\"3.safetensors\"}}", "belongs to 1.safetensors" },
+    { "tensor in two shards",
+      "{\"weight_map\":{\"a\":\"1.safetensors\",\"b\":\"2.safetensors\","
+      "\"c\":\"3.safetensors\"}}",
+      "belongs to 1.safetensors" },
 };
 
 Test(model_files, indices)

@@ -17,9 +17,12 @@ static const header_case header_cases[] = {
     /* names */
     { "duplicate name", "{" A4 "," A4 "}", 4, "duplicate" },
     { "duplicate name, other type", "{" A4 "," T("a", "U8", "[4]", "[0,4]") "}", 4, "duplicate" },
-    { "duplicate field", "{\"a\":{\"dtype\":\"F32\",\"dtype\":\"F32\",\"shape\":[1],"
-                         "\"data_offsets\":[0,4]}}", 4, "duplicate" },
-    { "duplicate __metadata__", "{\"__metadata__\":{},\"__metadata__\":{}," A4 "}", 4, "duplicate" },
+    { "duplicate field",
+      "{\"a\":{\"dtype\":\"F32\",\"dtype\":\"F32\",\"shape\":[1],"
+      "\"data_offsets\":[0,4]}}",
+      4, "duplicate" },
+    { "duplicate __metadata__", "{\"__metadata__\":{},\"__metadata__\":{}," A4 "}", 4,
+      "duplicate" },
     { "duplicate metadata key", "{\"__metadata__\":{\"k\":\"1\",\"k\":\"2\"}," A4 "}", 4,
       "duplicate" },
     { "NUL in a name", "{" T("a\\u0000b", "F32", "[1]", "[0,4]") "}", 4, "NUL" },
@@ -28,11 +31,11 @@ static const header_case header_cases[] = {
     { "a name like a format", "{" T("%s%n", "F32", "[2]", "[0,4]") "}", 4, "\"%s%n\"" },
     { "a name with an escape code", "{" T("\\u001b[31m", "F32", "[2]", "[0,4]") "}", 4,
       "\"\\x1b[31m\"" },
-    { "invalid UTF-8", "{" T("\xff", "F32", "[1]", "[0,4]") "}", 4, "UTF-8" },
+    { "invalid UTF-8", "{" T("\xff", "F32", "[1]", "[0,4]") "}", 4, "0xff" },
     /* the object */
     { "white space first", " \t\n{" A4 "}", 4, NULL },
     { "white space last", "{" A4 "}  \n ", 4, NULL },
-    { "byte order mark", "\xef\xbb\xbf{" A4 "}", 4, "invalid token" },
+    { "byte order mark", "\xef\xbb\xbf{" A4 "}", 4, "'{' expected" },
     { "garbage after", "{" A4 "}x", 4, "end of file expected" },
     { "two objects", "{" A4 "}{}", 4, "end of file expected" },
     { "cut off", "{" A4, 4, "expected" },
@@ -70,7 +73,8 @@ static const header_case header_cases[] = {
     { "10^23", "{" T("a", "F32", "[100000000000000000000000]", "[0,8]") "}", 8, "too big" },
     { "2^63", "{" T("a", "F32", "[9223372036854775808]", "[0,8]") "}", 8, "too big" },
     { "true", "{" T("a", "F32", "[true]", "[0,4]") "}", 4, "dimension 0 is a boolean" },
-    { "[0, 2^64-1, 2]", "{" T("a", "F32", "[0,18446744073709551615,2]", "[0,0]") "}", 0, "too big" },
+    { "[0, 2^64-1, 2]", "{" T("a", "F32", "[0,18446744073709551615,2]", "[0,0]") "}", 0,
+      "too big" },
     { "[0, 2^48+1]", "{" T("a", "F32", "[0,281474976710657]", "[0,0]") "}", 0, "dimension 1" },
     { "[2^32, 2^32] wraps to none", "{" T("a", "F32", "[4294967296,4294967296]", "[0,0]") "}", 0,
       "overflows" },
@@ -87,8 +91,8 @@ static const header_case header_cases[] = {
     { "range past the end", "{" T("a", "F32", "[2]", "[0,8]") "}", 4, "data_offsets [0, 8]" },
     { "range backwards", "{" T("a", "F32", "[1]", "[4,0]") "}", 4, "data_offsets [4, 0]" },
     { "range negative", "{" T("a", "F32", "[1]", "[-4,0]") "}", 4, "data_offsets [-4, 0]" },
-    { "range near 2^63", "{" T("a", "U8", "[1]", "[9223372036854775806,9223372036854775807]") "}", 1,
-      "data_offsets [9223372036854775806" },
+    { "range near 2^63", "{" T("a", "U8", "[1]", "[9223372036854775806,9223372036854775807]") "}",
+      1, "data_offsets [9223372036854775806" },
     { "one offset", "{" T("a", "F32", "[1]", "[4]") "}", 4, "two decimal integers" },
     { "three offsets", "{" T("a", "F32", "[1]", "[0,4,4]") "}", 4, "two decimal integers" },
     { "real offsets", "{" T("a", "F32", "[1]", "[0.0,4]") "}", 4, "two decimal integers" },
@@ -102,10 +106,10 @@ static const header_case header_cases[] = {
     { "overlap", "{" A4 "," T("b", "F32", "[1]", "[2,6]") "}", 6, "tensors overlap" },
     { "the same range twice", "{" A4 "," T("b", "F32", "[1]", "[0,4]") "}", 4, "tensors overlap" },
     { "an empty one inside another", "{" A4 "," T("b", "F32", "[0]", "[2,2]") "}", 4, "overlap" },
-    { "empty ones between", "{" T("b", "F32", "[0]", "[4,4]") "," A4 "," T("c", "F32", "[0]", "[0,0]")
-      "}", 4, NULL },
-    { "out of order, unaligned", "{" T("b", "F32", "[1]", "[1,5]") "," T("a", "U8", "[1]", "[0,1]") "}",
-      5, NULL },
+    { "empty ones between",
+      "{" T("b", "F32", "[0]", "[4,4]") "," A4 "," T("c", "F32", "[0]", "[0,0]") "}", 4, NULL },
+    { "out of order, unaligned",
+      "{" T("b", "F32", "[1]", "[1,5]") "," T("a", "U8", "[1]", "[0,1]") "}", 5, NULL },
 };
 
 Test(safetensors, headers)
@@ -154,7 +158,7 @@ Test(safetensors, containers, .timeout = 20)
     refused("7 bytes", scratch_write("x", huge, 7), "7 bytes, expected at least 8");
     refused("n = 2^63", scratch_write("x", huge, 8), "9223372036854775808 bytes");
     refused("n past the end", scratch_write("x", past, 10), "header of 3 bytes in a file of 10");
-    refused("NUL after the object", scratch_st("x", "{}\0\0", 4, 0), "invalid token");
+    refused("NUL after the object", scratch_st("x", "{}\0\0", 4, 0), "end of file");
 
     const char *path = scratch_write("x", big, 8);
     cr_assert(truncate(path, 100000100) == 0);
@@ -244,7 +248,8 @@ Test(safetensors, torn_and_flipped, .timeout = 60)
     }
     (void)scratch_write("x", bytes, size);
     const int fd = open(scratch_path("x"), O_WRONLY);
-    for (size_t i = 0; i < 8 + (size_t)(unsigned char)bytes[0] + 256u * (unsigned char)bytes[1]; i++) {
+    for (size_t i = 0; i < 8 + (size_t)(unsigned char)bytes[0] + 256u * (unsigned char)bytes[1];
+         i++) {
         const char flipped = (char)(bytes[i] ^ (1 << i % 8));
         cr_assert(pwrite(fd, &flipped, 1, (off_t)i) == 1);
         kd_st_file *file = NULL;
@@ -313,11 +318,15 @@ Test(safetensors, converts)
     for (int f = 0; f < 3; f++) {
         const size_t size = kd_dtype_size(types[f]), bytes = COUNT * size;
         char header[256];
-        const int length = snprintf(header, sizeof header,
-                                    "{\"p\":{\"dtype\":\"U8\",\"shape\":[%d],\"data_offsets\":[0,%d]},"
-                                    "\"x\":{\"dtype\":\"%s\",\"shape\":[%d],\"data_offsets\":[%d,%zu]}}",
-                                    LEAD, LEAD, f == 0 ? "F32" : f == 1 ? "BF16" : "F16", COUNT, LEAD,
-                                    LEAD + bytes);
+        const int length =
+            snprintf(header, sizeof header,
+                     "{\"p\":{\"dtype\":\"U8\",\"shape\":[%d],\"data_offsets\":[0,%d]},"
+                     "\"x\":{\"dtype\":\"%s\",\"shape\":[%d],\"data_offsets\":[%d,%zu]}}",
+                     LEAD, LEAD,
+                     f == 0   ? "F32"
+                     : f == 1 ? "BF16"
+                              : "F16",
+                     COUNT, LEAD, LEAD + bytes);
         const char *path = scratch_st("x", header, (size_t)length, LEAD + bytes);
         unsigned char *source = malloc(bytes);
         for (size_t i = 0; i < bytes; i++) source[i] = (unsigned char)(i * 2654435761u >> 13);
@@ -359,11 +368,11 @@ Test(safetensors, large, .timeout = 60)
     /* A tensor that lies past 4 GiB, in a sparse file. */
     const int64_t first = ((int64_t)9 << 29) + 4;
     char header[256];
-    const int length = snprintf(header, sizeof header,
-                                "{\"a\":{\"dtype\":\"U8\",\"shape\":[%lld],\"data_offsets\":[0,%lld]},"
-                                "\"b\":{\"dtype\":\"I32\",\"shape\":[2],\"data_offsets\":[%lld,%lld]}}",
-                                (long long)first, (long long)first, (long long)first,
-                                (long long)first + 8);
+    const int length =
+        snprintf(header, sizeof header,
+                 "{\"a\":{\"dtype\":\"U8\",\"shape\":[%lld],\"data_offsets\":[0,%lld]},"
+                 "\"b\":{\"dtype\":\"I32\",\"shape\":[2],\"data_offsets\":[%lld,%lld]}}",
+                 (long long)first, (long long)first, (long long)first, (long long)first + 8);
     const char *path = scratch_st("x", header, (size_t)length, 0);
     const int32_t want[2] = { 123456789, -5 };
     const int fd = open(path, O_WRONLY);
@@ -381,7 +390,8 @@ Test(safetensors, large, .timeout = 60)
     char *many = malloc((size_t)TENSORS * ROOM + 2), *p = many;
     *p++ = '{';
     for (int i = 0; i < TENSORS; i++)
-        p += snprintf(p, ROOM, "%s\"%06d\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[%d,%d]}",
+        p += snprintf(p, ROOM,
+                      "%s\"%06d\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[%d,%d]}",
                       i ? "," : "", i, TENSORS - 1 - i, TENSORS - i);
     *p++ = '}';
     path = scratch_st("x", many, (size_t)(p - many), TENSORS);

@@ -9,20 +9,28 @@ typedef struct row {
 
 /* tests/golden/make_safetensors.py, kd_types.safetensors */
 static const row rows[] = {
-    { "t0", KD_F32, 0, 2, { 3, 1 } },     { "t1", KD_BF16, 1, 2, { 3, 2 } },
-    { "t2", KD_F16, 2, 2, { 3, 3 } },     { "t3", KD_F8_E4M3, 3, 2, { 3, 4 } },
-    { "t4", KD_F8_E5M2, 4, 2, { 3, 5 } }, { "t5", KD_I64, 5, 2, { 3, 6 } },
-    { "t6", KD_I32, 6, 2, { 3, 7 } },     { "t7", KD_U32, 7, 2, { 3, 8 } },
-    { "t8", KD_U16, 8, 2, { 3, 9 } },     { "t9", KD_U8, 9, 2, { 3, 10 } },
-    { "t10", KD_I8, 10, 2, { 3, 11 } },   { "blocks.0.\xc3\xbc \"quoted\"", KD_F32, 11, 4, { 1, 2, 3, 1 } },
-    { "scalar", KD_F32, 12, 0, { 0 } },   { "empty", KD_F32, 13, 2, { 0, 4 } },
+    { "t0", KD_F32, 0, 2, { 3, 1 } },
+    { "t1", KD_BF16, 1, 2, { 3, 2 } },
+    { "t2", KD_F16, 2, 2, { 3, 3 } },
+    { "t3", KD_F8_E4M3, 3, 2, { 3, 4 } },
+    { "t4", KD_F8_E5M2, 4, 2, { 3, 5 } },
+    { "t5", KD_I64, 5, 2, { 3, 6 } },
+    { "t6", KD_I32, 6, 2, { 3, 7 } },
+    { "t7", KD_U32, 7, 2, { 3, 8 } },
+    { "t8", KD_U16, 8, 2, { 3, 9 } },
+    { "t9", KD_U8, 9, 2, { 3, 10 } },
+    { "t10", KD_I8, 10, 2, { 3, 11 } },
+    { "blocks.0.\xc3\xbc \"quoted\"", KD_F32, 11, 4, { 1, 2, 3, 1 } },
+    { "scalar", KD_F32, 12, 0, { 0 } },
+    { "empty", KD_F32, 13, 2, { 0, 4 } },
 };
 
 static size_t fill(unsigned char *data, const row *r)
 {
     size_t bytes = kd_dtype_size((kd_dtype)r->dtype);
     for (int i = 0; i < r->rank; i++) bytes *= (size_t)r->shape[i];
-    for (size_t j = 0; j < bytes; j++) data[j] = (unsigned char)((37 * j + 11 * (size_t)r->seed) % 251);
+    for (size_t j = 0; j < bytes; j++)
+        data[j] = (unsigned char)((37 * j + 11 * (size_t)r->seed) % 251);
     return bytes;
 }
 
