@@ -337,12 +337,45 @@ Test(options, print_reads_back_to_the_same_bits, .init = setup, .fini = teardown
         s.schedule = i % 3;
         expect_round_trip(&s);
     }
-    const char *const strings[] = { "plain",    "a/b-c_d.st", "",    "null", "~",      "a: b",
-                                    "- x",      "---",        "...", "[1]",  "{a: 1}", "*x",
-                                    "&x",       "!x",         "%x",  "@x",   "'",      "\"",
-                                    "\\",       "a\nb",       "\t",  " x ",  "# x",    "a #b",
-                                    "\xc3\xa9", "\x7f\x01",   "-1",  "true", "|",      ">",
-                                    "?",        "? x",        ":",   ",",    "a,b" };
+    const char *const strings[] = { "plain",
+                                    "a/b-c_d.st",
+                                    "",
+                                    "null",
+                                    "~",
+                                    "a: b",
+                                    "- x",
+                                    "---",
+                                    "...",
+                                    "[1]",
+                                    "{a: 1}",
+                                    "*x",
+                                    "&x",
+                                    "!x",
+                                    "%x",
+                                    "@x",
+                                    "'",
+                                    "\"",
+                                    "\\",
+                                    "a\nb",
+                                    "\t",
+                                    " x ",
+                                    "# x",
+                                    "a #b",
+                                    "\xc3\xa9",
+                                    "\x7f\x01",
+                                    "-1",
+                                    "true",
+                                    "|",
+                                    ">",
+                                    "?",
+                                    "? x",
+                                    ":",
+                                    ",",
+                                    "a,b",
+                                    "a\xc2\x88\xc2\x85z",
+                                    "\xe2\x80\xa8 \xe2\x80\xa9",
+                                    "\xef\xbb\xbfz",
+                                    "\xf0\x9f\x98\x80 \xe2\x82\xac" };
     for (int i = 0; i < KD_COUNT(strings); i++) {
         s.out = strings[i];
         expect_round_trip(&s);
@@ -358,6 +391,8 @@ Test(options, print_reads_back_to_the_same_bits, .init = setup, .fini = teardown
     for (size_t size = 1; size < 6; size++) {
         cr_expect_eq(kd_option_print(text, size, &s, &rows[6]), KD_EINVAL, "%zu", size);
     }
+    s.out = "cut \xc2";
+    cr_expect_eq(kd_option_print(text, sizeof text, &s, &rows[6]), KD_OK, "no read past the end");
     s.schedule = 3;
     cr_expect_eq(kd_option_print(text, sizeof text, &s, &rows[7]), KD_EINVAL);
 }
