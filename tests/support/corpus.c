@@ -43,7 +43,7 @@ static void make_corpus(test_corpus *c, int k, int64_t documents, int64_t longes
         c->label_of[i] = target ? (int32_t)c->tokens[i + 1] : -1;
         c->targets += target;
     }
-    char name[16];
+    char name[32];
     snprintf(name, sizeof name, "corpus-%d", k);
     c->path = test_text_write(name, &(test_text){ .dtype = dtype,
                                                   .tokens = c->tokens,
