@@ -90,7 +90,7 @@ struct kd_ops {
 #undef KD_OP
 };
 
-extern const kd_ops kd_ops_cpu;
+extern const kd_ops kd_ops_cpu, kd_ops_meta;
 
 typedef enum kd_op_id {
 #define KD_OP(name, operands) KD_OP_##name,
