@@ -23,7 +23,7 @@
  * Sums are pairwise in float within a block and in double over blocks, in an order that depends on
  * the row alone, so the number of threads does not change a bit.
  */
-#include "ops/ops.h"
+#include "ops/rowio.h"
 #include "ops/vmath.h"
 
 #include <omp.h>
@@ -113,21 +113,9 @@ static const term_functions functions[KD_ROW_COUNT] = {
 
 /* ---- rows of logits --------------------------------------------------------------------------- */
 
-typedef struct row_view {
-    void *data;
-    kd_dtype dtype;
-} row_view;
-
-static row_view row_of(const kd_tensor *t, int64_t n)
-{
-    char *const data = t->data;
-    const int64_t at = n * t->stride[0] * (int64_t)kd_dtype_size(t->dtype);
-    return (row_view){ data + at, t->dtype };
-}
-
 /* Classes [first, first + BLOCK) of a row as floats, -inf from `classes` on; in place when they
  * lie there so, else in `buffer`. */
-static const float *load_block(float *restrict buffer, row_view row, int64_t first, int64_t classes)
+static const float *load_block(float *restrict buffer, kd_row row, int64_t first, int64_t classes)
 {
     const int count = (int)kd_min_i64(BLOCK, classes - first);
     if (row.dtype == KD_F32) {
@@ -142,7 +130,7 @@ static const float *load_block(float *restrict buffer, row_view row, int64_t fir
     return buffer;
 }
 
-static void store_block(row_view row, int64_t first, int64_t classes, const float *restrict from)
+static void store_block(kd_row row, int64_t first, int64_t classes, const float *restrict from)
 {
     const int count = (int)kd_min_i64(BLOCK, classes - first);
     if (row.dtype == KD_F32) {
@@ -153,20 +141,20 @@ static void store_block(row_view row, int64_t first, int64_t classes, const floa
     }
 }
 
-static void zero_columns(row_view row, int64_t first, int64_t end)
+static void zero_columns(kd_row row, int64_t first, int64_t end)
 {
     const size_t size = kd_dtype_size(row.dtype);
     memset((char *)row.data + (size_t)first * size, 0, (size_t)(end - first) * size);
 }
 
-static float element(row_view row, int64_t j)
+static float element(kd_row row, int64_t j)
 {
     return row.dtype == KD_F32 ? ((const float *)row.data)[j]
                                : kd_bf16_to_f32(((const uint16_t *)row.data)[j]);
 }
 
 /* NaN is never the largest. */
-static float row_max(row_view row, int64_t classes)
+static float row_max(kd_row row, int64_t classes)
 {
     alignas(64) float buffer[BLOCK], most[BLOCK];
     for (int i = 0; i < BLOCK; i++) most[i] = -INFINITY;
@@ -179,7 +167,7 @@ static float row_max(row_view row, int64_t classes)
     return max;
 }
 
-static int64_t first_equal(row_view row, int64_t classes, float value)
+static int64_t first_equal(kd_row row, int64_t classes, float value)
 {
     for (int64_t j = 0; j < classes; j++)
         if (element(row, j) == value) return j;
@@ -190,7 +178,7 @@ static int64_t first_equal(row_view row, int64_t classes, float value)
 
 /* One side of a row at one temperature. */
 typedef struct side {
-    row_view row;
+    kd_row row;
     float max;
     float *exp; /* scratch [round_up(classes, BLOCK)]: exp((z - max) / T) */
     float log_sum, inv_sum;
@@ -367,11 +355,11 @@ static void run_row(const job *j, int64_t n, int64_t label, float weight, float 
 {
     const kd_row_loss_args *args = j->args;
     const int count = args->terms->count;
-    const row_view student = row_of(args->student, n);
+    const kd_row student = kd_row_of(args->student, n);
     group g = { .label = label };
     g.student = (side){ student, row_max(student, args->classes), scratch, 0.0f, 0.0f };
     if (kd_present(args->teacher)) {
-        const row_view teacher = row_of(args->teacher, n);
+        const kd_row teacher = kd_row_of(args->teacher, n);
         g.teacher =
             (side){ teacher, row_max(teacher, args->classes), scratch + j->columns, 0.0f, 0.0f };
     }
@@ -424,14 +412,10 @@ static bool ignored(const kd_row_loss_args *args, int64_t n)
 static kd_status check_logits(const kd_tensor *t, const char *what, int64_t rows, int64_t classes)
 {
     KD_TRY(kd_tensor_expect(t, what, -1, KD_SHAPE(rows, -1)));
-    if (t->dtype != KD_F32 && t->dtype != KD_BF16)
-        return kd_fail(KD_ENOTSUP, "%s is %s, expected f32 or bf16", what, kd_dtype_name(t->dtype));
+    KD_TRY(kd_expect_rows(t, what));
     if (t->shape[1] < classes)
         return kd_fail(KD_EINVAL, "%s has %lld columns for %lld classes", what,
                        (long long)t->shape[1], (long long)classes);
-    if (t->shape[1] > 1 && t->stride[1] != 1)
-        return kd_fail(KD_EINVAL, "%s has column stride %lld, expected 1", what,
-                       (long long)t->stride[1]);
     return KD_OK;
 }
 
@@ -511,7 +495,7 @@ kd_status kd_row_loss_cpu(kd_exec *exec, const kd_row_loss_args *args)
         if (ignored(args, n)) {
             for (int k = 0; k < terms->count; k++) set_loss(&j, k, n, 0.0f);
             set_same_top(&j, n, false);
-            zero_columns(row_of(args->student, n), 0, args->student->shape[1]);
+            zero_columns(kd_row_of(args->student, n), 0, args->student->shape[1]);
         } else {
             run_row(&j, n, label_of(args, n), weight_of(args, n), own);
         }
