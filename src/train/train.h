@@ -106,4 +106,48 @@ KD_MUST_CHECK kd_status kd_step_take_rows(kd_row_results *rows, kd_step *step, i
 KD_MUST_CHECK kd_status kd_step_measure(kd_step *step, const kd_micro_batch *micro, int student,
                                         const kd_row_results *rows);
 
+/* ---- checkpoints ------------------------------------------------------------------------------ */
+
+/* All that a resumed run needs and no slab holds. */
+typedef struct kd_progress {
+    int64_t step;   /* updates done */
+    int64_t tokens; /* taken by them, all ranks */
+    kd_cursor cursor;
+    int64_t best_step; /* of the best evaluation; -1: none yet */
+    double best;
+    double seconds; /* spent training */
+} kd_progress;
+
+typedef struct kd_checkpoint {
+    kd_model *const *students; /* trained models; the first is the folder's own, others lie in its
+                                  folder students/<label> */
+    int student_count;
+    const char *tokenizer_dir; /* copied from; NULL: none */
+    const char *config;        /* effective configuration, JSON text */
+    const char *contract;      /* what must be the same for equal bits: device, threads, types */
+    const json_t *history;     /* array of log records for trainer_state.json; may be NULL */
+    kd_progress progress;
+} kd_checkpoint;
+
+/* out/checkpoint-000500: staged, fsynced, renamed, parent fsynced.  A Hugging Face folder with
+ * trainer_state.json, engine/ and MANIFEST.json.  `path` (may be NULL) lives in `arena`. */
+KD_MUST_CHECK kd_status kd_checkpoint_save(const char **path, kd_arena *arena, const char *out,
+                                           const kd_checkpoint *checkpoint);
+
+/* Weights, masters, moments and progress; KD_EFORMAT naming file and both values when the folder is
+ * damaged or belongs to another model, contract or version. */
+KD_MUST_CHECK kd_status kd_checkpoint_load(kd_progress *progress, const char *dir,
+                                           const kd_checkpoint *expected);
+
+/* The newest folder whose manifest verifies; NULL: none.  Removes stagings that a dead run left and
+ * says so, and warns of a damaged folder that it passes over. */
+KD_MUST_CHECK kd_status kd_checkpoint_latest(const char **dir, kd_arena *arena, const char *out);
+
+/* Sizes and hashes of every file in MANIFEST.json; KD_EFORMAT names the first that differs, and for
+ * a safetensors file the tensor. */
+KD_MUST_CHECK kd_status kd_checkpoint_verify(const char *dir);
+
+/* Keeps the newest `keep` and the one of `best_step` (-1: none). */
+KD_MUST_CHECK kd_status kd_checkpoint_rotate(const char *out, int keep, int64_t best_step);
+
 #endif
