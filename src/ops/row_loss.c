@@ -182,6 +182,7 @@ typedef struct side {
     float max;
     float *exp; /* scratch [round_up(classes, BLOCK)]: exp((z - max) / T) */
     float log_sum, inv_sum;
+    float floor; /* log-probability of a dead class; NaN in a row that has a NaN */
 } side;
 
 typedef struct job {
@@ -203,12 +204,7 @@ static void exponentials(side *s, int64_t classes, float inv_t)
     }
     s->log_sum = (float)log(sum);
     s->inv_sum = (float)(1.0 / sum);
-}
-
-/* log probability of a tempered logit x; the floor where the class is dead. */
-static inline float log_probability(float x, float log_sum)
-{
-    return x == -INFINITY ? KD_ROW_LOG_FLOOR : x - log_sum;
+    s->floor = isnan(s->log_sum) ? s->log_sum : KD_ROW_LOG_FLOOR;
 }
 
 static void fill_student(block *restrict b, const side *s, int64_t first, int64_t classes,
@@ -217,10 +213,10 @@ static void fill_student(block *restrict b, const side *s, int64_t first, int64_
     alignas(64) float buffer[BLOCK];
     const float *restrict z = load_block(buffer, s->row, first, classes);
     const float *restrict e = s->exp + first;
-    const float max = s->max, log_sum = s->log_sum, inv_sum = s->inv_sum;
+    const float max = s->max, log_sum = s->log_sum, inv_sum = s->inv_sum, dead = s->floor;
     for (int i = 0; i < BLOCK; i++) {
         const float x = (z[i] - max) * inv_t;
-        b->log_q[i] = log_probability(x, log_sum);
+        b->log_q[i] = x == -INFINITY ? dead : x - log_sum;
         b->live[i] = x == -INFINITY ? 0.0f : 1.0f;
         b->q[i] = e[i] * inv_sum;
     }
@@ -232,9 +228,10 @@ static void fill_teacher(block *restrict b, const side *s, int64_t first, int64_
     alignas(64) float buffer[BLOCK];
     const float *restrict z = load_block(buffer, s->row, first, classes);
     const float *restrict e = s->exp + first;
-    const float max = s->max, log_sum = s->log_sum, inv_sum = s->inv_sum;
+    const float max = s->max, log_sum = s->log_sum, inv_sum = s->inv_sum, dead = s->floor;
     for (int i = 0; i < BLOCK; i++) {
-        b->log_p[i] = log_probability((z[i] - max) * inv_t, log_sum);
+        const float x = (z[i] - max) * inv_t;
+        b->log_p[i] = x == -INFINITY ? dead : x - log_sum;
         b->p[i] = e[i] * inv_sum;
     }
 }
@@ -278,8 +275,9 @@ static void group_stats(kd_row_stats stats[KD_MAX_ROW_TERMS], const group *g, co
 
     kd_row_stats common = { .lse = g->student.max * g->inv_t + g->student.log_sum };
     if (g->label >= 0) {
-        const float x = (element(g->student.row, g->label) - g->student.max) * g->inv_t;
-        common.log_q_label = log_probability(x, g->student.log_sum);
+        const side *s = &g->student;
+        const float x = (element(s->row, g->label) - s->max) * g->inv_t;
+        common.log_q_label = x == -INFINITY ? s->floor : x - s->log_sum;
         common.label_live = x == -INFINITY ? 0.0f : 1.0f;
     }
     for (int k = 0; k < terms->count; k++) {
@@ -357,11 +355,12 @@ static void run_row(const job *j, int64_t n, int64_t label, float weight, float 
     const int count = args->terms->count;
     const kd_row student = kd_row_of(args->student, n);
     group g = { .label = label };
-    g.student = (side){ student, row_max(student, args->classes), scratch, 0.0f, 0.0f };
+    g.student = (side){ student, row_max(student, args->classes), scratch, 0.0f, 0.0f, 0.0f };
     if (kd_present(args->teacher)) {
         const kd_row teacher = kd_row_of(args->teacher, n);
-        g.teacher =
-            (side){ teacher, row_max(teacher, args->classes), scratch + j->columns, 0.0f, 0.0f };
+        g.teacher = (side){
+            teacher, row_max(teacher, args->classes), scratch + j->columns, 0.0f, 0.0f, 0.0f
+        };
     }
     if (kd_present(args->same_top)) {
         const int64_t top = first_equal(student, args->classes, g.student.max);

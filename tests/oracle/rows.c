@@ -247,8 +247,10 @@ void oracle_row_condition(double *value, double *gradient, const oracle_row *row
         double of_value, direct, factor;
         class_condition(&of_value, &direct, &factor, row, &s, j);
         const double own = undecided(row, &s, j) > 0.0 ? 1.0 / (double)FLT_EPSILON : 0.0;
-        gradient[j] = (direct + spread(s.log_q[j]) * (factor + in_gradient) +
-                       exp(s.log_q[j]) * (undecided_mass + own)) /
+        const double q = exp(s.log_q[j]);
+        /* What is below 1e-36, near the end of the float's range, may be lost whole. */
+        const double known = spread(s.log_q[j]) + (q < 1e-34 ? 1e-36 / (double)FLT_EPSILON : 0.0);
+        gradient[j] = (direct + known * (factor + in_gradient) + q * (undecided_mass + own)) /
                       row->temperature;
     }
     *value = sum;
