@@ -23,7 +23,7 @@
  * Sums are pairwise in float within a block and in double over blocks, in an order that depends on
  * the row alone, so the number of threads does not change a bit.
  */
-#include "ops/ops.h"
+#include "ops/rowio.h"
 #include "ops/vmath.h"
 
 #include <omp.h>
@@ -113,21 +113,9 @@ static const term_functions functions[KD_ROW_COUNT] = {
 
 /* ---- rows of logits --------------------------------------------------------------------------- */
 
-typedef struct row_view {
-    void *data;
-    kd_dtype dtype;
-} row_view;
-
-static row_view row_of(const kd_tensor *t, int64_t n)
-{
-    char *const data = t->data;
-    const int64_t at = n * t->stride[0] * (int64_t)kd_dtype_size(t->dtype);
-    return (row_view){ data + at, t->dtype };
-}
-
 /* Classes [first, first + BLOCK) of a row as floats, -inf from `classes` on; in place when they
  * lie there so, else in `buffer`. */
-static const float *load_block(float *restrict buffer, row_view row, int64_t first, int64_t classes)
+static const float *load_block(float *restrict buffer, kd_row row, int64_t first, int64_t classes)
 {
     const int count = (int)kd_min_i64(BLOCK, classes - first);
     if (row.dtype == KD_F32) {
@@ -142,7 +130,7 @@ static const float *load_block(float *restrict buffer, row_view row, int64_t fir
     return buffer;
 }
 
-static void store_block(row_view row, int64_t first, int64_t classes, const float *restrict from)
+static void store_block(kd_row row, int64_t first, int64_t classes, const float *restrict from)
 {
     const int count = (int)kd_min_i64(BLOCK, classes - first);
     if (row.dtype == KD_F32) {
@@ -153,20 +141,20 @@ static void store_block(row_view row, int64_t first, int64_t classes, const floa
     }
 }
 
-static void zero_columns(row_view row, int64_t first, int64_t end)
+static void zero_columns(kd_row row, int64_t first, int64_t end)
 {
     const size_t size = kd_dtype_size(row.dtype);
     memset((char *)row.data + (size_t)first * size, 0, (size_t)(end - first) * size);
 }
 
-static float element(row_view row, int64_t j)
+static float element(kd_row row, int64_t j)
 {
     return row.dtype == KD_F32 ? ((const float *)row.data)[j]
                                : kd_bf16_to_f32(((const uint16_t *)row.data)[j]);
 }
 
 /* NaN is never the largest. */
-static float row_max(row_view row, int64_t classes)
+static float row_max(kd_row row, int64_t classes)
 {
     alignas(64) float buffer[BLOCK], most[BLOCK];
     for (int i = 0; i < BLOCK; i++) most[i] = -INFINITY;
@@ -179,7 +167,7 @@ static float row_max(row_view row, int64_t classes)
     return max;
 }
 
-static int64_t first_equal(row_view row, int64_t classes, float value)
+static int64_t first_equal(kd_row row, int64_t classes, float value)
 {
     for (int64_t j = 0; j < classes; j++)
         if (element(row, j) == value) return j;
@@ -190,10 +178,11 @@ static int64_t first_equal(row_view row, int64_t classes, float value)
 
 /* One side of a row at one temperature. */
 typedef struct side {
-    row_view row;
+    kd_row row;
     float max;
     float *exp; /* scratch [round_up(classes, BLOCK)]: exp((z - max) / T) */
     float log_sum, inv_sum;
+    float floor; /* log-probability of a dead class; NaN in a row that has a NaN */
 } side;
 
 typedef struct job {
@@ -215,12 +204,7 @@ static void exponentials(side *s, int64_t classes, float inv_t)
     }
     s->log_sum = (float)log(sum);
     s->inv_sum = (float)(1.0 / sum);
-}
-
-/* log probability of a tempered logit x; the floor where the class is dead. */
-static inline float log_probability(float x, float log_sum)
-{
-    return x == -INFINITY ? KD_ROW_LOG_FLOOR : x - log_sum;
+    s->floor = isnan(s->log_sum) ? s->log_sum : KD_ROW_LOG_FLOOR;
 }
 
 static void fill_student(block *restrict b, const side *s, int64_t first, int64_t classes,
@@ -229,10 +213,10 @@ static void fill_student(block *restrict b, const side *s, int64_t first, int64_
     alignas(64) float buffer[BLOCK];
     const float *restrict z = load_block(buffer, s->row, first, classes);
     const float *restrict e = s->exp + first;
-    const float max = s->max, log_sum = s->log_sum, inv_sum = s->inv_sum;
+    const float max = s->max, log_sum = s->log_sum, inv_sum = s->inv_sum, dead = s->floor;
     for (int i = 0; i < BLOCK; i++) {
         const float x = (z[i] - max) * inv_t;
-        b->log_q[i] = log_probability(x, log_sum);
+        b->log_q[i] = x == -INFINITY ? dead : x - log_sum;
         b->live[i] = x == -INFINITY ? 0.0f : 1.0f;
         b->q[i] = e[i] * inv_sum;
     }
@@ -244,9 +228,10 @@ static void fill_teacher(block *restrict b, const side *s, int64_t first, int64_
     alignas(64) float buffer[BLOCK];
     const float *restrict z = load_block(buffer, s->row, first, classes);
     const float *restrict e = s->exp + first;
-    const float max = s->max, log_sum = s->log_sum, inv_sum = s->inv_sum;
+    const float max = s->max, log_sum = s->log_sum, inv_sum = s->inv_sum, dead = s->floor;
     for (int i = 0; i < BLOCK; i++) {
-        b->log_p[i] = log_probability((z[i] - max) * inv_t, log_sum);
+        const float x = (z[i] - max) * inv_t;
+        b->log_p[i] = x == -INFINITY ? dead : x - log_sum;
         b->p[i] = e[i] * inv_sum;
     }
 }
@@ -290,8 +275,9 @@ static void group_stats(kd_row_stats stats[KD_MAX_ROW_TERMS], const group *g, co
 
     kd_row_stats common = { .lse = g->student.max * g->inv_t + g->student.log_sum };
     if (g->label >= 0) {
-        const float x = (element(g->student.row, g->label) - g->student.max) * g->inv_t;
-        common.log_q_label = log_probability(x, g->student.log_sum);
+        const side *s = &g->student;
+        const float x = (element(s->row, g->label) - s->max) * g->inv_t;
+        common.log_q_label = x == -INFINITY ? s->floor : x - s->log_sum;
         common.label_live = x == -INFINITY ? 0.0f : 1.0f;
     }
     for (int k = 0; k < terms->count; k++) {
@@ -367,13 +353,14 @@ static void run_row(const job *j, int64_t n, int64_t label, float weight, float 
 {
     const kd_row_loss_args *args = j->args;
     const int count = args->terms->count;
-    const row_view student = row_of(args->student, n);
+    const kd_row student = kd_row_of(args->student, n);
     group g = { .label = label };
-    g.student = (side){ student, row_max(student, args->classes), scratch, 0.0f, 0.0f };
+    g.student = (side){ student, row_max(student, args->classes), scratch, 0.0f, 0.0f, 0.0f };
     if (kd_present(args->teacher)) {
-        const row_view teacher = row_of(args->teacher, n);
-        g.teacher =
-            (side){ teacher, row_max(teacher, args->classes), scratch + j->columns, 0.0f, 0.0f };
+        const kd_row teacher = kd_row_of(args->teacher, n);
+        g.teacher = (side){
+            teacher, row_max(teacher, args->classes), scratch + j->columns, 0.0f, 0.0f, 0.0f
+        };
     }
     if (kd_present(args->same_top)) {
         const int64_t top = first_equal(student, args->classes, g.student.max);
@@ -424,14 +411,10 @@ static bool ignored(const kd_row_loss_args *args, int64_t n)
 static kd_status check_logits(const kd_tensor *t, const char *what, int64_t rows, int64_t classes)
 {
     KD_TRY(kd_tensor_expect(t, what, -1, KD_SHAPE(rows, -1)));
-    if (t->dtype != KD_F32 && t->dtype != KD_BF16)
-        return kd_fail(KD_ENOTSUP, "%s is %s, expected f32 or bf16", what, kd_dtype_name(t->dtype));
+    KD_TRY(kd_expect_rows(t, what));
     if (t->shape[1] < classes)
         return kd_fail(KD_EINVAL, "%s has %lld columns for %lld classes", what,
                        (long long)t->shape[1], (long long)classes);
-    if (t->shape[1] > 1 && t->stride[1] != 1)
-        return kd_fail(KD_EINVAL, "%s has column stride %lld, expected 1", what,
-                       (long long)t->stride[1]);
     return KD_OK;
 }
 
@@ -511,7 +494,7 @@ kd_status kd_row_loss_cpu(kd_exec *exec, const kd_row_loss_args *args)
         if (ignored(args, n)) {
             for (int k = 0; k < terms->count; k++) set_loss(&j, k, n, 0.0f);
             set_same_top(&j, n, false);
-            zero_columns(row_of(args->student, n), 0, args->student->shape[1]);
+            zero_columns(kd_row_of(args->student, n), 0, args->student->shape[1]);
         } else {
             run_row(&j, n, label_of(args, n), weight_of(args, n), own);
         }

@@ -229,24 +229,28 @@ static double undecided(const oracle_row *row, const sides *s, int64_t j)
 void oracle_row_condition(double *value, double *gradient, const oracle_row *row)
 {
     const sides s = open_sides(row);
-    double sum = 1.0, unsigned_mass = 0.0;
-    if (row->kind == KD_ROW_z_loss) sum = (1.0 + fabs(s.lse)) * (1.0 + fabs(s.lse));
-    double max = 0.0;
-    for (int64_t j = 0; j < row->classes; j++)
-        if (s.log_q[j] > -INFINITY) max = fmax(max, fabs(row->student[j]) / row->temperature);
-    if (row->kind == KD_ROW_z_loss) sum += max * (1.0 + fabs(s.lse));
+    const kd_row_kind kind = plain_kind(row);
+    double max = -INFINITY, sum = 1.0, undecided_mass = 0.0;
+    for (int64_t j = 0; j < row->classes; j++) max = fmax(max, row->student[j]);
+    const double of_lse = 1.0 + fabs(max) / row->temperature + log((double)row->classes);
     for (int64_t j = 0; j < row->classes; j++) {
         double of_value, direct, factor;
         class_condition(&of_value, &direct, &factor, row, &s, j);
         sum += of_value;
-        unsigned_mass += undecided(row, &s, j);
+        undecided_mass += undecided(row, &s, j);
     }
+    if (kind == KD_ROW_z_loss) sum = of_lse * of_lse;
+    double in_gradient = sum; /* of the sums that the gradient reads */
+    if (kind == KD_ROW_cross_entropy || kind == KD_ROW_forward_kl) in_gradient = 2.0;
+    if (kind == KD_ROW_z_loss) in_gradient = 2.0 * of_lse;
     for (int64_t j = 0; j < row->classes; j++) {
         double of_value, direct, factor;
         class_condition(&of_value, &direct, &factor, row, &s, j);
         const double own = undecided(row, &s, j) > 0.0 ? 1.0 / (double)FLT_EPSILON : 0.0;
-        gradient[j] = (direct + spread(s.log_q[j]) * (factor + sum) +
-                       exp(s.log_q[j]) * (unsigned_mass + own)) /
+        const double q = exp(s.log_q[j]);
+        /* What is below 1e-36, near the end of the float's range, may be lost whole. */
+        const double known = spread(s.log_q[j]) + (q < 1e-34 ? 1e-36 / (double)FLT_EPSILON : 0.0);
+        gradient[j] = (direct + known * (factor + in_gradient) + q * (undecided_mass + own)) /
                       row->temperature;
     }
     *value = sum;

@@ -1,6 +1,6 @@
 /*
- * rows.h - every row-logit term in double, straight from its formula with log-sum-exp; the gradients
- * are the closed forms, which test_row_loss.c holds against central differences of the values.
+ * rows.h - every row-logit term in double, straight from its formula with log-sum-exp; the
+ * gradients are the closed forms, which test_row_loss.c holds against central differences.
  * Conventions are those of src/ops/rows/row.h.
  */
 #ifndef KD_TEST_ORACLE_ROWS_H
@@ -27,9 +27,9 @@ double oracle_row_value(const oracle_row *row);
 void oracle_row_gradient(double *gradient, const oracle_row *row);
 
 /*
- * What float arithmetic may add to value and gradient, in units of FLT_EPSILON: the condition of the
- * formula at these operands.  A tempered logit is known to eps times its size, hence a probability to
- * p (1 + |log p|) eps, and so on up through the sums.
+ * What float arithmetic may add to value and gradient, in units of FLT_EPSILON: the condition of
+ * the formula at these operands.  A tempered logit is known to eps times its size, hence a
+ * probability to p (1 + |log p|) eps, and so on up through the sums.
  */
 void oracle_row_condition(double *value, double *gradient, const oracle_row *row);
 

@@ -24,7 +24,8 @@
  * may pad a row with -inf.  A row with no live class is not a distribution: NaN.
  *
  * A NaN or +inf logit makes every probability of its row NaN, and no ternary here hides it: tests
- * are written so that NaN takes the arithmetic side.
+ * are written so that NaN takes the arithmetic side.  The includer's part is that in such a row the
+ * logarithm of a dead class is NaN too, not the floor.
  *
  * Valid C11 and CUDA C++17; the includer defines first
  *     KD_ROW_FN       function qualifiers, such as `static inline`
