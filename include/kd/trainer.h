@@ -1,1 +1,133 @@
+/*
+ * kd/trainer.h - a run: from a configuration to a trained student.
+ *
+ *     kd_run *run;
+ *     kd_run_create(&run);
+ *     kd_run_file(run, "run.yaml");  kd_run_set(run, "run.steps", "20");
+ *     kd_run_train(run);
+ *     kd_run_destroy(run);
+ */
+#ifndef KD_TRAINER_H
+#define KD_TRAINER_H
+
 #include <kd/device.h>
+
+#include <stdio.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct kd_run kd_run;
+
+KD_MUST_CHECK kd_status kd_run_create(kd_run **run);
+void kd_run_destroy(kd_run *run); /* NULL is fine */
+
+/* Merges a YAML file over what is there. */
+KD_MUST_CHECK kd_status kd_run_file(kd_run *run, const char *path);
+
+/* Sets one option, "loss.kl.temperature"; `text` is read as YAML.  Wins over files. */
+KD_MUST_CHECK kd_status kd_run_set(kd_run *run, const char *path, const char *text);
+
+/* Every option of every section with its range, unit and default. */
+void kd_run_help(FILE *out);
+
+/* The effective configuration, defaults included, as YAML that parses back to it. */
+KD_MUST_CHECK kd_status kd_run_print(kd_run *run, FILE *out);
+
+/* Trains until the run's tokens, steps or epochs are done, or goes on with an interrupted run.
+ * Progress goes to the log, metrics to out/metrics.jsonl, checkpoints to out/checkpoint-NNNNNN, the
+ * finished student to out itself.  KD_ESTOPPED after a signal and a good checkpoint. */
+KD_MUST_CHECK kd_status kd_run_train(kd_run *run);
+
+/* Checks the configuration and opens everything it names; trains nothing, writes nothing. */
+KD_MUST_CHECK kd_status kd_run_validate(kd_run *run);
+
+/* One line of the plan: what takes device memory, in bytes. */
+typedef struct kd_plan_entry {
+    char name[64];
+    double bytes;
+} kd_plan_entry;
+
+/* What a run would take, from config.json alone: no weights, no data, no such device. */
+typedef struct kd_estimate {
+    char student[96], teacher[96];
+    int64_t student_parameters, teacher_parameters; /* teacher 0: none */
+    int64_t micro, sequence, accumulate, updates, chunk, vocabulary;
+    double student_bytes; /* weights, gradients, moments, masters */
+    double teacher_bytes;
+    double step_bytes;         /* planned peak of activations, logits and scratch, and batches */
+    double device_bytes;       /* of the device asked for */
+    double reserve_bytes;      /* allowance for libraries and context */
+    double peak_bytes;         /* all of the above but device_bytes */
+    char peak_phase[32];       /* "head and loss" */
+    kd_plan_entry entries[16]; /* the largest of what stands at the peak */
+    int entry_count;
+    double flops_per_token, teacher_flops, student_flops;
+    double full_logits_bytes; /* what two [B*T, V] logits would take */
+    double checkpoint_bytes;
+    int64_t checkpoints;
+    int64_t largest_micro;         /* 0: not even one sample fits */
+    double predicted_tokens_per_s; /* 0: nothing to predict with */
+    bool fits;
+} kd_estimate;
+
+/* `device`: "cpu" (this machine), or a size: "h100-80g", "80GB".  KD_OK also when it does not fit. */
+KD_MUST_CHECK kd_status kd_run_estimate(kd_estimate *estimate, kd_run *run, const char *device);
+
+/* ---- evaluation ------------------------------------------------------------------------------- */
+
+/* A mean and its standard error over documents. */
+typedef struct kd_measure {
+    double mean, error;
+} kd_measure;
+
+typedef struct kd_eval_row {
+    const char *name;
+    int64_t parameters;
+    int64_t bytes;       /* of its weight files */
+    double ms_per_token; /* of a forward pass over the data */
+    double nll;          /* mean over tokens */
+    kd_measure ppl;
+    kd_measure kl;       /* to the teacher; NaN for the teacher */
+    kd_measure same_top; /* share; NaN for the teacher */
+    double retained;     /* log ppl(teacher) / log ppl(model) */
+} kd_eval_row;
+
+typedef struct kd_eval_pair {
+    int a, b;      /* rows */
+    kd_measure kl; /* KL of a minus KL of b, paired over documents */
+    int64_t better, documents;
+} kd_eval_pair;
+
+enum { KD_MAX_EVAL_ROWS = 16 };
+
+typedef struct kd_eval_report {
+    kd_eval_row rows[KD_MAX_EVAL_ROWS]; /* the teacher first, where there is one */
+    int count;
+    bool has_teacher;
+    int64_t tokens, documents;
+    double unigram_ppl; /* of the training tokens, add-one; NaN without training data */
+    double kl_quantile[KD_MAX_EVAL_ROWS][4]; /* 50 %, 90 %, 99 %, largest */
+    kd_eval_pair pair; /* the last row against the one before it; documents 0: none */
+} kd_eval_report;
+
+typedef struct kd_eval_options {
+    const char *teacher;                  /* directory or NULL */
+    const char *models[KD_MAX_EVAL_ROWS]; /* directories */
+    const char *names[KD_MAX_EVAL_ROWS];  /* NULL: the directory's last component */
+    int model_count;
+    const char *data;                /* held-out tokens */
+    const char *train;               /* for the unigram floor; NULL: none */
+    const char *device;              /* NULL: auto */
+    const char *dtype;               /* NULL: f32 */
+    int64_t sequence, micro, tokens; /* 0: 512, 4, all */
+} kd_eval_options;
+
+/* Strings of the report are those of `options`. */
+KD_MUST_CHECK kd_status kd_evaluate(kd_eval_report *report, const kd_eval_options *options);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

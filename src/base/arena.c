@@ -69,7 +69,7 @@ kd_status kd_arena_array(void **out, kd_arena *arena, int64_t count, size_t size
 kd_status kd_arena_string(const char **out, kd_arena *arena, const char *text)
 {
     const size_t bytes = strlen(text) + 1;
-    void *copy;
+    void *copy = NULL;
     KD_TRY(kd_arena_alloc(&copy, arena, bytes));
     memcpy(copy, text, bytes);
     *out = copy;
@@ -83,7 +83,7 @@ kd_status kd_arena_format(const char **out, kd_arena *arena, const char *fmt, ..
     va_copy(again, args);
     const int n = vsnprintf(NULL, 0, fmt, args);
     va_end(args);
-    void *text;
+    void *text = NULL;
     const kd_status status = kd_arena_alloc(&text, arena, (size_t)(n < 0 ? 0 : n) + 1);
     if (status == KD_OK) {
         vsnprintf(text, (size_t)(n < 0 ? 0 : n) + 1, fmt, again);

@@ -334,7 +334,7 @@ kd_status kd_dir_list(const char *const **names, int *count, kd_arena *arena, co
 {
     DIR *dir = opendir(path);
     if (!dir) return input_failed(errno, path, "list");
-    const char **list;
+    const char **list = NULL;
     const kd_status status = list_entries(&list, count, arena, dir, path);
     closedir(dir);
     KD_TRY(status);

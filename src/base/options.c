@@ -408,21 +408,40 @@ static bool is_plain(const char *text)
                length;
 }
 
+/* The code point of the `bytes` UTF-8 bytes at `c`; never past the NUL of a text cut short. */
+static unsigned decode(int *bytes, const unsigned char *c)
+{
+    const int length = c[0] < 0x80 ? 1 : c[0] < 0xe0 ? 2 : c[0] < 0xf0 ? 3 : 4;
+    unsigned point = length == 1 ? c[0] : c[0] & (0xffu >> (length + 1));
+    *bytes = 1;
+    for (; *bytes < length && c[*bytes]; ++*bytes) point = point << 6 | (c[*bytes] & 0x3fu);
+    return point;
+}
+
+/* What YAML refuses or folds when it stands in a text as it is. */
+static bool must_escape(unsigned point)
+{
+    return point < 0x20 || (point >= 0x7f && point < 0xa0) || point == 0x2028 || point == 0x2029 ||
+           point == 0xfeff || point == 0xfffe || point == 0xffff;
+}
+
 /* False where `size` bytes do not hold it. */
 static bool print_quoted(char *out, size_t size, const char *text)
 {
     size_t used = 0;
+    int bytes;
     if (size < 3) return false;
     out[used++] = '"';
-    for (const unsigned char *c = (const unsigned char *)text; *c; c++) {
+    for (const unsigned char *c = (const unsigned char *)text; *c; c += bytes) {
         char piece[8];
+        const unsigned point = decode(&bytes, c);
         int n;
-        if (*c == '"' || *c == '\\') {
-            n = snprintf(piece, sizeof piece, "\\%c", *c);
-        } else if (*c < 0x20 || *c == 0x7f) {
-            n = snprintf(piece, sizeof piece, "\\x%02x", *c);
+        if (must_escape(point)) {
+            n = snprintf(piece, sizeof piece, "\\u%04x", point);
+        } else if (point == '"' || point == '\\') {
+            n = snprintf(piece, sizeof piece, "\\%c", (int)point);
         } else {
-            n = snprintf(piece, sizeof piece, "%c", *c);
+            n = snprintf(piece, sizeof piece, "%.*s", bytes, (const char *)c);
         }
         if (used + (size_t)n + 2 > size) return false;
         memcpy(out + used, piece, (size_t)n);

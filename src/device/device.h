@@ -1,7 +1,7 @@
 /*
  * device.h - where memory, queues and fast matrix products come from.
  *
- * registry.c cpu.c cpu_dnn.c slab.c cuda_stub.c
+ * registry.c cpu.c cpu_dnn.c slab.c cuda_stub.c meta.c
  */
 #ifndef KD_DEVICE_INTERNAL_H
 #define KD_DEVICE_INTERNAL_H
@@ -30,6 +30,10 @@ typedef struct kd_device_type {
 extern const kd_device_type *const kd_device_types[]; /* order of "auto"; NULL-terminated */
 extern const kd_device_type kd_device_cpu;
 extern const kd_device_type kd_device_cuda; /* count() == 0 in a build without CUDA */
+
+/* A device of a stated size, "80GB" or "h100-80g", on which memory can be planned and nothing run. */
+extern const kd_device_type kd_device_meta;
+KD_MUST_CHECK kd_status kd_device_open_meta(kd_device **device, const char *name);
 
 /* The part every device has; a type's own struct begins with it. */
 struct kd_device {

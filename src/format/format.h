@@ -1,7 +1,8 @@
 /*
  * format.h - models and data on disk: safetensors, sharded models, Hugging Face configurations.
  *
- * safetensors.c safetensors_write.c model_files.c hf_config.c tokenizer.c
+ * safetensors.c safetensors_write.c model_files.c hf_config.c hf_config_write.c config_size.c
+ * tokenizer.c
  */
 #ifndef KD_FORMAT_H
 #define KD_FORMAT_H
@@ -98,7 +99,7 @@ typedef struct kd_config {
     const char *family;       /* "llama", "mistral", "qwen2", "qwen3", "gpt2" */
     const char *architecture; /* "LlamaForCausalLM" */
     const char *dir;          /* where it was read; NULL: made here */
-    json_t *raw;              /* the file as read; the owner keeps it */
+    json_t *raw;              /* a copy of the file; the config's owner calls json_decref */
     int64_t layers, width, heads, kv_heads, head_size, ffn, vocabulary, max_positions;
     kd_norm_kind norm;
     double norm_eps;

@@ -40,6 +40,12 @@ KD_MUST_CHECK kd_status kd_terms_parse(kd_term **terms, int *count, kd_arena *ar
 KD_MUST_CHECK kd_status kd_terms_print(const char **text, kd_arena *arena, const kd_term *terms,
                                        int count, int student);
 
+/* `root` gets "loss", from which kd_terms_parse makes the same terms. */
+KD_MUST_CHECK kd_status kd_terms_json(json_t *root, const kd_term *terms, int count);
+
+/* Options of every term on `file`, a FILE *. */
+void kd_terms_help(void *file);
+
 /* ---- the objective ---------------------------------------------------------------------------- */
 
 typedef struct kd_objective {

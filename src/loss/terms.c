@@ -197,3 +197,45 @@ kd_status kd_terms_print(const char **text, kd_arena *arena, const kd_term *term
     }
     return KD_OK;
 }
+
+static json_t *weight_json(const kd_ramp *weight)
+{
+    if (weight->steps == 0) return json_real(weight->to);
+    return json_pack("{s:f, s:f, s:I}", "from", weight->from, "to", weight->to, "steps",
+                     (json_int_t)weight->steps);
+}
+
+kd_status kd_terms_json(json_t *root, const kd_term *terms, int count)
+{
+    json_t *loss = json_object();
+    bool ok = json_object_set_new(root, "loss", loss) == 0;
+    for (int i = 0; ok && i < count; i++) {
+        const kd_term *term = &terms[i];
+        const kd_row_type *row = &kd_row_types[term->kind];
+        json_t *one = json_pack("{s:s, s:f, s:b}", "type", row->name, "temperature",
+                                term->temperature, "t_squared", (int)term->t_squared);
+        ok = json_object_set_new(one, "weight", weight_json(&term->weight)) == 0;
+        if (ok && row->option)
+            ok = json_object_set_new(one, row->option, json_real(term->option)) == 0;
+        /* The same term of a second student has the same name and the same text. */
+        ok = json_object_set_new(loss, term->name, one) == 0 && ok;
+    }
+    return ok ? KD_OK : kd_fail(KD_ENOMEM, "configuration: no memory");
+}
+
+void kd_terms_help(void *file)
+{
+    kd_options_help(file, "loss.NAME", weight_rows);
+    kd_options_help(file, "loss.NAME", term_rows);
+    for (int i = 0; i < KD_ROW_COUNT; i++) {
+        const kd_row_type *row = &kd_row_types[i];
+        char path[64], fallback[32];
+        if (!row->option) continue;
+        snprintf(path, sizeof path, "loss.%s", row->name);
+        snprintf(fallback, sizeof fallback, "%g", row->option_default);
+        const kd_option rows[] = { { row->option, KD_FLOAT, 0, fallback, row->option_min,
+                                     row->option_max, "", row->help },
+                                   { 0 } };
+        kd_options_help(file, path, rows);
+    }
+}

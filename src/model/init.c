@@ -126,7 +126,7 @@ kd_status kd_init_from_layers(const char *out, const char *teacher, const int64_
     kd_arena *arena = NULL;
     kd_model_files *files = NULL;
     kd_config config = { 0 };
-    kd_dtype dtype;
+    kd_dtype dtype = KD_F32;
     const char *path;
     kd_status status;
     KD_TRY(kd_arena_create(&arena));

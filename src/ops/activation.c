@@ -27,7 +27,7 @@ static inline void logistic(float *s, float *rest, float x)
 
 /*
  * Phi(x): with t = |x| / sqrt 2, erf t is a polynomial for t < 0.9277 and erfc t the exponential of
- * one above, within 2 ulp of Phi (coefficients: N. Juffa, erff, minimax).
+ * one above.  The error is below 2^-23 absolutely (coefficients: N. Juffa, erff, minimax).
  */
 static inline float normal_cdf(float x)
 {

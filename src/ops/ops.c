@@ -69,7 +69,7 @@ static void poison(const kd_op_info *info, const void *args)
     }
 }
 
-kd_status kd_run(kd_exec *exec, kd_op_id op, const void *args)
+kd_status kd_op_run(kd_exec *exec, kd_op_id op, const void *args)
 {
     const kd_op_info *info = &kd_op_infos[op];
     const kd_ops *ops = exec->device->ops;

@@ -90,7 +90,7 @@ struct kd_ops {
 #undef KD_OP
 };
 
-extern const kd_ops kd_ops_cpu;
+extern const kd_ops kd_ops_cpu, kd_ops_meta;
 
 typedef enum kd_op_id {
 #define KD_OP(name, operands) KD_OP_##name,
@@ -120,9 +120,9 @@ extern const kd_op_info kd_op_infos[KD_OP_COUNT];
 
 /* Runs one op: poisons its outputs on a debug device, gives its scratch back, and puts the op's
  * name before the message of a failure. */
-KD_MUST_CHECK kd_status kd_run(kd_exec *exec, kd_op_id op, const void *args);
+KD_MUST_CHECK kd_status kd_op_run(kd_exec *exec, kd_op_id op, const void *args);
 
-#define KD_RUN(exec, op, ...) kd_run((exec), KD_OP_##op, &(const kd_##op##_args){ __VA_ARGS__ })
+#define KD_RUN(exec, op, ...) kd_op_run((exec), KD_OP_##op, &(const kd_##op##_args){ __VA_ARGS__ })
 
 /* KD_ENOTSUP naming every op that `ops` lacks; `device` is for the message. */
 KD_MUST_CHECK kd_status kd_ops_complete(const kd_ops *ops, const char *device);

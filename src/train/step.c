@@ -11,7 +11,7 @@ static bool trained(const kd_member *member) { return member->model->slab.traina
 
 /* ---- parts ------------------------------------------------------------------------------------ */
 
-static kd_status upload_batch(kd_step *step, const kd_micro_batch *micro)
+kd_status kd_step_upload(kd_step *step, const kd_micro_batch *micro)
 {
     for (int64_t i = 0; i < step->target_rows; i++) {
         const int32_t row = i < micro->rows ? micro->valid[i] : -1;
@@ -116,7 +116,7 @@ kd_status kd_step_run(kd_step *step, const kd_step_batch *batch, int64_t index)
     KD_TRY(begin(step, index, valid));
     for (int64_t i = 0; i < batch->micro_count; i++) {
         const kd_mark mark = kd_stack_mark(&step->stack);
-        KD_TRY(upload_batch(step, &batch->micro[i]));
+        KD_TRY(kd_step_upload(step, &batch->micro[i]));
         KD_TRY(forward(step, false));
         KD_TRY(forward(step, true));
         KD_TRY(losses(step));
@@ -179,23 +179,4 @@ kd_status kd_step_result_of(const kd_step_result **out, kd_step *step, int64_t i
     }
     *out = result;
     return KD_OK;
-}
-
-kd_status kd_step_measure(kd_step *step, const kd_micro_batch *micro, int student,
-                          const kd_row_results *rows)
-{
-    kd_taps *taps[KD_MAX_MODELS];
-    kd_member *member = &step->members[student];
-    const kd_mark mark = kd_stack_mark(&step->stack);
-    kd_objective_scalars(&member->host, &step->objective, student, 0, 0.0);
-    KD_TRY(kd_upload(&step->exec, &member->scalars, &member->host));
-    KD_TRY(upload_batch(step, micro));
-    for (int m = 0; m < step->count; m++) {
-        taps[m] = &step->members[m].taps;
-        KD_TRY(kd_model_forward(step->members[m].model, &step->exec, &step->batch, taps[m]));
-    }
-    KD_TRY(kd_objective_head(&step->objective, &step->exec, student, taps, &step->targets,
-                             &member->scalars, &member->totals, rows, false));
-    kd_stack_release(&step->stack, mark);
-    return kd_sync(&step->exec);
 }

@@ -16,8 +16,9 @@ static kd_status take_fixed(kd_step *step)
         kd_member *member = &step->members[m];
         KD_TRY(kd_stack_push(&member->scalars, fixed, "step scalars", KD_U8,
                              KD_SHAPE((int64_t)sizeof(kd_step_scalars))));
-        const int terms = kd_objective_terms(&step->objective, m);
-        KD_TRY(kd_stack_push(&member->totals, fixed, "loss totals", KD_F32, KD_SHAPE(terms + 1)));
+        const int64_t terms = kd_objective_terms(&step->objective, m);
+        KD_TRY(kd_stack_push(&member->totals, fixed, "loss totals", KD_F32,
+                             KD_SHAPE(kd_max_i64(terms, 2) + 1)));
     }
     return KD_OK;
 }
@@ -38,28 +39,33 @@ static kd_status plan_batch(kd_micro_batch *micro, kd_step *step)
     return KD_OK;
 }
 
-static kd_status plan_measures(kd_step *step, const kd_micro_batch *micro)
+/* Terms of evaluation: what every model is measured by, whatever it is trained with. */
+static void open_measures(kd_step *step)
 {
+    const int reference = kd_step_reference(step);
+    int n = 0;
     for (int m = 0; m < step->count; m++) {
-        const int terms = kd_objective_terms(&step->objective, m);
-        const kd_mark mark = kd_stack_mark(&step->stack);
-        kd_row_results rows;
-        if (terms == 0) continue;
-        step->stack.phase = "evaluation";
-        KD_TRY(kd_step_take_rows(&rows, step, m));
-        KD_TRY(kd_step_measure(step, micro, m, &rows));
-        kd_stack_release(&step->stack, mark);
+        const kd_term term = {
+            .kind = KD_ROW_cross_entropy, .temperature = 1.0, .student = m, .teacher = -1
+        };
+        step->measure_terms[n] = term;
+        step->measure_terms[n++].name = "nll";
+        if (m == reference || reference < 0) continue;
+        step->measure_terms[n] = term;
+        step->measure_terms[n].name = "kl";
+        step->measure_terms[n].kind = KD_ROW_forward_kl;
+        step->measure_terms[n++].teacher = reference;
     }
-    return KD_OK;
+    step->measures =
+        (kd_objective){ step->measure_terms, n, step->objective.chunk, step->objective.classes };
 }
 
-kd_status kd_step_take_rows(kd_row_results *rows, kd_step *step, int student)
+static kd_status plan_measures(kd_step *step, const kd_micro_batch *micro)
 {
-    const int terms = kd_objective_terms(&step->objective, student);
-    KD_TRY(kd_push(&rows->losses, &step->exec, "evaluation row losses", KD_F32,
-                   KD_SHAPE(terms, step->target_rows)));
-    return kd_push(&rows->same_top, &step->exec, "evaluation same top", KD_F32,
-                   KD_SHAPE(step->target_rows));
+    kd_measured measured[KD_MAX_MODELS] = { { .nll = NULL } };
+    KD_TRY(KD_ARENA_ARRAY(&step->host_values, step->arena, 3 * step->count * step->target_rows));
+    for (int m = 0; m < step->count; m++) measured[m] = kd_step_values(step, m);
+    return kd_step_measure(step, micro, ~0u, measured);
 }
 
 static kd_status plan(kd_step *step, const kd_step_options *options)
@@ -76,6 +82,7 @@ static kd_status plan(kd_step *step, const kd_step_options *options)
     if (chunk == 0) chunk = kd_objective_chunk(options->rows, vocabulary, dtype);
     step->objective =
         (kd_objective){ options->terms, options->term_count, chunk, options->classes };
+    open_measures(step);
     step->target_rows = kd_ceil_div(options->rows, chunk) * chunk;
     KD_TRY(KD_ARENA_ARRAY(&step->host_rows, step->arena, step->target_rows));
     KD_TRY(KD_ARENA_ARRAY(&step->host_labels, step->arena, step->target_rows));

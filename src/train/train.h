@@ -52,6 +52,8 @@ typedef struct kd_step {
     kd_member members[KD_MAX_MODELS];
     int count;
     kd_objective objective;
+    kd_objective measures; /* per model: cross entropy, then forward KL to the reference */
+    kd_term measure_terms[2 * KD_MAX_MODELS];
     kd_optim_options optim;
     int64_t steps;       /* of the run, for schedules */
     int64_t rows;        /* N of a micro-batch */
@@ -59,6 +61,7 @@ typedef struct kd_step {
     kd_batch batch;      /* device copies of the micro-batch in hand */
     kd_targets targets;
     int32_t *host_rows, *host_labels; /* [target_rows] */
+    float *host_values;               /* [count, 3, target_rows]: measured values per row */
     kd_arena *arena;
     kd_stack fixed;            /* scalars, totals, batch tensors: as long as the step lives */
     kd_step_result results[2]; /* of the last two steps */
@@ -90,6 +93,9 @@ KD_MUST_CHECK kd_status kd_step_open(kd_step *step);
 void kd_step_close(kd_step *step);
 size_t kd_step_bytes(const kd_step *step); /* planned: stack and batch tensors */
 
+/* Copies a micro-batch and its targets to the device. */
+KD_MUST_CHECK kd_status kd_step_upload(kd_step *step, const kd_micro_batch *micro);
+
 /* The seven parts of design.md §3, in order; enqueues and does not wait. */
 KD_MUST_CHECK kd_status kd_step_run(kd_step *step, const kd_step_batch *batch, int64_t index);
 
@@ -98,13 +104,48 @@ KD_MUST_CHECK kd_status kd_step_run(kd_step *step, const kd_step_batch *batch, i
 KD_MUST_CHECK kd_status kd_step_result_of(const kd_step_result **result, kd_step *step,
                                           int64_t index);
 
-/* Takes the tensors that kd_step_measure fills from the step's stack. */
-KD_MUST_CHECK kd_status kd_step_take_rows(kd_row_results *rows, kd_step *step, int student);
+/* ---- evaluation ------------------------------------------------------------------------------- */
 
-/* Forward and row losses of one micro-batch of `student` against its teacher, nothing trained:
- * the evaluation's step.  `rows` is on the device and f32. */
-KD_MUST_CHECK kd_status kd_step_measure(kd_step *step, const kd_micro_batch *micro, int student,
-                                        const kd_row_results *rows);
+/*
+ * Values per counted row of one micro-batch: row 0 of `losses` is the cross entropy at T = 1, row 1,
+ * on every model but the reference (the first frozen one), the forward KL to it; then same_top.
+ * Logits are f32.
+ */
+typedef struct kd_measured {
+    kd_row_results device;  /* of the model in hand */
+    float *nll, *kl, *same; /* host [target_rows]; kl and same NaN for the reference */
+    double seconds;         /* forward pass and head */
+} kd_measured;
+
+int kd_step_reference(const kd_step *step); /* index of the reference model; -1: none */
+
+/* The step's own host arrays for `model`'s values. */
+kd_measured kd_step_values(const kd_step *step, int model);
+
+/* Forward passes of all models, then the measures of those in `wanted` (bit m: model m), nothing
+ * trained.  out[m].nll, kl and same are the caller's. */
+KD_MUST_CHECK kd_status kd_step_measure(kd_step *step, const kd_micro_batch *micro, unsigned wanted,
+                                        kd_measured *out);
+
+/* Sums per document, from which means and their standard errors over documents come. */
+typedef struct kd_scores {
+    int64_t documents, tokens;
+    double *count;           /* [documents] counted tokens */
+    double *nll, *kl, *same; /* [documents] sums */
+    float *kl_values;        /* [capacity] of every token; NULL: not kept */
+    int64_t kl_count, capacity;
+    double seconds;
+} kd_scores;
+
+KD_MUST_CHECK kd_status kd_scores_create(kd_scores *scores, kd_arena *arena, int64_t documents,
+                                         int64_t capacity);
+void kd_scores_reset(kd_scores *scores);
+void kd_scores_add(kd_scores *scores, const kd_micro_batch *micro, const kd_measured *measured);
+kd_measure kd_scores_mean(const kd_scores *scores, const double *sums);
+
+/* One pass of `loader` (seeked to its start); `scores` is indexed by model. */
+KD_MUST_CHECK kd_status kd_step_evaluate(kd_step *step, kd_loader *loader, unsigned wanted,
+                                         kd_scores *scores);
 
 /* ---- checkpoints ------------------------------------------------------------------------------ */
 

@@ -65,7 +65,7 @@ double *test_zeros(test_bench *bench, int64_t count);
 
 /*
  * Fails, naming the case by `fmt` and the element, unless for every element
- *     |got - want| <= eps_f32 * (|got| + |want| + scale) * sqrt(length) + rounding(dtype) * |want|
+ *     |got - want| <= eps_f32 * (|got| + |want| + scale) * sqrt(length) + rounding to the dtype
  * `length` is the number of terms that were summed in f32, `scale` the size of what was summed
  * (1 for operands around 1).  NaN and infinity are equal only to themselves.
  */

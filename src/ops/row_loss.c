@@ -1,0 +1,503 @@
+/*
+ * row_loss - cross entropy and every divergence over rows of logits; the gradient overwrites them.
+ *
+ * The mathematics of a term is in rows/<term>.h, what they share in rows/row.h.  For a row n and
+ * terms k at temperature T_k:
+ *
+ *     loss[k, n]    =  weight[n] * t_squared_k * value_k                          (not times scale)
+ *     d student[n]  =  sum_k weight[n] * scale_k * t_squared_k / T_k * gradient_k
+ *
+ *   rows      Ignored when labels are given and the label is -1, or weight is given and 0: nothing
+ *             of the row is read, its losses, same_top and all V gradients are 0.
+ *   columns   Softmaxes over the first `classes`; columns from there to V get gradient 0 and are
+ *             not read; memory beyond V is not touched.  The teacher may be padded otherwise.
+ *   classes   -inf, NaN and what is done at probability 0: rows/row.h.
+ *   same_top  1 where the first largest class of student and teacher is the same.  NaN is never the
+ *             largest; a row that has no largest class has no same top.
+ *   errors    A label outside [0, classes) in a row that is not ignored, and a temperature that is
+ *             not above 0, are KD_EINVAL before anything is written.
+ *
+ * Work of a row, blocks of BLOCK classes in the first-level cache: one sweep for both maxima (and
+ * with that x = (z - max z) / T of any temperature); then per distinct temperature one sweep for
+ * exp and its sums (kept in scratch), one for the sums of its terms, one for their gradients.
+ * Sums are pairwise in float within a block and in double over blocks, in an order that depends on
+ * the row alone, so the number of threads does not change a bit.
+ */
+#include "ops/rowio.h"
+#include "ops/vmath.h"
+
+#include <omp.h>
+#include <stdalign.h>
+
+#define KD_ROW_FN     static inline
+#define KD_ROW_LOG(x) kd_vlogf(x)
+#define KD_ROW_ABS(x) __builtin_fabsf(x)
+
+#include "ops/rows/cross_entropy.h"
+#include "ops/rows/forward_kl.h"
+#include "ops/rows/jsd.h"
+#include "ops/rows/reverse_kl.h"
+#include "ops/rows/skew_kl.h"
+#include "ops/rows/skew_reverse_kl.h"
+#include "ops/rows/total_variation.h"
+#include "ops/rows/z_loss.h"
+
+/* clang-format off */
+const kd_row_type kd_row_types[KD_ROW_COUNT] = {
+#define KD_ROW(term, reads_teacher, reads_label, option_name, preset, low, high, text)             \
+    { #term, reads_teacher, reads_label, option_name, preset, low, high, text },
+#include "ops/row_list.h"
+#undef KD_ROW
+};
+/* clang-format on */
+
+/* ---- blocks ----------------------------------------------------------------------------------- */
+
+enum { BLOCK = 256 }; /* classes; a power of two of at least 16 */
+
+/* The last block of a row is filled up with classes that are dead on both sides: they add 0. */
+typedef struct block {
+    alignas(64) float log_q[BLOCK], q[BLOCK], log_p[BLOCK], p[BLOCK], live[BLOCK], label[BLOCK];
+} block;
+
+/* Sum in a fixed order; destroys x. */
+static double sum_block(float *restrict x)
+{
+    for (int width = BLOCK / 2; width >= 16; width /= 2)
+        for (int i = 0; i < width; i++) x[i] += x[i + width];
+    double sum = 0.0;
+    for (int i = 0; i < 16; i++) sum += (double)x[i];
+    return sum;
+}
+
+static inline kd_row_class class_at(const block *restrict b, int i)
+{
+    return (kd_row_class){ b->log_q[i], b->q[i], b->log_p[i], b->p[i], b->live[i], b->label[i] };
+}
+
+typedef struct term_functions {
+    void (*add_sums)(double sums[2], const block *b, float option);
+    float (*value)(kd_row_stats stats);
+    /* gradient[i] += factor * the term's, for live classes */
+    void (*add_gradient)(float *gradient, const block *b, kd_row_stats stats, float factor);
+} term_functions;
+
+#define KD_ROW(term, ...)                                                                          \
+    static void add_sums_##term(double sums[2], const block *restrict b, float option)             \
+    {                                                                                              \
+        alignas(64) float a_of[BLOCK], b_of[BLOCK];                                                \
+        for (int i = 0; i < BLOCK; i++) {                                                          \
+            const kd_row_sums share = kd_row_##term##_sums(class_at(b, i), option);                \
+            a_of[i] = share.a;                                                                     \
+            b_of[i] = share.b;                                                                     \
+        }                                                                                          \
+        sums[0] += sum_block(a_of);                                                                \
+        sums[1] += sum_block(b_of);                                                                \
+    }                                                                                              \
+    static void add_gradient_##term(float *restrict gradient, const block *restrict b,             \
+                                    kd_row_stats stats, float factor)                              \
+    {                                                                                              \
+        for (int i = 0; i < BLOCK; i++) {                                                          \
+            const float g = kd_row_##term##_gradient(class_at(b, i), stats);                       \
+            gradient[i] += b->live[i] == 0.0f ? 0.0f : factor * g;                                 \
+        }                                                                                          \
+    }
+#include "ops/row_list.h"
+#undef KD_ROW
+
+static const term_functions functions[KD_ROW_COUNT] = {
+#define KD_ROW(term, ...) { add_sums_##term, kd_row_##term##_value, add_gradient_##term },
+#include "ops/row_list.h"
+#undef KD_ROW
+};
+
+/* ---- rows of logits --------------------------------------------------------------------------- */
+
+/* Classes [first, first + BLOCK) of a row as floats, -inf from `classes` on; in place when they
+ * lie there so, else in `buffer`. */
+static const float *load_block(float *restrict buffer, kd_row row, int64_t first, int64_t classes)
+{
+    const int count = (int)kd_min_i64(BLOCK, classes - first);
+    if (row.dtype == KD_F32) {
+        const float *from = (const float *)row.data + first;
+        if (count == BLOCK) return from;
+        memcpy(buffer, from, (size_t)count * sizeof *from);
+    } else {
+        const uint16_t *from = (const uint16_t *)row.data + first;
+        for (int i = 0; i < count; i++) buffer[i] = kd_bf16_to_f32(from[i]);
+    }
+    for (int i = count; i < BLOCK; i++) buffer[i] = -INFINITY;
+    return buffer;
+}
+
+static void store_block(kd_row row, int64_t first, int64_t classes, const float *restrict from)
+{
+    const int count = (int)kd_min_i64(BLOCK, classes - first);
+    if (row.dtype == KD_F32) {
+        memcpy((float *)row.data + first, from, (size_t)count * sizeof *from);
+    } else {
+        uint16_t *restrict to = (uint16_t *)row.data + first;
+        for (int i = 0; i < count; i++) to[i] = kd_f32_to_bf16(from[i]);
+    }
+}
+
+static void zero_columns(kd_row row, int64_t first, int64_t end)
+{
+    const size_t size = kd_dtype_size(row.dtype);
+    memset((char *)row.data + (size_t)first * size, 0, (size_t)(end - first) * size);
+}
+
+static float element(kd_row row, int64_t j)
+{
+    return row.dtype == KD_F32 ? ((const float *)row.data)[j]
+                               : kd_bf16_to_f32(((const uint16_t *)row.data)[j]);
+}
+
+/* NaN is never the largest. */
+static float row_max(kd_row row, int64_t classes)
+{
+    alignas(64) float buffer[BLOCK], most[BLOCK];
+    for (int i = 0; i < BLOCK; i++) most[i] = -INFINITY;
+    for (int64_t first = 0; first < classes; first += BLOCK) {
+        const float *z = load_block(buffer, row, first, classes);
+        for (int i = 0; i < BLOCK; i++) most[i] = z[i] > most[i] ? z[i] : most[i];
+    }
+    float max = -INFINITY;
+    for (int i = 0; i < BLOCK; i++) max = most[i] > max ? most[i] : max;
+    return max;
+}
+
+static int64_t first_equal(kd_row row, int64_t classes, float value)
+{
+    for (int64_t j = 0; j < classes; j++)
+        if (element(row, j) == value) return j;
+    return classes;
+}
+
+/* ---- one row ---------------------------------------------------------------------------------- */
+
+/* One side of a row at one temperature. */
+typedef struct side {
+    kd_row row;
+    float max;
+    float *exp; /* scratch [round_up(classes, BLOCK)]: exp((z - max) / T) */
+    float log_sum, inv_sum;
+    float floor; /* log-probability of a dead class; NaN in a row that has a NaN */
+} side;
+
+typedef struct job {
+    const kd_row_loss_args *args;
+    const kd_term_scalars *term; /* [args->terms->count] */
+    bool teacher;                /* some term reads it */
+    int64_t columns;             /* classes rounded up to BLOCK */
+} job;
+
+static void exponentials(side *s, int64_t classes, float inv_t)
+{
+    alignas(64) float buffer[BLOCK], e[BLOCK];
+    double sum = 0.0;
+    for (int64_t first = 0; first < classes; first += BLOCK) {
+        const float *z = load_block(buffer, s->row, first, classes);
+        for (int i = 0; i < BLOCK; i++) e[i] = kd_vexpf((z[i] - s->max) * inv_t);
+        memcpy(s->exp + first, e, sizeof e);
+        sum += sum_block(e);
+    }
+    s->log_sum = (float)log(sum);
+    s->inv_sum = (float)(1.0 / sum);
+    s->floor = isnan(s->log_sum) ? s->log_sum : KD_ROW_LOG_FLOOR;
+}
+
+static void fill_student(block *restrict b, const side *s, int64_t first, int64_t classes,
+                         float inv_t)
+{
+    alignas(64) float buffer[BLOCK];
+    const float *restrict z = load_block(buffer, s->row, first, classes);
+    const float *restrict e = s->exp + first;
+    const float max = s->max, log_sum = s->log_sum, inv_sum = s->inv_sum, dead = s->floor;
+    for (int i = 0; i < BLOCK; i++) {
+        const float x = (z[i] - max) * inv_t;
+        b->log_q[i] = x == -INFINITY ? dead : x - log_sum;
+        b->live[i] = x == -INFINITY ? 0.0f : 1.0f;
+        b->q[i] = e[i] * inv_sum;
+    }
+}
+
+static void fill_teacher(block *restrict b, const side *s, int64_t first, int64_t classes,
+                         float inv_t)
+{
+    alignas(64) float buffer[BLOCK];
+    const float *restrict z = load_block(buffer, s->row, first, classes);
+    const float *restrict e = s->exp + first;
+    const float max = s->max, log_sum = s->log_sum, inv_sum = s->inv_sum, dead = s->floor;
+    for (int i = 0; i < BLOCK; i++) {
+        const float x = (z[i] - max) * inv_t;
+        b->log_p[i] = x == -INFINITY ? dead : x - log_sum;
+        b->p[i] = e[i] * inv_sum;
+    }
+}
+
+/* A row at one temperature: both sides, and which terms are meant. */
+typedef struct group {
+    side student, teacher;
+    float temperature, inv_t;
+    unsigned members; /* bit k: term k */
+    bool reads_teacher;
+    int64_t label; /* -1: none */
+} group;
+
+/* What a term that reads no teacher is shown. */
+static void no_teacher(block *b)
+{
+    memset(b->log_p, 0, sizeof b->log_p);
+    memset(b->p, 0, sizeof b->p);
+}
+
+static void fill_block(block *b, const group *g, int64_t first, int64_t classes)
+{
+    fill_student(b, &g->student, first, classes, g->inv_t);
+    if (g->reads_teacher) fill_teacher(b, &g->teacher, first, classes, g->inv_t);
+    memset(b->label, 0, sizeof b->label);
+    if (g->label >= first && g->label < first + BLOCK) b->label[g->label - first] = 1.0f;
+}
+
+static void group_stats(kd_row_stats stats[KD_MAX_ROW_TERMS], const group *g, const job *j)
+{
+    const kd_row_terms *terms = j->args->terms;
+    double sums[KD_MAX_ROW_TERMS][2] = { { 0.0 } };
+    block b;
+    no_teacher(&b);
+    for (int64_t first = 0; first < j->args->classes; first += BLOCK) {
+        fill_block(&b, g, first, j->args->classes);
+        for (int k = 0; k < terms->count; k++)
+            if (g->members >> k & 1u)
+                functions[terms->kind[k]].add_sums(sums[k], &b, j->term[k].option);
+    }
+
+    kd_row_stats common = { .lse = g->student.max * g->inv_t + g->student.log_sum };
+    if (g->label >= 0) {
+        const side *s = &g->student;
+        const float x = (element(s->row, g->label) - s->max) * g->inv_t;
+        common.log_q_label = x == -INFINITY ? s->floor : x - s->log_sum;
+        common.label_live = x == -INFINITY ? 0.0f : 1.0f;
+    }
+    for (int k = 0; k < terms->count; k++) {
+        if (!(g->members >> k & 1u)) continue;
+        stats[k] = common;
+        stats[k].option = j->term[k].option;
+        stats[k].a = (float)sums[k][0];
+        stats[k].b = (float)sums[k][1];
+    }
+}
+
+/* after = before + the group's gradients.  `before` NULL: 0; `after` NULL: over the student's
+ * logits; the two may be the same. */
+static void group_gradient(const group *g, const job *j, const kd_row_stats *stats, float weight,
+                           const float *before, float *after)
+{
+    const kd_row_terms *terms = j->args->terms;
+    const int64_t classes = j->args->classes;
+    block b;
+    alignas(64) float out[BLOCK];
+    no_teacher(&b);
+    for (int64_t first = 0; first < classes; first += BLOCK) {
+        fill_block(&b, g, first, classes);
+        if (before)
+            memcpy(out, before + first, sizeof out);
+        else
+            memset(out, 0, sizeof out);
+        for (int k = 0; k < terms->count; k++) {
+            const kd_term_scalars *s = &j->term[k];
+            if (!(g->members >> k & 1u)) continue;
+            functions[terms->kind[k]].add_gradient(out, &b, stats[k],
+                                                   weight * s->scale * s->t_squared * g->inv_t);
+        }
+        if (after)
+            memcpy(after + first, out, sizeof out);
+        else
+            store_block(g->student.row, first, classes, out);
+    }
+}
+
+static void set_loss(const job *j, int k, int64_t n, float loss)
+{
+    const kd_tensor *t = j->args->loss;
+    ((float *)t->data)[k * t->stride[0] + n * t->stride[1]] = loss;
+}
+
+static void set_same_top(const job *j, int64_t n, bool same)
+{
+    const kd_tensor *t = j->args->same_top;
+    if (kd_present(t)) ((float *)t->data)[n * t->stride[0]] = same ? 1.0f : 0.0f;
+}
+
+/* The terms of term k's temperature; `k` is the first of them. */
+static void open_group(group *g, const job *j, int k)
+{
+    const kd_row_terms *terms = j->args->terms;
+    g->temperature = j->term[k].temperature;
+    g->inv_t = 1.0f / g->temperature;
+    g->members = 0;
+    g->reads_teacher = false;
+    for (int i = k; i < terms->count; i++) {
+        if (j->term[i].temperature != g->temperature) continue;
+        g->members |= 1u << i;
+        g->reads_teacher |= kd_row_types[terms->kind[i]].teacher;
+    }
+    exponentials(&g->student, j->args->classes, g->inv_t);
+    if (g->reads_teacher) exponentials(&g->teacher, j->args->classes, g->inv_t);
+}
+
+/* scratch: `columns` floats for the student, for the teacher where one is read, and for a gradient
+ * on its way from one temperature to the next where there are several terms. */
+static void run_row(const job *j, int64_t n, int64_t label, float weight, float *scratch)
+{
+    const kd_row_loss_args *args = j->args;
+    const int count = args->terms->count;
+    const kd_row student = kd_row_of(args->student, n);
+    group g = { .label = label };
+    g.student = (side){ student, row_max(student, args->classes), scratch, 0.0f, 0.0f, 0.0f };
+    if (kd_present(args->teacher)) {
+        const kd_row teacher = kd_row_of(args->teacher, n);
+        g.teacher = (side){
+            teacher, row_max(teacher, args->classes), scratch + j->columns, 0.0f, 0.0f, 0.0f
+        };
+    }
+    if (kd_present(args->same_top)) {
+        const int64_t top = first_equal(student, args->classes, g.student.max);
+        set_same_top(j, n,
+                     top < args->classes &&
+                         top == first_equal(g.teacher.row, args->classes, g.teacher.max));
+    }
+
+    float *const carried = scratch + (j->teacher ? 2 : 1) * j->columns;
+    unsigned done = 0;
+    for (int k = 0; k < count; k++) {
+        if (done >> k & 1u) continue;
+        kd_row_stats stats[KD_MAX_ROW_TERMS];
+        const bool first = done == 0;
+        open_group(&g, j, k);
+        done |= g.members;
+        group_stats(stats, &g, j);
+        for (int i = 0; i < count; i++)
+            if (g.members >> i & 1u)
+                set_loss(j, i, n,
+                         weight * j->term[i].t_squared *
+                             functions[args->terms->kind[i]].value(stats[i]));
+        group_gradient(&g, j, stats, weight, first ? NULL : carried,
+                       done + 1u == 1u << count ? NULL : carried);
+    }
+    zero_columns(student, args->classes, args->student->shape[1]);
+}
+
+/* ---- the op ----------------------------------------------------------------------------------- */
+
+static int64_t label_of(const kd_row_loss_args *args, int64_t n)
+{
+    const kd_tensor *t = args->labels;
+    return kd_present(t) ? ((const int32_t *)t->data)[n * t->stride[0]] : -1;
+}
+
+static float weight_of(const kd_row_loss_args *args, int64_t n)
+{
+    const kd_tensor *t = args->weight;
+    return kd_present(t) ? ((const float *)t->data)[n * t->stride[0]] : 1.0f;
+}
+
+static bool ignored(const kd_row_loss_args *args, int64_t n)
+{
+    return (kd_present(args->labels) && label_of(args, n) == -1) || weight_of(args, n) == 0.0f;
+}
+
+static kd_status check_logits(const kd_tensor *t, const char *what, int64_t rows, int64_t classes)
+{
+    KD_TRY(kd_tensor_expect(t, what, -1, KD_SHAPE(rows, -1)));
+    KD_TRY(kd_expect_rows(t, what));
+    if (t->shape[1] < classes)
+        return kd_fail(KD_EINVAL, "%s has %lld columns for %lld classes", what,
+                       (long long)t->shape[1], (long long)classes);
+    return KD_OK;
+}
+
+static kd_status check_shapes(const kd_row_loss_args *args)
+{
+    const kd_row_terms *terms = args->terms;
+    if (!terms || terms->count < 1 || terms->count > KD_MAX_ROW_TERMS)
+        return kd_fail(KD_EINVAL, "%d terms, expected 1 to %d", terms ? terms->count : 0,
+                       KD_MAX_ROW_TERMS);
+    if (args->classes < 1)
+        return kd_fail(KD_EINVAL, "%lld classes, expected at least 1", (long long)args->classes);
+    KD_TRY(check_logits(args->student, "student", -1, args->classes));
+    const int64_t rows = args->student->shape[0];
+    if (kd_present(args->teacher))
+        KD_TRY(check_logits(args->teacher, "teacher", rows, args->classes));
+    KD_TRY(kd_tensor_expect(args->loss, "loss", KD_F32, KD_SHAPE(terms->count, rows)));
+    if (kd_present(args->labels))
+        KD_TRY(kd_tensor_expect(args->labels, "labels", KD_I32, KD_SHAPE(rows)));
+    if (kd_present(args->weight))
+        KD_TRY(kd_tensor_expect(args->weight, "weight", KD_F32, KD_SHAPE(rows)));
+    if (kd_present(args->same_top)) {
+        KD_TRY(kd_tensor_expect(args->same_top, "same_top", KD_F32, KD_SHAPE(rows)));
+        if (!kd_present(args->teacher)) return kd_fail(KD_EINVAL, "same_top needs a teacher");
+    }
+    for (int k = 0; k < terms->count; k++) {
+        if ((unsigned)terms->kind[k] >= KD_ROW_COUNT)
+            return kd_fail(KD_EINVAL, "term %d is of unknown kind %d", k, (int)terms->kind[k]);
+        const kd_row_type *type = &kd_row_types[terms->kind[k]];
+        if (type->teacher && !kd_present(args->teacher))
+            return kd_fail(KD_EINVAL, "%s needs a teacher", type->name);
+        if (type->label && !kd_present(args->labels))
+            return kd_fail(KD_EINVAL, "%s needs labels", type->name);
+    }
+    if (!kd_present(args->scalars) || kd_tensor_bytes(args->scalars) < sizeof(kd_step_scalars))
+        return kd_fail(KD_EINVAL, "scalars: expected %zu bytes", sizeof(kd_step_scalars));
+    return KD_OK;
+}
+
+/* What only a host that shares memory with the operands can see in time. */
+static kd_status check_values(const kd_row_loss_args *args, const kd_term_scalars *term)
+{
+    for (int k = 0; k < args->terms->count; k++)
+        if (!(term[k].temperature > 0.0f) || term[k].temperature == INFINITY)
+            return kd_fail(KD_EINVAL, "%s: temperature is %g, expected above 0",
+                           kd_row_types[args->terms->kind[k]].name, (double)term[k].temperature);
+    if (!kd_present(args->labels)) return KD_OK;
+    for (int64_t n = 0; n < args->student->shape[0]; n++) {
+        const int64_t label = label_of(args, n);
+        if (!ignored(args, n) && (label < 0 || label >= args->classes))
+            return kd_fail(KD_EINVAL,
+                           "row %lld: label %lld, expected -1 or 0 to %lld of %lld classes",
+                           (long long)n, (long long)label, (long long)args->classes - 1,
+                           (long long)args->classes);
+    }
+    return KD_OK;
+}
+
+kd_status kd_row_loss_cpu(kd_exec *exec, const kd_row_loss_args *args)
+{
+    KD_TRY(check_shapes(args));
+    const kd_row_terms *terms = args->terms;
+    job j = { .args = args, .columns = kd_ceil_div(args->classes, BLOCK) * BLOCK };
+    for (int k = 0; k < terms->count; k++) j.teacher |= kd_row_types[terms->kind[k]].teacher;
+
+    const int threads = omp_get_max_threads();
+    const int64_t width = (1 + j.teacher + (terms->count > 1)) * j.columns;
+    kd_tensor scratch;
+    KD_TRY(kd_push(&scratch, exec, "row_loss.scratch", KD_F32, KD_SHAPE(threads, width)));
+    if (kd_planning(exec)) return KD_OK;
+
+    j.term = ((const kd_step_scalars *)args->scalars->data)->term;
+    KD_TRY(check_values(args, j.term));
+    const int64_t rows = args->student->shape[0];
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t n = 0; n < rows; n++) {
+        float *own = (float *)scratch.data + omp_get_thread_num() * width;
+        if (ignored(args, n)) {
+            for (int k = 0; k < terms->count; k++) set_loss(&j, k, n, 0.0f);
+            set_same_top(&j, n, false);
+            zero_columns(kd_row_of(args->student, n), 0, args->student->shape[1]);
+        } else {
+            run_row(&j, n, label_of(args, n), weight_of(args, n), own);
+        }
+    }
+    return KD_OK;
+}

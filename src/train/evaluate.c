@@ -1,0 +1,162 @@
+/* Measuring models on held-out tokens: values per token, sums per document. */
+#include "train/train.h"
+
+#include <math.h>
+
+int kd_step_reference(const kd_step *step)
+{
+    for (int m = 0; m < step->count; m++)
+        if (!step->members[m].model->slab.trainable) return m;
+    return -1;
+}
+
+kd_measured kd_step_values(const kd_step *step, int model)
+{
+    float *values = step->host_values + 3 * model * step->target_rows;
+    return (kd_measured){ .nll = values,
+                          .kl = values + step->target_rows,
+                          .same = values + 2 * step->target_rows };
+}
+
+/* ---- one micro-batch -------------------------------------------------------------------------- */
+
+static kd_status take_rows(kd_row_results *rows, kd_step *step, int terms)
+{
+    KD_TRY(kd_push(&rows->losses, &step->exec, "measured losses", KD_F32,
+                   KD_SHAPE(terms, step->target_rows)));
+    return kd_push(&rows->same_top, &step->exec, "measured same top", KD_F32,
+                   KD_SHAPE(step->target_rows));
+}
+
+static kd_status download(kd_step *step, kd_measured *out, int terms)
+{
+    const kd_tensor nll = kd_tensor_slice(&out->device.losses, 0, 0, 1);
+    KD_TRY(kd_download(&step->exec, out->nll, &nll));
+    if (terms > 1) {
+        const kd_tensor kl = kd_tensor_slice(&out->device.losses, 0, 1, 1);
+        KD_TRY(kd_download(&step->exec, out->kl, &kl));
+        return kd_download(&step->exec, out->same, &out->device.same_top);
+    }
+    for (int64_t i = 0; i < step->target_rows; i++) out->kl[i] = out->same[i] = NAN;
+    return KD_OK;
+}
+
+static kd_status measure_model(kd_step *step, int m, kd_taps *const *taps, kd_measured *out)
+{
+    kd_member *member = &step->members[m];
+    const int terms = kd_objective_terms(&step->measures, m);
+    const kd_mark mark = kd_stack_mark(&step->stack);
+    const double start = kd_clock();
+    kd_objective_scalars(&member->host, &step->measures, m, 0, 0.0);
+    KD_TRY(kd_upload(&step->exec, &member->scalars, &member->host));
+    KD_TRY(KD_RUN(&step->exec, fill, .y = &member->totals, .value = 0.0f));
+    KD_TRY(take_rows(&out->device, step, terms));
+    const kd_tensor totals = kd_tensor_slice(&member->totals, 0, 0, terms + 1);
+    KD_TRY(kd_objective_head(&step->measures, &step->exec, m, taps, &step->targets,
+                             &member->scalars, &totals, &out->device, false));
+    KD_TRY(download(step, out, terms));
+    KD_TRY(kd_sync(&step->exec));
+    kd_stack_release(&step->stack, mark);
+    out->seconds += kd_clock() - start;
+    return KD_OK;
+}
+
+kd_status kd_step_measure(kd_step *step, const kd_micro_batch *micro, unsigned wanted,
+                          kd_measured *out)
+{
+    kd_taps *taps[KD_MAX_MODELS];
+    const kd_mark mark = kd_stack_mark(&step->stack);
+    const int reference = kd_step_reference(step);
+    step->stack.phase = "evaluation";
+    KD_TRY(kd_step_upload(step, micro));
+    for (int m = 0; m < step->count; m++) {
+        taps[m] = &step->members[m].taps;
+        if (!(wanted >> m & 1u) && m != reference) continue;
+        const double start = kd_clock();
+        KD_TRY(kd_model_forward(step->members[m].model, &step->exec, &step->batch, taps[m]));
+        KD_TRY(kd_sync(&step->exec));
+        out[m].seconds = kd_clock() - start;
+    }
+    for (int m = 0; m < step->count; m++)
+        if (wanted >> m & 1u) KD_TRY(measure_model(step, m, taps, &out[m]));
+    kd_stack_release(&step->stack, mark);
+    return KD_OK;
+}
+
+/* ---- sums per document ------------------------------------------------------------------------ */
+
+kd_status kd_scores_create(kd_scores *s, kd_arena *arena, int64_t documents, int64_t capacity)
+{
+    *s = (kd_scores){ .documents = documents, .capacity = capacity };
+    KD_TRY(KD_ARENA_ARRAY(&s->count, arena, documents));
+    KD_TRY(KD_ARENA_ARRAY(&s->nll, arena, documents));
+    KD_TRY(KD_ARENA_ARRAY(&s->kl, arena, documents));
+    KD_TRY(KD_ARENA_ARRAY(&s->same, arena, documents));
+    return capacity ? KD_ARENA_ARRAY(&s->kl_values, arena, capacity) : KD_OK;
+}
+
+void kd_scores_reset(kd_scores *s)
+{
+    const size_t bytes = (size_t)s->documents * sizeof(double);
+    memset(s->count, 0, bytes);
+    memset(s->nll, 0, bytes);
+    memset(s->kl, 0, bytes);
+    memset(s->same, 0, bytes);
+    s->tokens = s->kl_count = 0;
+    s->seconds = 0.0;
+}
+
+void kd_scores_add(kd_scores *s, const kd_micro_batch *micro, const kd_measured *measured)
+{
+    for (int64_t i = 0; i < micro->valid_count; i++) {
+        const int32_t d = micro->documents[micro->valid[i]];
+        s->count[d] += 1.0;
+        s->nll[d] += measured->nll[i];
+        s->kl[d] += measured->kl[i];
+        s->same[d] += measured->same[i];
+        if (s->kl_count < s->capacity) s->kl_values[s->kl_count++] = measured->kl[i];
+    }
+    s->tokens += micro->valid_count;
+    s->seconds += measured->seconds;
+}
+
+/* A ratio of sums over documents: its error by linearisation (Cochran 1977, §6). */
+kd_measure kd_scores_mean(const kd_scores *s, const double *sums)
+{
+    double total = 0.0, count = 0.0, spread = 0.0, n = 0.0;
+    for (int64_t d = 0; d < s->documents; d++) {
+        total += sums[d];
+        count += s->count[d];
+        n += s->count[d] > 0.0;
+    }
+    if (count <= 0.0) return (kd_measure){ NAN, NAN };
+    const double mean = total / count;
+    for (int64_t d = 0; d < s->documents; d++) {
+        const double residual = sums[d] - mean * s->count[d];
+        spread += residual * residual;
+    }
+    return (kd_measure){ mean, n > 1.0 ? sqrt(spread * n / (n - 1.0)) / count : NAN };
+}
+
+/* ---- one pass --------------------------------------------------------------------------------- */
+
+kd_status kd_step_evaluate(kd_step *step, kd_loader *loader, unsigned wanted, kd_scores *scores)
+{
+    const kd_cursor start = { 0 };
+    kd_measured measured[KD_MAX_MODELS] = { { .nll = NULL } };
+    for (int m = 0; m < step->count; m++) {
+        measured[m] = kd_step_values(step, m);
+        if (wanted >> m & 1u) kd_scores_reset(&scores[m]);
+    }
+    KD_TRY(kd_loader_seek(loader, &start));
+    for (;;) {
+        const kd_step_batch *batch;
+        KD_TRY(kd_loader_next(&batch, loader, NULL));
+        if (!batch) return KD_OK;
+        for (int64_t i = 0; i < batch->micro_count; i++) {
+            KD_TRY(kd_step_measure(step, &batch->micro[i], wanted, measured));
+            for (int m = 0; m < step->count; m++)
+                if (wanted >> m & 1u) kd_scores_add(&scores[m], &batch->micro[i], &measured[m]);
+        }
+    }
+}

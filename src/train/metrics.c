@@ -1,0 +1,170 @@
+/* What a run reports: lines for a person on the log, records for programs in metrics.jsonl. */
+#include "train/metrics.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* ---- metrics.jsonl ---------------------------------------------------------------------------- */
+
+/* Records of steps that a resumed run will take again are dropped. */
+static kd_status keep_until(const char *path, int64_t step)
+{
+    char *text;
+    size_t bytes, kept = 0;
+    kd_status status = KD_OK;
+    if (!kd_file_exists(path)) return KD_OK;
+    KD_TRY(kd_file_read(&text, &bytes, path, (size_t)1 << 32));
+    for (size_t at = 0; at < bytes;) {
+        const char *end = memchr(text + at, '\n', bytes - at);
+        const size_t next = end ? (size_t)(end - text) + 1 : bytes;
+        json_t *record = end ? json_loadb(text + at, next - at, 0, NULL) : NULL;
+        const bool keep = record && json_integer_value(json_object_get(record, "step")) < step;
+        json_decref(record);
+        if (keep) {
+            memmove(text + kept, text + at, next - at);
+            kept += next - at;
+        }
+        at = next;
+    }
+    status = kd_file_write_atomic(path, text, kept);
+    free(text);
+    return status;
+}
+
+kd_status kd_metrics_open(kd_metrics *metrics, kd_arena *arena, const char *out, int64_t step)
+{
+    *metrics = (kd_metrics){ .fd = -1 };
+    KD_TRY(kd_path_join(&metrics->path, arena, out, "metrics.jsonl"));
+    KD_TRY(keep_until(metrics->path, step));
+    metrics->fd = open(metrics->path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
+    if (metrics->fd < 0) return kd_fail(KD_EIO, "%s: %s", metrics->path, strerror(errno));
+    return KD_OK;
+}
+
+void kd_metrics_close(kd_metrics *metrics)
+{
+    if (metrics->path && metrics->fd >= 0) close(metrics->fd);
+    *metrics = (kd_metrics){ .fd = -1 };
+}
+
+/* One record in the making: a fixed buffer, so that a step allocates nothing. */
+typedef struct record {
+    char text[2048];
+    size_t used;
+} record;
+
+static void KD_PRINTF(2, 3) put(record *r, const char *fmt, ...)
+{
+    va_list args;
+    va_start(args, fmt);
+    const int n = vsnprintf(r->text + r->used, sizeof r->text - r->used, fmt, args);
+    va_end(args);
+    if (n > 0)
+        r->used = r->used + (size_t)n < sizeof r->text ? r->used + (size_t)n : sizeof r->text - 1;
+}
+
+/* JSON has no NaN. */
+static void put_number(record *r, const char *key, double value)
+{
+    if (isfinite(value))
+        put(r, ",\"%s\":%.9g", key, value);
+    else
+        put(r, ",\"%s\":null", key);
+}
+
+static kd_status put_line(kd_metrics *metrics, record *r)
+{
+    put(r, "}\n");
+    const char *at = r->text;
+    for (size_t left = r->used; left > 0;) {
+        const ssize_t n = write(metrics->fd, at, left);
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0) return kd_fail(KD_EIO, "%s: %s", metrics->path, strerror(errno));
+        at += n;
+        left -= (size_t)n;
+    }
+    return KD_OK;
+}
+
+kd_status kd_metrics_step(kd_metrics *metrics, const kd_step *step, const kd_step_result *result,
+                          double seconds, double tokens_per_s)
+{
+    for (int m = 0; m < step->count; m++) {
+        const kd_student_result *s = &result->student[m];
+        record r = { .used = 0 };
+        int n = 0;
+        if (!step->members[m].model->slab.trainable) continue;
+        put(&r, "{\"step\":%lld,\"model\":\"%s\"", (long long)result->step,
+            step->members[m].model->label);
+        put_number(&r, "loss", s->loss);
+        for (int i = 0; i < step->objective.count; i++)
+            if (step->objective.terms[i].student == m)
+                put_number(&r, step->objective.terms[i].name, s->term[n++]);
+        put_number(&r, "same_top", s->same_top);
+        put_number(&r, "gradient_norm", s->gradient_norm);
+        put_number(&r, "lr", s->lr);
+        put_number(&r, "valid", (double)result->valid);
+        put_number(&r, "seconds", seconds);
+        put_number(&r, "tokens_per_s", tokens_per_s);
+        KD_TRY(put_line(metrics, &r));
+    }
+    return KD_OK;
+}
+
+kd_status kd_metrics_evaluation(kd_metrics *metrics, const char *model, int64_t step,
+                                const kd_measure *nll, const kd_measure *kl, const kd_measure *same)
+{
+    record r = { .used = 0 };
+    put(&r, "{\"step\":%lld,\"model\":\"%s\",\"split\":\"valid\"", (long long)step, model);
+    put_number(&r, "nll", nll->mean);
+    put_number(&r, "nll_error", nll->error);
+    put_number(&r, "kl", kl->mean);
+    put_number(&r, "kl_error", kl->error);
+    put_number(&r, "same_top", same->mean);
+    return put_line(metrics, &r);
+}
+
+/* ---- the log ---------------------------------------------------------------------------------- */
+
+void kd_log_header(const kd_step *step)
+{
+    record r = { .used = 0 };
+    put(&r, "  step      loss");
+    for (int i = 0; i < step->objective.count; i++)
+        if (step->objective.terms[i].student == step->objective.terms[0].student)
+            put(&r, "  %8.8s", step->objective.terms[i].name);
+    put(&r, "    same    |grad|         lr    tok/s   memory      left");
+    kd_log(KD_LOG_INFO, "%s", r.text);
+}
+
+void kd_log_step(const kd_step *step, const kd_step_result *result, double tokens_per_s,
+                 double seconds_left, bool live)
+{
+    char left[32], memory[32];
+    kd_format_duration(left, sizeof left, seconds_left);
+    kd_format_bytes(memory, sizeof memory, (double)kd_resident_bytes());
+    for (int m = 0; m < step->count; m++) {
+        const kd_student_result *s = &result->student[m];
+        record r = { .used = 0 };
+        if (!step->members[m].model->slab.trainable) continue;
+        put(&r, "%6lld  %8.4f", (long long)result->step, s->loss);
+        for (int i = 0; i < kd_objective_terms(&step->objective, m); i++)
+            put(&r, "  %8.4f", s->term[i]);
+        if (isnan(s->same_top))
+            put(&r, "       -");
+        else
+            put(&r, "  %5.1f%%", 100.0 * s->same_top);
+        put(&r, "  %8.3f  %9.2e  %7.0f  %7s  %8s", s->gradient_norm, s->lr, tokens_per_s, memory,
+            left);
+        if (live)
+            kd_log_live("%s", r.text);
+        else
+            kd_log(KD_LOG_INFO, "%s", r.text);
+    }
+}

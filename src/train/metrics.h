@@ -1,0 +1,27 @@
+/* metrics.h - reporting; private to train. */
+#ifndef KD_METRICS_H
+#define KD_METRICS_H
+
+#include "train/train.h"
+
+typedef struct kd_metrics {
+    const char *path;
+    int fd;
+} kd_metrics;
+
+/* Appends to out/metrics.jsonl after dropping records of steps >= `step`. */
+KD_MUST_CHECK kd_status kd_metrics_open(kd_metrics *metrics, kd_arena *arena, const char *out,
+                                        int64_t step);
+void kd_metrics_close(kd_metrics *metrics);
+KD_MUST_CHECK kd_status kd_metrics_step(kd_metrics *metrics, const kd_step *step,
+                                        const kd_step_result *result, double seconds,
+                                        double tokens_per_s);
+KD_MUST_CHECK kd_status kd_metrics_evaluation(kd_metrics *metrics, const char *model, int64_t step,
+                                              const kd_measure *nll, const kd_measure *kl,
+                                              const kd_measure *same);
+
+void kd_log_header(const kd_step *step);
+void kd_log_step(const kd_step *step, const kd_step_result *result, double tokens_per_s,
+                 double seconds_left, bool live);
+
+#endif

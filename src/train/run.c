@@ -1,0 +1,416 @@
+/* A run file: its sections, their options, and how they are printed back. */
+#include "train/run.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+/* ---- rows ------------------------------------------------------------------------------------- */
+
+static const kd_option model_rows[] = {
+    { "model", KD_STRING, offsetof(kd_model_section, model), NULL, 0, 0, "",
+      "Hugging Face directory" },
+    { "dtype", KD_CHOICE, offsetof(kd_model_section, dtype), "f32", 0, 0, "f32|bf16",
+      "of weights and activations; a trained bf16 model keeps f32 masters" },
+    { "recompute", KD_CHOICE, offsetof(kd_model_section, recompute), "none", 0, 0, "none|blocks",
+      "blocks: keep block inputs only and compute the rest again in backward" },
+    { "trainable", KD_BOOL, offsetof(kd_model_section, trainable), "false", 0, 0, "",
+      "teacher: false, student: true unless said" },
+    { 0 },
+};
+
+static const kd_option data_rows[] = {
+    { "valid", KD_STRING, offsetof(kd_data_section, valid), "", 0, 0, "",
+      "held-out tokens; none: no evaluation" },
+    { "sequence", KD_INT, offsetof(kd_data_section, sequence), "512", 2, 1 << 20, "tokens",
+      "length of a sample" },
+    { "pack", KD_CHOICE, offsetof(kd_data_section, pack), "documents", 0, 0, "documents|none",
+      "documents: several per sample, attention does not cross them" },
+    { "shuffle", KD_BOOL, offsetof(kd_data_section, shuffle), "true", 0, 0, "",
+      "a new order every epoch" },
+    { 0 },
+};
+
+static const kd_option source_rows[] = {
+    { "file", KD_STRING, offsetof(kd_data_section, train[0]), NULL, 0, 0, "",
+      "safetensors of tokens" },
+    { "weight", KD_FLOAT, offsetof(kd_data_section, weight[0]), "1", 0, 0, "", "share of samples" },
+    { 0 },
+};
+
+static const kd_option batch_rows[] = {
+    { "tokens", KD_INT, offsetof(kd_batch_section, tokens), "0", 0, 1e12, "tokens",
+      "of one update, over all ranks" },
+    { "samples", KD_INT, offsetof(kd_batch_section, samples), "0", 0, 1e9, "samples",
+      "the same as samples" },
+    { "micro", KD_STRING, offsetof(kd_batch_section, micro), "auto", 0, 0, "samples",
+      "of one forward pass; auto: the largest that fits and divides" },
+    { "chunk", KD_INT, offsetof(kd_batch_section, chunk), "0", 0, 1 << 20, "rows",
+      "of the head at a time; 0: chosen" },
+    { 0 },
+};
+
+static const kd_option run_rows[] = {
+    { "tokens", KD_INT, offsetof(kd_run_section, tokens), "0", 0, 1e15, "tokens",
+      "length of the run" },
+    { "steps", KD_INT, offsetof(kd_run_section, steps), "0", 0, 1e12, "updates",
+      "the same in updates" },
+    { "epochs", KD_FLOAT, offsetof(kd_run_section, epochs), "0", 0, 1e6, "epochs",
+      "the same in passes over the data" },
+    { "seed", KD_INT, offsetof(kd_run_section, seed), "1", 0, 1e15, "", "of the order of samples" },
+    { "out", KD_STRING, offsetof(kd_run_section, out), NULL, 0, 0, "",
+      "directory that the run writes" },
+    { "device", KD_STRING, offsetof(kd_run_section, device), "auto", 0, 0, "",
+      "auto, cpu, cuda, cuda:1" },
+    { "resume", KD_STRING, offsetof(kd_run_section, resume), "auto", 0, 0, "",
+      "auto: go on with an interrupted run; never; or a checkpoint's directory" },
+    { "log_every", KD_INT, offsetof(kd_run_section, log_every), "10", 1, 1e9, "updates",
+      "one line per so many" },
+    { 0 },
+};
+
+static const kd_option checkpoint_rows[] = {
+    { "every", KD_STRING, offsetof(kd_checkpoint_section, every), "30 min", 0, 0, "",
+      "\"500 steps\", \"30 min\" or never; one more at the end and at a signal" },
+    { "keep", KD_INT, offsetof(kd_checkpoint_section, keep), "2", 1, 1e6, "checkpoints",
+      "newest that stay" },
+    { "keep_best", KD_STRING, offsetof(kd_checkpoint_section, keep_best), "none", 0, 0, "",
+      "valid.kl or valid.ppl: its lowest stays too" },
+    { 0 },
+};
+
+static const kd_option eval_rows[] = {
+    { "every", KD_STRING, offsetof(kd_eval_section, every), "never", 0, 0, "",
+      "\"500 steps\", \"30 min\" or never; one more at the end" },
+    { "tokens", KD_INT, offsetof(kd_eval_section, tokens), "0", 0, 1e12, "tokens",
+      "of data.valid; 0: all" },
+    { 0 },
+};
+
+static const char *const section_names[] = { "teacher", "student", "students", "data", "loss",
+                                             "optim",   "batch",   "run",      "eval", NULL };
+
+/* ---- parsing ---------------------------------------------------------------------------------- */
+
+static kd_status add_model(kd_run *run, const kd_node *node, const char *label, bool trainable)
+{
+    if (run->model_count == KD_MAX_MODELS)
+        return kd_node_fail(node, label, "more than %d models", KD_MAX_MODELS);
+    kd_model_section *section = &run->models[run->model_count++];
+    KD_TRY(kd_options_parse(section, model_rows, run->arena, node, label, NULL));
+    if (!kd_node_find(node, "trainable")) section->trainable = trainable;
+    return kd_arena_string(&section->label, run->arena, label);
+}
+
+static kd_status parse_models(kd_run *run)
+{
+    const kd_node *teacher = kd_node_find(run->root, "teacher");
+    const kd_node *student = kd_node_find(run->root, "student");
+    const kd_node *students = kd_node_find(run->root, "students");
+    if (teacher) KD_TRY(add_model(run, teacher, "teacher", false));
+    if (student && students)
+        return kd_node_fail(students, "students", "beside `student`; give one of them");
+    if (student) return add_model(run, student, "student", true);
+    int i = 0;
+    for (const kd_node *n = students ? students->child : NULL; n; n = n->next, i++) {
+        const char *label;
+        KD_TRY(kd_arena_format(&label, run->arena, "students[%d]", i));
+        KD_TRY(add_model(run, n, label, true));
+    }
+    return i ? KD_OK : kd_fail(KD_EINVAL, "the run has no `student: {model: ...}`");
+}
+
+static kd_status add_source(kd_run *run, const kd_node *node)
+{
+    kd_data_section one = { 0 };
+    const int at = run->data.sources;
+    if (at == KD_MAX_SOURCES)
+        return kd_node_fail(node, "data.train", "more than %d sources", KD_MAX_SOURCES);
+    if (node->kind == KD_NODE_SCALAR) {
+        one.train[0] = node->text;
+        one.weight[0] = 1.0;
+    } else {
+        KD_TRY(kd_options_parse(&one, source_rows, run->arena, node, "data.train", NULL));
+    }
+    if (!(one.weight[0] > 0.0)) return kd_node_fail(node, "data.train.weight", "must be above 0");
+    run->data.train[at] = one.train[0];
+    run->data.weight[at] = one.weight[0];
+    run->data.sources++;
+    return KD_OK;
+}
+
+static kd_status parse_data(kd_run *run)
+{
+    static const char *const others[] = { "train", NULL };
+    const kd_node *node = kd_node_find(run->root, "data");
+    const kd_node *train = kd_node_find(node, "train");
+    KD_TRY(kd_options_parse(&run->data, data_rows, run->arena, node, "data", others));
+    if (!train) return kd_fail(KD_EINVAL, "the run has no `data: {train: ...}`");
+    if (train->kind != KD_NODE_LIST) return add_source(run, train);
+    for (const kd_node *n = train->child; n; n = n->next) KD_TRY(add_source(run, n));
+    return KD_OK;
+}
+
+static kd_status parse_terms(kd_run *run)
+{
+    int students[KD_MAX_MODELS], teachers[KD_MAX_MODELS], student_count = 0, teacher_count = 0;
+    for (int i = 0; i < run->model_count; i++) {
+        if (run->models[i].trainable)
+            students[student_count++] = i;
+        else
+            teachers[teacher_count++] = i;
+    }
+    if (student_count == 0) return kd_fail(KD_EINVAL, "no model of the run is trainable");
+    return kd_terms_parse(&run->terms, &run->term_count, run->arena,
+                          kd_node_find(run->root, "loss"), students, student_count, teachers,
+                          teacher_count);
+}
+
+static kd_status check_sections(const kd_run *run)
+{
+    for (const kd_node *n = run->root->child; n; n = n->next) {
+        bool known = false;
+        for (int i = 0; section_names[i]; i++) known |= strcmp(n->key, section_names[i]) == 0;
+        if (known) continue;
+        const char *near = kd_nearest(n->key, section_names);
+        return kd_node_fail(n, n->key, "unknown section%s%s", near ? "; nearest: " : "",
+                            near ? near : "");
+    }
+    return KD_OK;
+}
+
+kd_status kd_run_parse(kd_run *run)
+{
+    static const char *const nested[] = { "checkpoint", NULL };
+    if (run->parsed) return KD_OK;
+    kd_arena *arena = run->arena;
+    const kd_node *section = kd_node_find(run->root, "run");
+    KD_TRY(check_sections(run));
+    KD_TRY(parse_models(run));
+    KD_TRY(parse_data(run));
+    KD_TRY(parse_terms(run));
+    KD_TRY(kd_options_parse(&run->optim, kd_optim_rows, arena, kd_node_find(run->root, "optim"),
+                            "optim", NULL));
+    KD_TRY(kd_options_parse(&run->batch, batch_rows, arena, kd_node_find(run->root, "batch"),
+                            "batch", NULL));
+    KD_TRY(kd_options_parse(&run->run, run_rows, arena, section, "run", nested));
+    KD_TRY(kd_options_parse(&run->checkpoint, checkpoint_rows, arena,
+                            kd_node_find(section, "checkpoint"), "run.checkpoint", NULL));
+    KD_TRY(kd_options_parse(&run->eval, eval_rows, arena, kd_node_find(run->root, "eval"), "eval",
+                            NULL));
+    run->parsed = true;
+    return KD_OK;
+}
+
+/* ---- values that hang together ---------------------------------------------------------------- */
+
+kd_dtype kd_section_dtype(const kd_model_section *section)
+{
+    return section->dtype == 1 ? KD_BF16 : KD_F32;
+}
+
+kd_status kd_run_length(int64_t *steps, int64_t *step_samples, const kd_run *run,
+                        int64_t train_tokens)
+{
+    const kd_batch_section *b = &run->batch;
+    const kd_run_section *r = &run->run;
+    if ((b->tokens > 0) == (b->samples > 0))
+        return kd_fail(KD_EINVAL, "batch: give one of tokens and samples");
+    *step_samples = b->samples > 0 ? b->samples : b->tokens / run->data.sequence;
+    if (*step_samples < 1 || (b->tokens > 0 && b->tokens % run->data.sequence != 0))
+        return kd_fail(KD_EINVAL, "batch.tokens: %lld is no multiple of data.sequence %lld",
+                       (long long)b->tokens, (long long)run->data.sequence);
+    if ((r->tokens > 0) + (r->steps > 0) + (r->epochs > 0.0) != 1)
+        return kd_fail(KD_EINVAL, "run: give one of tokens, steps and epochs");
+    if (r->epochs > 0.0 && train_tokens == 0)
+        return kd_fail(KD_EINVAL, "run.epochs: the size of the data is not known here");
+    const int64_t step_tokens = *step_samples * run->data.sequence;
+    const int64_t tokens = r->tokens > 0 ? r->tokens : (int64_t)(r->epochs * (double)train_tokens);
+    *steps = r->steps > 0 ? r->steps : kd_max_i64(1, tokens / step_tokens);
+    return KD_OK;
+}
+
+kd_status kd_run_interval(int64_t *steps, double *seconds, const char *text, const char *key)
+{
+    static const struct {
+        const char *unit;
+        double seconds;
+    } units[] = { { "steps", 0 }, { "step", 0 }, { "s", 1 }, { "min", 60 }, { "h", 3600 } };
+    *steps = 0;
+    *seconds = 0.0;
+    if (strcmp(text, "never") == 0) return KD_OK;
+    char *end;
+    const double value = strtod(text, &end);
+    while (*end == ' ') end++;
+    for (int i = 0; i < KD_COUNT(units) && end != text && value > 0.0; i++) {
+        if (strcmp(end, units[i].unit) != 0) continue;
+        if (units[i].seconds > 0)
+            *seconds = value * units[i].seconds;
+        else
+            *steps = (int64_t)value;
+        return KD_OK;
+    }
+    return kd_fail(KD_EINVAL, "%s: \"%s\"; expected \"500 steps\", \"30 min\", \"2 h\" or never",
+                   key, text);
+}
+
+/* ---- the public face -------------------------------------------------------------------------- */
+
+kd_status kd_run_create(kd_run **out)
+{
+    kd_arena *arena;
+    kd_run *run = NULL;
+    KD_TRY(kd_arena_create(&arena));
+    kd_status status = KD_ARENA_ARRAY(&run, arena, 1);
+    if (status == KD_OK) {
+        run->arena = arena;
+        status = KD_ARENA_ARRAY(&run->root, arena, 1);
+    }
+    if (status != KD_OK) {
+        kd_arena_destroy(arena);
+        return status;
+    }
+    *run->root = (kd_node){ .kind = KD_NODE_MAP, .source = "" };
+    *out = run;
+    return KD_OK;
+}
+
+void kd_run_destroy(kd_run *run)
+{
+    if (run) kd_arena_destroy(run->arena);
+}
+
+kd_status kd_run_file(kd_run *run, const char *path)
+{
+    kd_node *node;
+    KD_TRY(kd_yaml_read(&node, run->arena, path));
+    if (node->kind != KD_NODE_MAP)
+        return kd_fail(KD_EINVAL, "%s: expected sections such as student: and data:", path);
+    return kd_node_merge(run->root, node, run->arena);
+}
+
+kd_status kd_run_set(kd_run *run, const char *path, const char *text)
+{
+    const char *source;
+    KD_TRY(kd_arena_format(&source, run->arena, "--%s", path));
+    return kd_node_set(run->root, run->arena, source, path, text);
+}
+
+/* Sections with fixed rows, in the order in which they are written. */
+typedef struct section {
+    const char *path;
+    const kd_option *rows;
+    const void *target;
+} section;
+
+void kd_run_help(FILE *out)
+{
+    const section all[] = {
+        { "teacher", model_rows, NULL },  { "student", model_rows, NULL },
+        { "data", data_rows, NULL },      { "data.train", source_rows, NULL },
+        { "optim", kd_optim_rows, NULL }, { "batch", batch_rows, NULL },
+        { "run", run_rows, NULL },        { "run.checkpoint", checkpoint_rows, NULL },
+        { "eval", eval_rows, NULL }
+    };
+    for (int i = 0; i < KD_COUNT(all); i++) kd_options_help(out, all[i].path, all[i].rows);
+    kd_terms_help(out);
+}
+
+/* ---- printing --------------------------------------------------------------------------------- */
+
+static kd_status put_rows(json_t *map, const void *target, const kd_option *rows)
+{
+    for (const kd_option *row = rows; row->name; row++) {
+        char text[1024];
+        KD_TRY(kd_option_print(text, sizeof text, target, row));
+        if (json_object_set_new(map, row->name, json_string(text)) != 0)
+            return kd_fail(KD_ENOMEM, "configuration: no memory");
+    }
+    return KD_OK;
+}
+
+static kd_status put_section(json_t *root, const char *name, const void *target,
+                             const kd_option *rows)
+{
+    json_t *map = json_object();
+    if (json_object_set_new(root, name, map) != 0)
+        return kd_fail(KD_ENOMEM, "configuration: no memory");
+    return put_rows(map, target, rows);
+}
+
+static kd_status put_models(json_t *root, const kd_run *run)
+{
+    json_t *students = json_array();
+    if (json_object_set_new(root, "students", students) != 0)
+        return kd_fail(KD_ENOMEM, "configuration: no memory");
+    for (int i = 0; i < run->model_count; i++) {
+        if (strcmp(run->models[i].label, "teacher") == 0) {
+            KD_TRY(put_section(root, "teacher", &run->models[i], model_rows));
+            continue;
+        }
+        json_t *map = json_object();
+        if (json_array_append_new(students, map) != 0)
+            return kd_fail(KD_ENOMEM, "configuration: no memory");
+        KD_TRY(put_rows(map, &run->models[i], model_rows));
+    }
+    return KD_OK;
+}
+
+static kd_status put_data(json_t *root, const kd_run *run)
+{
+    KD_TRY(put_section(root, "data", &run->data, data_rows));
+    json_t *train = json_array();
+    if (json_object_set_new(json_object_get(root, "data"), "train", train) != 0)
+        return kd_fail(KD_ENOMEM, "configuration: no memory");
+    for (int i = 0; i < run->data.sources; i++) {
+        json_t *one =
+            json_pack("{s:s, s:f}", "file", run->data.train[i], "weight", run->data.weight[i]);
+        if (json_array_append_new(train, one) != 0)
+            return kd_fail(KD_ENOMEM, "configuration: no memory");
+    }
+    return KD_OK;
+}
+
+static kd_status effective(json_t **out, kd_run *run)
+{
+    json_t *root = json_object();
+    kd_status status;
+    KD_TRY_GOTO(kd_run_parse(run), status, failed);
+    KD_TRY_GOTO(put_models(root, run), status, failed);
+    KD_TRY_GOTO(put_data(root, run), status, failed);
+    KD_TRY_GOTO(kd_terms_json(root, run->terms, run->term_count), status, failed);
+    KD_TRY_GOTO(put_section(root, "optim", &run->optim, kd_optim_rows), status, failed);
+    KD_TRY_GOTO(put_section(root, "batch", &run->batch, batch_rows), status, failed);
+    KD_TRY_GOTO(put_section(root, "run", &run->run, run_rows), status, failed);
+    KD_TRY_GOTO(
+        put_section(json_object_get(root, "run"), "checkpoint", &run->checkpoint, checkpoint_rows),
+        status, failed);
+    KD_TRY_GOTO(put_section(root, "eval", &run->eval, eval_rows), status, failed);
+    *out = root;
+    return KD_OK;
+failed:
+    json_decref(root);
+    return status;
+}
+
+kd_status kd_run_json(const char **text, kd_run *run)
+{
+    json_t *root;
+    KD_TRY(effective(&root, run));
+    char *dump = json_dumps(root, JSON_COMPACT);
+    const kd_status status = dump ? kd_arena_string(text, run->arena, dump)
+                                  : kd_fail(KD_ENOMEM, "configuration: no memory");
+    free(dump);
+    json_decref(root);
+    return status;
+}
+
+/* JSON is YAML. */
+kd_status kd_run_print(kd_run *run, FILE *out)
+{
+    json_t *root;
+    KD_TRY(effective(&root, run));
+    const int failed = json_dumpf(root, out, JSON_INDENT(2));
+    json_decref(root);
+    fputc('\n', out);
+    return failed ? kd_fail(KD_EIO, "the configuration could not be written") : KD_OK;
+}

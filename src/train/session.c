@@ -1,0 +1,246 @@
+#include "train/session.h"
+
+#include <omp.h>
+#include <stdlib.h>
+
+/* Share of a device that a plan may fill: the rest is the system's, the libraries' and the code's. */
+static const double usable_share = 0.92;
+
+/* ---- vocabularies ----------------------------------------------------------------------------- */
+
+/* One tokenizer, or none known; then the smaller vocabulary bounds every softmax. */
+static kd_status check_vocabulary(kd_session *s)
+{
+    int first = -1;
+    s->classes = INT64_MAX;
+    for (int m = 0; m < s->count; m++) {
+        const char *dir = s->run->models[m].model;
+        kd_tokenizer_info info;
+        KD_TRY(kd_tokenizer_inspect(&info, dir));
+        s->classes = kd_min_i64(s->classes, s->models[m]->config.vocabulary);
+        if (!info.present) continue;
+        if (first >= 0 && strcmp(info.fingerprint.hex, s->fingerprint.hex) != 0)
+            return kd_fail(KD_EFORMAT,
+                           "%s and %s have different tokenizers (fingerprints %s and %s); their "
+                           "logits cannot be compared id by id",
+                           s->run->models[first].model, dir, s->fingerprint.hex,
+                           info.fingerprint.hex);
+        first = m;
+        s->fingerprint = info.fingerprint;
+        s->tokenizer = info.size;
+    }
+    if (first >= 0) s->classes = kd_min_i64(s->classes, s->tokenizer);
+    return KD_OK;
+}
+
+/* ---- planning --------------------------------------------------------------------------------- */
+
+static kd_status open_models(kd_session *s, bool planning)
+{
+    for (s->count = 0; s->count < s->run->model_count; s->count++) {
+        const kd_model_section *section = &s->run->models[s->count];
+        const kd_model_options options = { .label = section->label,
+                                           .dtype = kd_section_dtype(section),
+                                           .trainable = section->trainable,
+                                           .moments = kd_optim_moments(&s->run->optim),
+                                           .recompute = (kd_recompute)section->recompute,
+                                           .planning = planning };
+        KD_TRY(kd_model_open(&s->models[s->count], s->device, section->model, &options));
+    }
+    return KD_OK;
+}
+
+static void close_models(kd_session *s)
+{
+    for (int m = 0; m < s->count; m++) kd_model_close(s->models[m]);
+    s->count = 0;
+}
+
+static kd_status plan_step(kd_session *s, int64_t micro)
+{
+    kd_step_close(&s->step);
+    const kd_step_options options = { .device = s->device,
+                                      .comm = s->comm,
+                                      .models = s->models,
+                                      .count = s->count,
+                                      .terms = s->run->terms,
+                                      .term_count = s->run->term_count,
+                                      .classes = s->classes,
+                                      .rows = micro * s->run->data.sequence,
+                                      .chunk = s->run->batch.chunk,
+                                      .optim = s->run->optim,
+                                      .steps = s->steps };
+    s->micro = micro;
+    s->accumulate = s->step_samples / micro / s->comm->size;
+    return kd_step_plan(&s->step, &options);
+}
+
+size_t kd_session_bytes(const kd_session *s)
+{
+    size_t bytes = kd_step_bytes(&s->step);
+    for (int m = 0; m < s->count; m++) bytes += kd_model_bytes(s->models[m]);
+    return bytes;
+}
+
+static bool fits(const kd_session *s)
+{
+    return (double)kd_session_bytes(s) <= usable_share * (double)s->memory;
+}
+
+/* The largest micro-batch that divides the step's samples and fits. */
+static kd_status plan_auto(kd_session *s)
+{
+    const int64_t per_rank = s->step_samples / s->comm->size;
+    for (int64_t micro = per_rank; micro >= 1; micro--) {
+        if (per_rank % micro != 0) continue;
+        KD_TRY(plan_step(s, micro));
+        if (fits(s)) break;
+    }
+    return KD_OK;
+}
+
+static kd_status plan_micro(kd_session *s, int64_t micro)
+{
+    const char *text = s->run->batch.micro;
+    if (s->step_samples % s->comm->size != 0)
+        return kd_fail(KD_EINVAL, "batch: %lld samples do not divide into %d ranks",
+                       (long long)s->step_samples, s->comm->size);
+    if (micro == 0 && strcmp(text, "auto") == 0) return plan_auto(s);
+    if (micro == 0) {
+        char *end;
+        micro = strtoll(text, &end, 10);
+        if (end == text || *end || micro < 1)
+            return kd_fail(KD_EINVAL, "batch.micro: \"%s\"; expected auto or a number of samples",
+                           text);
+        if (s->step_samples % (micro * s->comm->size) != 0)
+            return kd_fail(KD_EINVAL, "batch.micro: %lld x %d ranks does not divide %lld samples",
+                           (long long)micro, s->comm->size, (long long)s->step_samples);
+    }
+    return plan_step(s, micro);
+}
+
+kd_status kd_session_plan(kd_session *s, kd_run *run, kd_device *device, int64_t micro)
+{
+    kd_device_info info;
+    KD_TRY(kd_run_parse(run));
+    s->run = run;
+    s->device = device;
+    kd_device_describe(&info, device);
+    s->memory = info.memory;
+    if (!s->comm) KD_TRY(kd_comm_solo(&s->comm));
+    if (!s->arena) KD_TRY(kd_arena_create(&s->arena));
+    KD_TRY(kd_run_length(&s->steps, &s->step_samples, run, s->train_tokens));
+    KD_TRY(open_models(s, true));
+    KD_TRY(check_vocabulary(s));
+    return plan_micro(s, micro);
+}
+
+/* ---- opening ---------------------------------------------------------------------------------- */
+
+static kd_status check_data_tokenizer(const kd_session *s, const char *path)
+{
+    kd_text *text;
+    KD_TRY(kd_text_open(&text, path, s->classes));
+    const char *found = kd_text_metadata(text, "tokenizer");
+    kd_status status = KD_OK;
+    if (found && s->tokenizer && strcmp(found, s->fingerprint.hex) != 0)
+        status = kd_fail(KD_EFORMAT, "%s: made with the tokenizer %s, the models have %s", path,
+                         found, s->fingerprint.hex);
+    kd_text_close(text);
+    return status;
+}
+
+static kd_status open_data(kd_session *s)
+{
+    const kd_data_section *data = &s->run->data;
+    kd_loader_options options = { .sources = data->sources,
+                                  .vocabulary = s->classes,
+                                  .sequence = data->sequence,
+                                  .pack = (kd_pack)data->pack,
+                                  .step_samples = s->step_samples,
+                                  .micro_samples = s->micro,
+                                  .rank = s->comm->rank,
+                                  .ranks = s->comm->size,
+                                  .seed = (uint64_t)s->run->run.seed,
+                                  .shuffle = data->shuffle };
+    for (int i = 0; i < data->sources; i++) {
+        KD_TRY(check_data_tokenizer(s, data->train[i]));
+        options.files[i] = data->train[i];
+        options.weights[i] = data->weight[i];
+    }
+    KD_TRY(kd_loader_open(&s->train, &options));
+    kd_loader_describe(s->train, &s->train_tokens, &s->train_documents, &s->train_scored);
+    if (!*data->valid) return KD_OK;
+
+    KD_TRY(check_data_tokenizer(s, data->valid));
+    options.files[0] = data->valid;
+    options.weights[0] = 1.0;
+    options.sources = 1;
+    options.rank = 0;
+    options.ranks = 1;
+    options.shuffle = false;
+    options.step_samples = s->micro;
+    options.max_samples = s->run->eval.tokens / data->sequence;
+    double scored;
+    KD_TRY(kd_loader_open(&s->valid, &options));
+    kd_loader_describe(s->valid, &s->valid_tokens, &s->valid_documents, &scored);
+    return KD_OK;
+}
+
+/* Epochs need the number of tokens before anything can be planned. */
+static kd_status count_tokens(kd_session *s)
+{
+    s->train_tokens = 0;
+    for (int i = 0; i < s->run->data.sources; i++) {
+        kd_text *text;
+        KD_TRY(kd_text_open(&text, s->run->data.train[i], INT32_MAX));
+        s->train_tokens += kd_text_tokens(text);
+        kd_text_close(text);
+    }
+    return KD_OK;
+}
+
+static kd_status refuse_size(const kd_session *s)
+{
+    return kd_fail(KD_ENOMEM,
+                   "the run needs %.2f GB of %.2f GB, most of it at %s; smaller batch.micro (now "
+                   "%lld), student.recompute: blocks or dtype: bf16 take less",
+                   (double)kd_session_bytes(s) / 1e9, (double)s->memory / 1e9,
+                   s->step.stack.peak_phase, (long long)s->micro);
+}
+
+kd_status kd_session_open(kd_session *s, kd_run *run)
+{
+    kd_device *device;
+    kd_device_info info;
+    *s = (kd_session){ .run = run };
+    KD_TRY(kd_run_parse(run));
+    KD_TRY(kd_device_open(&device, run->run.device));
+    s->device = device;
+    kd_device_describe(&info, device);
+    KD_TRY(count_tokens(s));
+    KD_TRY(kd_session_plan(s, run, device, 0));
+    if (!fits(s)) return refuse_size(s);
+    KD_TRY(kd_arena_format(&s->contract, s->arena,
+                           "kd " KD_VERSION
+                           ", %s, %s, %d threads, micro %lld x %d ranks, chunk %lld",
+                           info.type, info.name, omp_get_max_threads(), (long long)s->micro,
+                           s->comm->size, (long long)s->step.objective.chunk));
+    KD_TRY(open_data(s));
+    close_models(s);
+    KD_TRY(open_models(s, false));
+    KD_TRY(plan_step(s, s->micro));
+    return kd_step_open(&s->step);
+}
+
+void kd_session_close(kd_session *s)
+{
+    kd_loader_close(s->train);
+    kd_loader_close(s->valid);
+    kd_step_close(&s->step);
+    close_models(s);
+    kd_comm_close(s->comm);
+    kd_device_close(s->device);
+    kd_arena_destroy(s->arena);
+    *s = (kd_session){ 0 };
+}

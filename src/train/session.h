@@ -1,0 +1,40 @@
+/* session.h - everything a run opens, in the order in which it must be closed; private to train. */
+#ifndef KD_SESSION_H
+#define KD_SESSION_H
+
+#include "train/run.h"
+
+typedef struct kd_session {
+    kd_run *run;
+    kd_arena *arena;
+    kd_device *device;
+    kd_comm *comm;
+    kd_model *models[KD_MAX_MODELS];
+    int count;
+    kd_step step;
+    kd_loader *train, *valid;
+    int64_t train_tokens, train_documents;
+    double train_scored; /* share of tokens that count as targets */
+    int64_t valid_documents, valid_tokens;
+    int64_t classes;   /* columns of every softmax */
+    int64_t tokenizer; /* ids of the common tokenizer; 0: no tokenizer files */
+    kd_hash fingerprint;
+    int64_t steps, step_samples, micro, accumulate;
+    size_t memory;        /* of the device */
+    const char *contract; /* for equal bits */
+} kd_session;
+
+/* Reads every config.json, checks vocabularies, settles micro and chunk and plans memory; opens no
+ * weights and no data.  `micro` 0: as the run says.  With a run length in epochs, `train_tokens`
+ * must be set before. */
+KD_MUST_CHECK kd_status kd_session_plan(kd_session *session, kd_run *run, kd_device *device,
+                                        int64_t micro);
+
+/* Bytes of device memory: models, then the step. */
+size_t kd_session_bytes(const kd_session *session);
+
+/* Plans, then opens data, models and memory for real. */
+KD_MUST_CHECK kd_status kd_session_open(kd_session *session, kd_run *run);
+void kd_session_close(kd_session *session);
+
+#endif

@@ -1,0 +1,377 @@
+/* The training run: the loop around the step, and what happens between steps. */
+#include "train/metrics.h"
+#include "train/session.h"
+
+#include <fcntl.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+typedef struct interval {
+    int64_t steps;
+    double seconds, last;
+} interval;
+
+typedef struct trainer {
+    kd_session session;
+    kd_metrics metrics;
+    kd_progress progress;
+    kd_scores scores[KD_MAX_MODELS];
+    interval save_every, evaluate_every;
+    const char *config; /* JSON text */
+    const char *out;
+    json_t *history; /* for trainer_state.json */
+    kd_model *students[KD_MAX_MODELS];
+    int student_count;
+    unsigned student_bits;
+    int64_t reported;   /* steps whose result has been read */
+    int64_t started_at; /* step at which this process began */
+    double start, waited;
+    int64_t evaluated; /* step of the last evaluation; -1: none */
+    int lock;
+} trainer;
+
+/* ---- opening ---------------------------------------------------------------------------------- */
+
+/* Two runs in one folder would mix their checkpoints. */
+static kd_status lock_output(trainer *t)
+{
+    const char *path;
+    KD_TRY(kd_dir_create(t->out));
+    KD_TRY(kd_path_join(&path, t->session.run->arena, t->out, ".lock"));
+    t->lock = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+    if (t->lock < 0) return kd_fail(KD_EIO, "%s: cannot be opened", path);
+    if (flock(t->lock, LOCK_EX | LOCK_NB) != 0)
+        return kd_fail(KD_EFORMAT, "%s: another run writes here", t->out);
+    return KD_OK;
+}
+
+static kd_checkpoint checkpoint_of(const trainer *t)
+{
+    const kd_session *s = &t->session;
+    const char *tokenizer = NULL;
+    for (int m = 0; m < s->count && s->tokenizer; m++)
+        if (s->models[m]->slab.trainable && !tokenizer) tokenizer = s->run->models[m].model;
+    return (kd_checkpoint){ .students = t->students,
+                            .student_count = t->student_count,
+                            .tokenizer_dir = tokenizer,
+                            .config = t->config,
+                            .contract = s->contract,
+                            .history = t->history,
+                            .progress = t->progress };
+}
+
+static kd_status resume(trainer *t)
+{
+    const char *wanted = t->session.run->run.resume, *dir = NULL, *finished;
+    KD_TRY(kd_path_join(&finished, t->session.run->arena, t->out, "config.json"));
+    if (kd_file_exists(finished))
+        return kd_fail(KD_EFORMAT, "%s: holds a finished model; give another run.out", t->out);
+    if (strcmp(wanted, "never") != 0 && strcmp(wanted, "auto") != 0)
+        dir = wanted;
+    else
+        KD_TRY(kd_checkpoint_latest(&dir, t->session.run->arena, t->out));
+    if (!dir) return KD_OK;
+    if (strcmp(wanted, "never") == 0)
+        return kd_fail(KD_EFORMAT, "%s: holds checkpoints of another run (run.resume is never)",
+                       t->out);
+    const kd_checkpoint expected = checkpoint_of(t);
+    KD_TRY(kd_checkpoint_load(&t->progress, dir, &expected));
+    kd_log(KD_LOG_INFO, "resume    %s: goes on with step %lld", dir, (long long)t->progress.step);
+    return kd_loader_seek(t->session.train, &t->progress.cursor);
+}
+
+static void collect_students(trainer *t)
+{
+    for (int m = 0; m < t->session.count; m++) {
+        if (!t->session.models[m]->slab.trainable) continue;
+        t->students[t->student_count++] = t->session.models[m];
+        t->student_bits |= 1u << m;
+    }
+}
+
+static kd_status open_scores(trainer *t)
+{
+    if (!t->session.valid) return KD_OK;
+    for (int m = 0; m < t->session.count; m++)
+        KD_TRY(kd_scores_create(&t->scores[m], t->session.arena, t->session.valid_documents, 0));
+    return KD_OK;
+}
+
+static kd_status open_trainer(trainer *t, kd_run *run)
+{
+    const char *best = NULL;
+    KD_TRY(kd_session_open(&t->session, run));
+    t->out = run->run.out;
+    best = run->checkpoint.keep_best;
+    if (strcmp(best, "none") != 0 && strcmp(best, "valid.kl") != 0 &&
+        strcmp(best, "valid.ppl") != 0)
+        return kd_fail(KD_EINVAL,
+                       "run.checkpoint.keep_best: \"%s\"; expected valid.kl, valid.ppl or none",
+                       best);
+    KD_TRY(kd_run_interval(&t->save_every.steps, &t->save_every.seconds, run->checkpoint.every,
+                           "run.checkpoint.every"));
+    KD_TRY(kd_run_interval(&t->evaluate_every.steps, &t->evaluate_every.seconds, run->eval.every,
+                           "eval.every"));
+    KD_TRY(kd_run_json(&t->config, run));
+    collect_students(t);
+    KD_TRY(lock_output(t));
+    KD_TRY(resume(t));
+    KD_TRY(open_scores(t));
+    return kd_metrics_open(&t->metrics, run->arena, t->out, t->progress.step);
+}
+
+static void close_trainer(trainer *t)
+{
+    kd_metrics_close(&t->metrics);
+    json_decref(t->history);
+    kd_session_close(&t->session);
+    if (t->lock >= 0) close(t->lock);
+}
+
+/* ---- what the log states at the start --------------------------------------------------------- */
+
+static void log_model(const trainer *t, int m)
+{
+    const kd_model *model = t->session.models[m];
+    char parameters[32], bytes[32];
+    kd_log(KD_LOG_INFO, "%-9s %s  %s  %s parameters  %s  V %lld%s", model->label,
+           t->session.run->models[m].model, kd_dtype_name(model->dtype),
+           kd_format_count(parameters, sizeof parameters, model->slab.params.scalars),
+           kd_format_bytes(bytes, sizeof bytes, (double)kd_model_bytes(model)),
+           (long long)model->config.vocabulary, model->slab.trainable ? "  trained" : "");
+}
+
+static kd_status log_start(const trainer *t)
+{
+    const kd_session *s = &t->session;
+    kd_device_info info;
+    char a[32], b[32];
+    kd_device_describe(&info, s->device);
+    kd_log(KD_LOG_INFO, "kd " KD_VERSION "  %s: %s  seed %lld  -> %s", info.type, info.name,
+           (long long)s->run->run.seed, t->out);
+    for (int m = 0; m < s->count; m++) log_model(t, m);
+    if (s->tokenizer)
+        kd_log(KD_LOG_INFO, "tokenizer %s: %lld ids; losses over %lld classes", s->fingerprint.hex,
+               (long long)s->tokenizer, (long long)s->classes);
+    else
+        kd_log(KD_LOG_INFO,
+               "tokenizer none in these folders: ids are taken as equal; losses over "
+               "%lld classes",
+               (long long)s->classes);
+    kd_log(KD_LOG_INFO, "data      %s tokens, %s documents, %.1f %% count as targets",
+           kd_format_count(a, sizeof a, s->train_tokens),
+           kd_format_count(b, sizeof b, s->train_documents), 100.0 * s->train_scored);
+    for (int m = 0; m < s->count; m++) {
+        const char *terms;
+        if (!s->models[m]->slab.trainable) continue;
+        KD_TRY(kd_terms_print(&terms, s->arena, s->run->terms, s->run->term_count, m));
+        kd_log(KD_LOG_INFO, "loss      %s; mean over the global count of scored tokens", terms);
+    }
+    kd_log(KD_LOG_INFO,
+           "plan      %s of %s, peak at %s; micro %lld x %lld x accumulate %lld = %lld "
+           "tokens per update; %lld updates",
+           kd_format_bytes(a, sizeof a, (double)kd_session_bytes(s)),
+           kd_format_bytes(b, sizeof b, (double)s->memory), s->step.stack.peak_phase,
+           (long long)s->micro, (long long)s->run->data.sequence, (long long)s->accumulate,
+           (long long)(s->step_samples * s->run->data.sequence), (long long)s->steps);
+    return KD_OK;
+}
+
+/* ---- between steps ---------------------------------------------------------------------------- */
+
+static bool due(interval *every, int64_t step)
+{
+    const double now = kd_clock();
+    if (every->steps > 0) return step % every->steps == 0;
+    if (every->seconds <= 0.0 || now - every->last < every->seconds) return false;
+    every->last = now;
+    return true;
+}
+
+/* Reads the results of the steps before `until`, in order. */
+static kd_status report(trainer *t, int64_t until)
+{
+    const kd_session *s = &t->session;
+    for (; t->reported < until; t->reported++) {
+        const kd_step_result *result;
+        const int64_t done = t->reported + 1;
+        const double spent = kd_clock() - t->start;
+        const double per_step = spent / (double)(done - t->started_at);
+        const double rate = (double)(s->step_samples * s->run->data.sequence) / per_step;
+        KD_TRY(kd_step_result_of(&result, &t->session.step, t->reported));
+        KD_TRY(kd_metrics_step(&t->metrics, &s->step, result, t->progress.seconds + spent, rate));
+        const bool line = t->reported % s->run->run.log_every == 0 || done == s->steps;
+        kd_log_step(&s->step, result, rate, per_step * (double)(s->steps - done), !line);
+    }
+    return KD_OK;
+}
+
+static kd_status add_history(trainer *t, const kd_measure *nll, const kd_measure *kl)
+{
+    json_t *record = json_pack("{s:I, s:f, s:f}", "step", (json_int_t)t->progress.step, "eval_loss",
+                               nll->mean, "eval_kl", isfinite(kl->mean) ? kl->mean : 0.0);
+    return json_array_append_new(t->history, record) == 0
+               ? KD_OK
+               : kd_fail(KD_ENOMEM, "history of evaluations: no memory");
+}
+
+static kd_status report_evaluation(trainer *t, int m)
+{
+    const kd_scores *scores = &t->scores[m];
+    const kd_model *model = t->session.models[m];
+    const kd_measure nll = kd_scores_mean(scores, scores->nll);
+    const kd_measure kl = kd_scores_mean(scores, scores->kl);
+    const kd_measure same = kd_scores_mean(scores, scores->same);
+    const double ppl = exp(nll.mean);
+    kd_log(KD_LOG_INFO, "%6lld  %s valid  ppl %.3f +/- %.3f  kl %.4f +/- %.4f  same top %.1f %%",
+           (long long)t->progress.step, model->label, ppl, ppl * nll.error, kl.mean, kl.error,
+           100.0 * same.mean);
+    KD_TRY(kd_metrics_evaluation(&t->metrics, model->label, t->progress.step, &nll, &kl, &same));
+    if (model != t->students[0]) return KD_OK;
+    KD_TRY(add_history(t, &nll, &kl));
+    const char *metric = t->session.run->checkpoint.keep_best;
+    const double value = strcmp(metric, "valid.kl") == 0 ? kl.mean : ppl;
+    if (strcmp(metric, "none") == 0 || !isfinite(value)) return KD_OK;
+    if (t->progress.best_step >= 0 && value >= t->progress.best) return KD_OK;
+    t->progress.best = value;
+    t->progress.best_step = t->progress.step;
+    return KD_OK;
+}
+
+static kd_status evaluate(trainer *t)
+{
+    if (!t->session.valid || t->evaluated == t->progress.step) return KD_OK;
+    KD_TRY(kd_step_evaluate(&t->session.step, t->session.valid, t->student_bits, t->scores));
+    t->evaluated = t->progress.step;
+    for (int m = 0; m < t->session.count; m++)
+        if (t->student_bits >> m & 1u) KD_TRY(report_evaluation(t, m));
+    return KD_OK;
+}
+
+static kd_status save(trainer *t)
+{
+    const double start = kd_clock();
+    const char *path;
+    kd_progress progress = t->progress;
+    progress.seconds += start - t->start;
+    kd_checkpoint checkpoint = checkpoint_of(t);
+    checkpoint.progress = progress;
+    KD_TRY(kd_checkpoint_save(&path, t->session.run->arena, t->out, &checkpoint));
+    KD_TRY(
+        kd_checkpoint_rotate(t->out, (int)t->session.run->checkpoint.keep, t->progress.best_step));
+    kd_log(KD_LOG_INFO, "%6lld  %s written in %.1f s", (long long)t->progress.step, path,
+           kd_clock() - start);
+    return KD_OK;
+}
+
+/* A teacher that does not know the data is the commonest mistake. */
+static kd_status check_teacher(trainer *t)
+{
+    const int teacher = kd_step_reference(&t->session.step);
+    if (teacher < 0 || !t->session.valid) return KD_OK;
+    kd_measured measured[KD_MAX_MODELS] = { { .nll = NULL } };
+    const kd_step_batch *batch;
+    const kd_cursor start = { 0 };
+    kd_scores *scores = &t->scores[teacher];
+    KD_TRY(kd_loader_seek(t->session.valid, &start));
+    KD_TRY(kd_loader_next(&batch, t->session.valid, NULL));
+    if (!batch) return KD_OK;
+    measured[teacher] = kd_step_values(&t->session.step, teacher);
+    KD_TRY(kd_step_measure(&t->session.step, &batch->micro[0], 1u << teacher, measured));
+    kd_scores_add(scores, &batch->micro[0], &measured[teacher]);
+    kd_log(KD_LOG_INFO, "check     teacher on %lld valid tokens: ppl %.2f",
+           (long long)scores->tokens, exp(kd_scores_mean(scores, scores->nll).mean));
+    return KD_OK;
+}
+
+/* ---- the loop --------------------------------------------------------------------------------- */
+
+static kd_status one_step(trainer *t)
+{
+    const kd_step_batch *batch;
+    kd_session *s = &t->session;
+    double wait = 0.0;
+    KD_TRY(kd_loader_next(&batch, s->train, &wait));
+    if (!batch)
+        return kd_fail(KD_EINVAL,
+                       "data.train ends after %lld updates; with data.shuffle off a run "
+                       "is one pass",
+                       (long long)t->progress.step);
+    t->waited += wait;
+    KD_TRY(kd_step_run(&s->step, batch, t->progress.step));
+    KD_TRY(report(t, t->progress.step));
+    t->progress.step++;
+    t->progress.tokens += s->step_samples * s->run->data.sequence;
+    kd_loader_cursor(&t->progress.cursor, s->train);
+    return KD_OK;
+}
+
+static kd_status train(trainer *t)
+{
+    const int64_t steps = t->session.steps;
+    kd_log_header(&t->session.step);
+    while (t->progress.step < steps) {
+        KD_TRY(one_step(t));
+        const int64_t done = t->progress.step;
+        const bool last = done == steps, stop = kd_stop_requested();
+        const bool measure = last || due(&t->evaluate_every, done);
+        const bool store = last || stop || due(&t->save_every, done);
+        if (measure || store) KD_TRY(report(t, done));
+        if (measure && !stop) KD_TRY(evaluate(t));
+        if (store) KD_TRY(save(t));
+        if (stop && !last)
+            return kd_fail(KD_ESTOPPED, "stopped at step %lld of %lld; the same command goes on",
+                           (long long)done, (long long)steps);
+    }
+    return KD_OK;
+}
+
+/* The finished student is the folder itself: what from_pretrained opens. */
+static kd_status finish(trainer *t)
+{
+    const kd_checkpoint checkpoint = checkpoint_of(t);
+    for (int i = t->student_count - 1; i >= 0; i--) {
+        const char *dir = t->out;
+        if (i > 0) KD_TRY(kd_arena_format(&dir, t->session.arena, "%s/students/%d", t->out, i));
+        KD_TRY(kd_dir_create(dir));
+        if (checkpoint.tokenizer_dir) KD_TRY(kd_tokenizer_copy(dir, checkpoint.tokenizer_dir));
+        KD_TRY(kd_model_save(t->students[i], dir, t->students[i]->dtype));
+    }
+    kd_log(KD_LOG_INFO, "finished  %s; waited %.1f s for data", t->out, t->waited);
+    return KD_OK;
+}
+
+kd_status kd_run_train(kd_run *run)
+{
+    trainer t = { .lock = -1, .evaluated = -1 };
+    kd_status status;
+    t.progress.best_step = -1;
+    t.history = json_array();
+    kd_stop_install();
+    KD_TRY_GOTO(open_trainer(&t, run), status, done);
+    KD_TRY_GOTO(log_start(&t), status, done);
+    KD_TRY_GOTO(check_teacher(&t), status, done);
+    t.reported = t.started_at = t.progress.step;
+    t.start = t.save_every.last = t.evaluate_every.last = kd_clock();
+    KD_TRY_GOTO(train(&t), status, done);
+    KD_TRY_GOTO(finish(&t), status, done);
+done:
+    close_trainer(&t);
+    return status;
+}
+
+kd_status kd_run_validate(kd_run *run)
+{
+    kd_session session = { 0 };
+    kd_status status;
+    KD_TRY_GOTO(kd_session_open(&session, run), status, done);
+    kd_log(KD_LOG_INFO, "the run can start: %.2f GB of %.2f GB, %lld updates",
+           (double)kd_session_bytes(&session) / 1e9, (double)session.memory / 1e9,
+           (long long)session.steps);
+done:
+    kd_session_close(&session);
+    return status;
+}

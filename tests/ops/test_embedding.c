@@ -1,0 +1,140 @@
+/*
+ * What embedding owes: rows by id with and without an addend, sums over repeated ids with the same
+ * bits for any number of threads, and a refusal that names the row and its id.
+ */
+#include "oracle/ops.h"
+#include "support/support.h"
+
+#include <omp.h>
+
+typedef struct embedding_case {
+    int64_t rows, columns, vocabulary, pad;
+} embedding_case;
+
+static const embedding_case cases[] = {
+    { 1, 1, 1, 0 }, { 9, 1, 3, 2 }, { 1, 65, 4, 0 }, { 33, 129, 7, 3 }, { 5, 1031, 2, 1 },
+};
+static const kd_dtype dtypes[] = { KD_F32, KD_BF16 };
+
+Test(embedding, agrees_with_the_oracle)
+{
+    test_bench b;
+    test_open(&b, 0);
+    for (int i = 0; i < KD_COUNT(cases); i++) {
+        for (int t = 0; t < KD_COUNT(dtypes); t++) {
+            const int mark = test_mark(&b);
+            const embedding_case c = cases[i];
+            const kd_shape shape = KD_SHAPE(c.rows, c.columns);
+            const kd_shape table_shape = KD_SHAPE(c.vocabulary, c.columns);
+            const kd_tensor table = test_filled(&b, dtypes[t], table_shape, c.pad, -1, 1);
+            const kd_tensor ids =
+                test_filled(&b, KD_I32, KD_SHAPE(c.rows), 0, 0, (double)c.vocabulary);
+            const kd_tensor add = test_filled(&b, dtypes[t], shape, c.pad + 1, -1, 1);
+            const kd_tensor y = test_tensor(&b, dtypes[t], shape, c.pad);
+            double *want = test_zeros(&b, c.rows * c.columns);
+            double *tables = test_doubles(&b, &table), *id = test_doubles(&b, &ids);
+
+            oracle_embedding(want, tables, id, NULL, c.rows, c.columns);
+            test_ok(KD_RUN(&b.exec, embedding, .y = &y, .table = &table, .ids = &ids));
+            test_near(&y, want, 0, 1, "case %d", i);
+            oracle_embedding(want, tables, id, test_doubles(&b, &add), c.rows, c.columns);
+            test_ok(KD_RUN(&b.exec, embedding, .y = &y, .table = &table, .ids = &ids, .add = &add));
+            test_near(&y, want, 0, 1, "case %d, with add", i);
+            test_ok(
+                KD_RUN(&b.exec, embedding, .y = &add, .table = &table, .ids = &ids, .add = &add));
+            test_same_bits(&add, &y, "case %d, in place of add", i);
+
+            const kd_tensor dtable = test_filled(&b, KD_F32, table_shape, c.pad + 2, -1, 1);
+            double *gradient = test_doubles(&b, &dtable);
+            oracle_embedding_backward(gradient, test_doubles(&b, &y), id, c.rows, c.columns);
+            test_ok(KD_RUN(&b.exec, embedding_backward, .dtable = &dtable, .dy = &y, .ids = &ids));
+            test_near(&dtable, gradient, 1, (double)c.rows, "case %d, dtable", i);
+            test_release(&b, mark);
+        }
+    }
+    test_close(&b);
+}
+
+Test(embedding, repeated_ids_add_in_one_order)
+{
+    enum { ROWS = 700, COLUMNS = 131, VOCABULARY = 3 };
+    kd_tensor dtable[2];
+    test_bench b;
+    test_open(&b, 0);
+    for (int i = 0; i < 2; i++) {
+        omp_set_num_threads(i + 1);
+        b.seed = 3;
+        const kd_tensor dy = test_filled(&b, KD_F32, KD_SHAPE(ROWS, COLUMNS), 1, -1, 1);
+        const kd_tensor ids = test_filled(&b, KD_I32, KD_SHAPE(ROWS), 0, 0, VOCABULARY);
+        dtable[i] = test_filled(&b, KD_F32, KD_SHAPE(VOCABULARY, COLUMNS), 0, -1, 1);
+        test_ok(KD_RUN(&b.exec, embedding_backward, .dtable = &dtable[i], .dy = &dy, .ids = &ids));
+    }
+    test_same_bits(&dtable[0], &dtable[1], "1 and 2 threads");
+    test_close(&b);
+}
+
+enum { ROWS = 5, COLUMNS = 3, VOCABULARY = 4 };
+
+typedef struct oracle_case {
+    double table[VOCABULARY * COLUMNS], ids[ROWS], dy[ROWS * COLUMNS], y[ROWS * COLUMNS];
+} oracle_case;
+
+static double oracle_value(void *context)
+{
+    oracle_case *o = context;
+    oracle_embedding(o->y, o->table, o->ids, NULL, ROWS, COLUMNS);
+    return oracle_dot(o->y, o->dy, ROWS * COLUMNS);
+}
+
+Test(embedding, oracle_gradient_agrees_with_differences)
+{
+    test_bench b;
+    test_open(&b, 0);
+    oracle_case o = { .ids = { 3, 0, 3, 3, 1 } };
+    for (int i = 0; i < VOCABULARY * COLUMNS; i++) o.table[i] = test_uniform(&b);
+    for (int i = 0; i < ROWS * COLUMNS; i++) o.dy[i] = test_uniform(&b) - 0.5;
+    double dtable[VOCABULARY * COLUMNS] = { 0 };
+    oracle_embedding_backward(dtable, o.dy, o.ids, ROWS, COLUMNS);
+    test_gradient(oracle_value, &o, o.table, VOCABULARY * COLUMNS, dtable, "dtable");
+    test_close(&b);
+}
+
+/* Nothing is written before every id was seen. */
+Test(embedding, refuses_ids_and_shapes_that_do_not_fit)
+{
+    test_bench b;
+    test_open(&b, 0);
+    const kd_tensor table = test_filled(&b, KD_F32, KD_SHAPE(VOCABULARY, COLUMNS), 0, -1, 1);
+    const kd_tensor y = test_filled(&b, KD_F32, KD_SHAPE(ROWS, COLUMNS), 0, 2, 2);
+    const kd_tensor same = test_filled(&b, KD_F32, KD_SHAPE(ROWS, COLUMNS), 0, 2, 2);
+    const kd_tensor ids = test_filled(&b, KD_I32, KD_SHAPE(ROWS), 0, 0, VOCABULARY);
+    const kd_tensor dtable = test_filled(&b, KD_F32, KD_SHAPE(VOCABULARY, COLUMNS), 0, 3, 3);
+    const kd_tensor before = test_filled(&b, KD_F32, KD_SHAPE(VOCABULARY, COLUMNS), 0, 3, 3);
+    const struct {
+        double id;
+        const char *text;
+    } bad[] = { { VOCABULARY, "ids[3] is 4, expected 0 to 3" }, { -1, "ids[3] is -1" } };
+    for (int i = 0; i < KD_COUNT(bad); i++) {
+        test_set(&ids, 3, bad[i].id);
+        test_refused(KD_RUN(&b.exec, embedding, .y = &y, .table = &table, .ids = &ids), KD_EINVAL,
+                     bad[i].text);
+        test_refused(KD_RUN(&b.exec, embedding_backward, .dtable = &dtable, .dy = &y, .ids = &ids),
+                     KD_EINVAL, bad[i].text);
+    }
+    test_same_bits(&y, &same, "y after a refusal");
+    test_same_bits(&dtable, &before, "dtable after a refusal");
+
+    const kd_tensor half = test_filled(&b, KD_BF16, KD_SHAPE(VOCABULARY, COLUMNS), 0, -1, 1);
+    test_refused(KD_RUN(&b.exec, embedding, .y = &y, .table = &half, .ids = &ids), KD_EINVAL,
+                 "y: found f32");
+    test_refused(KD_RUN(&b.exec, embedding_backward, .dtable = &half, .dy = &y, .ids = &ids),
+                 KD_EINVAL, "dtable: found bf16");
+
+    const kd_tensor fy = test_untouchable(&y), ft = test_untouchable(&table);
+    const kd_tensor fi = test_untouchable(&ids), fd = test_untouchable(&dtable);
+    kd_stack counting;
+    kd_exec plan = test_planning(&b, &counting);
+    test_ok(KD_RUN(&plan, embedding, .y = &fy, .table = &ft, .ids = &fi, .add = &fy));
+    test_ok(KD_RUN(&plan, embedding_backward, .dtable = &fd, .dy = &fy, .ids = &fi));
+    test_close(&b);
+}

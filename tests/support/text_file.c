@@ -1,0 +1,84 @@
+#include "support/text_file.h"
+
+#include <criterion/criterion.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+static char folder[64];
+static int64_t tokens_offset;
+
+const char *test_text_path(const char *name)
+{
+    static char paths[8][160];
+    static int turn;
+    if (!folder[0]) {
+        snprintf(folder, sizeof folder, "/tmp/kd-text-XXXXXX");
+        cr_assert(mkdtemp(folder) != NULL, "cannot make %s", folder);
+    }
+    char *path = paths[turn++ % 8];
+    snprintf(path, sizeof paths[0], "%s/%s", folder, name);
+    return path;
+}
+
+int64_t test_text_tokens_offset(void) { return tokens_offset; }
+
+void test_text_remove(void)
+{
+    if (folder[0]) cr_assert(kd_dir_remove(folder) == KD_OK, "%s", kd_last_error());
+    folder[0] = '\0';
+}
+
+static int64_t token_size(const char *dtype)
+{
+    if (strcmp(dtype, "U16") == 0) return 2;
+    return strcmp(dtype, "F64") == 0 || strcmp(dtype, "I64") == 0 ? 8 : 4;
+}
+
+/* ,"name":{...} for `bytes` at *at, which moves on. */
+static int describe(char *header, int room, const char *name, const char *dtype, int64_t count,
+                    int64_t bytes, bool matrix, int64_t *at)
+{
+    const int n = snprintf(
+        header, (size_t)room,
+        ",\"%s\":{\"dtype\":\"%s\",\"shape\":[%s%lld],\"data_offsets\":[%lld,%lld]}", name, dtype,
+        matrix ? "1," : "", (long long)count, (long long)*at, (long long)(*at + bytes));
+    *at += bytes;
+    return n;
+}
+
+const char *test_text_write(const char *name, const test_text *text)
+{
+    char header[1024];
+    const int room = (int)sizeof header;
+    int n = snprintf(header, sizeof header, "{\"__metadata__\":{\"tokenizer\":\"abc\"}");
+    int64_t at = 0;
+    if (text->mask)
+        n += describe(header + n, room - n, "loss_mask", text->mask_dtype ? text->mask_dtype : "U8",
+                      text->mask_count, text->mask_count, false, &at);
+    const int64_t size = text->dtype ? token_size(text->dtype) : 0, tokens_at = at;
+    if (text->dtype)
+        n += describe(header + n, room - n, "tokens", text->dtype, text->count, text->count * size,
+                      text->matrix, &at);
+    if (text->documents)
+        n += describe(header + n, room - n, "documents",
+                      text->documents_dtype ? text->documents_dtype : "I64", text->borders,
+                      text->borders * 8, false, &at);
+    n += snprintf(header + n, sizeof header - (size_t)n, "}");
+    if (n % 2 == 0) header[n++] = ' ';
+    cr_assert(n < room, "header of %s is too long", name);
+
+    const char *path = test_text_path(name);
+    FILE *file = fopen(path, "wb");
+    cr_assert(file != NULL, "cannot write %s", path);
+    const uint64_t length = (uint64_t)n;
+    fwrite(&length, sizeof length, 1, file);
+    fwrite(header, 1, (size_t)n, file);
+    if (text->mask) fwrite(text->mask, 1, (size_t)text->mask_count, file);
+    for (int64_t i = 0; text->dtype && i < text->count; i++) /* little-endian: the low bytes */
+        fwrite(&text->tokens[i], (size_t)size, 1, file);
+    if (text->documents) fwrite(text->documents, 8, (size_t)text->borders, file);
+    cr_assert(fclose(file) == 0, "cannot write %s", path);
+    tokens_offset = (int64_t)sizeof length + n + tokens_at;
+    return path;
+}

@@ -1,0 +1,36 @@
+/*
+ * text_file.h - token files for tests, written byte by byte and without the engine's own writer, so
+ * that they can also be wrong.
+ */
+#ifndef KD_TEST_TEXT_FILE_H
+#define KD_TEST_TEXT_FILE_H
+
+#include "data/data.h"
+
+/* What goes into a file.  loss_mask comes first and the header has an odd length, so that tokens and
+ * documents are unaligned wherever they can be. */
+typedef struct test_text {
+    const char *dtype; /* of tokens: "U16", "U32", "I32", or one that is refused; NULL: no tensor */
+    const int64_t *tokens;
+    int64_t count;
+    const int64_t *documents; /* NULL: absent */
+    int64_t borders;          /* d + 1 */
+    const uint8_t *mask;      /* NULL: absent */
+    int64_t mask_count;
+    const char *documents_dtype, *mask_dtype; /* NULL: "I64", "U8"; same width as those */
+    bool matrix;                              /* tokens of shape [1, count] */
+} test_text;
+
+/* The path of file `name` in a folder of this process; static memory, valid for 8 calls. */
+const char *test_text_path(const char *name);
+
+/* Writes it there; returns the path, as above. */
+const char *test_text_write(const char *name, const test_text *text);
+
+/* Of the last file written: where its tokens begin, in bytes. */
+int64_t test_text_tokens_offset(void);
+
+/* Removes the folder. */
+void test_text_remove(void);
+
+#endif
