@@ -159,6 +159,11 @@ typedef struct kd_hash {
 kd_hash kd_hash_bytes(const void *data, size_t bytes);
 KD_MUST_CHECK kd_status kd_hash_file(kd_hash *hash, const char *path);
 
+/* The whole file and, in the same read, `count` pieces of it that lie side by side: the first begins
+ * at byte 0, piece i ends before byte ends[i].  KD_EFORMAT when the file ends before the last. */
+KD_MUST_CHECK kd_status kd_hash_pieces(kd_hash *whole, kd_hash *pieces, const int64_t *ends,
+                                       int64_t count, const char *path);
+
 /* ---- clock and memory ------------------------------------------------------------------------- */
 
 double kd_clock(void); /* monotonic seconds */

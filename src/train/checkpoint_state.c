@@ -1,0 +1,223 @@
+/*
+ * engine/state.json: what a resumed run needs and no array holds, and what it must agree with.
+ *
+ * The table of every student's parameters is written out, so that arrays of another layout are
+ * refused by the name of the first parameter that differs, not by luck of their length.
+ */
+#include "train/checkpoint.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+enum { FORMAT = 1 };
+
+int kd_slab_arrays(kd_slab_array arrays[KD_SLAB_ARRAYS], const kd_slab *slab)
+{
+    const kd_slab_array all[KD_SLAB_ARRAYS] = { { "masters", &slab->masters },
+                                                { "moment0", &slab->moment[0] },
+                                                { "moment1", &slab->moment[1] } };
+    int count = 0;
+    for (int i = 0; i < KD_SLAB_ARRAYS; i++)
+        if (kd_present(all[i].tensor)) arrays[count++] = all[i];
+    return count;
+}
+
+/* ---- making ----------------------------------------------------------------------------------- */
+
+/* JSON has no infinity and no NaN: those go as text. */
+static json_t *number(double value)
+{
+    if (isfinite(value)) return json_real(value); /* 17 digits: the same bits come back */
+    return json_string(isnan(value) ? "nan" : value > 0 ? "inf" : "-inf");
+}
+
+static json_t *integers(const int64_t *values, int count)
+{
+    json_t *list = json_array();
+    for (int i = 0; i < count; i++) (void)json_array_append_new(list, json_integer(values[i]));
+    return list;
+}
+
+static json_t *describe_student(const kd_model *model)
+{
+    const kd_slab *slab = &model->slab;
+    json_t *parameters = json_array();
+    for (int i = 0; i < slab->params.count; i++) {
+        const kd_param *p = &slab->params.items[i];
+        (void)json_array_append_new(parameters,
+                                    json_pack("{s:s, s:o, s:I}", "name", p->name, "shape",
+                                              integers(p->shape.dim, p->shape.rank), "offset",
+                                              (json_int_t)p->offset));
+    }
+    return json_pack("{s:s, s:s, s:s, s:i, s:I, s:o}", "label", model->label, "architecture",
+                     model->config.architecture, "dtype", kd_dtype_name(model->dtype), "moments",
+                     slab->moments, "elements", (json_int_t)slab->params.elements, "parameters",
+                     parameters);
+}
+
+kd_status kd_state_make(json_t **state, const kd_checkpoint *checkpoint)
+{
+    const kd_progress *p = &checkpoint->progress;
+    json_t *students = json_array();
+    bool complete = true;
+    for (int i = 0; i < checkpoint->student_count; i++)
+        complete &= json_array_append_new(students, describe_student(checkpoint->students[i])) == 0;
+    *state = json_pack("{s:i, s:s, s:I, s:I, s:{s:I, s:o}, s:I, s:o, s:o, s:s, s:o}", "format",
+                       FORMAT, "kd", KD_VERSION, "step", (json_int_t)p->step, "tokens",
+                       (json_int_t)p->tokens, "cursor", "samples", (json_int_t)p->cursor.samples,
+                       "source_samples", integers(p->cursor.source_samples, KD_MAX_SOURCES),
+                       "best_step", (json_int_t)p->best_step, "best", number(p->best), "seconds",
+                       number(p->seconds), "contract",
+                       checkpoint->contract ? checkpoint->contract : "", "students", students);
+    if (*state && complete) return KD_OK;
+    json_decref(*state);
+    *state = NULL;
+    return kd_fail(KD_EINVAL, "checkpoint: contract or a label is not UTF-8, or no memory");
+}
+
+/* ---- reading ---------------------------------------------------------------------------------- */
+
+static kd_status get_integer(int64_t *value, const json_t *object, const char *key,
+                             const char *path)
+{
+    const json_t *found = json_object_get(object, key);
+    if (!json_is_integer(found)) return kd_fail(KD_EFORMAT, "%s: %s: not an integer", path, key);
+    *value = json_integer_value(found);
+    return KD_OK;
+}
+
+static kd_status get_number(double *value, const json_t *object, const char *key, const char *path)
+{
+    const json_t *found = json_object_get(object, key);
+    const char *text = json_string_value(found);
+    if (!json_is_number(found) && !text)
+        return kd_fail(KD_EFORMAT, "%s: %s: not a number", path, key);
+    if (!text)
+        *value = json_number_value(found);
+    else
+        *value = strcmp(text, "nan") == 0 ? NAN : strcmp(text, "inf") == 0 ? INFINITY : -INFINITY;
+    return KD_OK;
+}
+
+kd_status kd_state_progress(kd_progress *progress, const json_t *state, const char *path)
+{
+    const json_t *cursor = json_object_get(state, "cursor");
+    const json_t *sources = json_object_get(cursor, "source_samples");
+    kd_progress p = { 0 };
+    KD_TRY(get_integer(&p.step, state, "step", path));
+    KD_TRY(get_integer(&p.tokens, state, "tokens", path));
+    KD_TRY(get_integer(&p.cursor.samples, cursor, "samples", path));
+    if (json_array_size(sources) != KD_MAX_SOURCES)
+        return kd_fail(KD_EFORMAT, "%s: cursor.source_samples: found %zu numbers, expected %d",
+                       path, json_array_size(sources), (int)KD_MAX_SOURCES);
+    for (int i = 0; i < KD_MAX_SOURCES; i++)
+        p.cursor.source_samples[i] = json_integer_value(json_array_get(sources, (size_t)i));
+    KD_TRY(get_integer(&p.best_step, state, "best_step", path));
+    KD_TRY(get_number(&p.best, state, "best", path));
+    KD_TRY(get_number(&p.seconds, state, "seconds", path));
+    *progress = p;
+    return KD_OK;
+}
+
+/* ---- agreement -------------------------------------------------------------------------------- */
+
+static kd_status check_text(const char *path, const char *student, const char *key,
+                            const json_t *found, const char *expected)
+{
+    const char *text = json_string_value(found);
+    if (text && strcmp(text, expected) == 0) return KD_OK;
+    return kd_fail(KD_EFORMAT, "%s: student %s: %s: found \"%s\", expected \"%s\"", path, student,
+                   key, text ? text : "", expected);
+}
+
+static kd_status check_integer(const char *path, const char *student, const char *key,
+                               const json_t *object, int64_t expected)
+{
+    int64_t found;
+    KD_TRY(get_integer(&found, object, key, path));
+    if (found == expected) return KD_OK;
+    return kd_fail(KD_EFORMAT, "%s: student %s: %s: found %lld, expected %lld", path, student, key,
+                   (long long)found, (long long)expected);
+}
+
+/* {"name": "head", "offset": 512, "shape": [7, 64]} */
+static char *print_parameter(const json_t *parameter)
+{
+    return json_dumps(parameter, JSON_COMPACT | JSON_SORT_KEYS);
+}
+
+static kd_status check_parameters(const char *path, const char *label, const json_t *found,
+                                  const json_t *expected)
+{
+    const size_t count = json_array_size(found), wanted = json_array_size(expected);
+    for (size_t i = 0; i < count || i < wanted; i++) {
+        const json_t *have = json_array_get(found, i), *want = json_array_get(expected, i);
+        if (have && want && json_equal(have, want)) continue;
+        char *a = print_parameter(have), *b = print_parameter(want);
+        const kd_status status =
+            kd_fail(KD_EFORMAT, "%s: student %s: parameter %zu: found %.300s, expected %.300s",
+                    path, label, i, a ? a : "none", b ? b : "none");
+        free(a);
+        free(b);
+        return status;
+    }
+    return KD_OK;
+}
+
+static kd_status check_student(const char *path, const json_t *found, const kd_model *model)
+{
+    const char *label = model->label;
+    KD_TRY(check_text(path, label, "label", json_object_get(found, "label"), label));
+    KD_TRY(check_text(path, label, "architecture", json_object_get(found, "architecture"),
+                      model->config.architecture));
+    KD_TRY(check_text(path, label, "dtype", json_object_get(found, "dtype"),
+                      kd_dtype_name(model->dtype)));
+    KD_TRY(check_integer(path, label, "moments", found, model->slab.moments));
+    json_t *wanted = describe_student(model);
+    const kd_status status =
+        wanted ? check_parameters(path, label, json_object_get(found, "parameters"),
+                                  json_object_get(wanted, "parameters"))
+               : kd_fail(KD_ENOMEM, "%s: no memory", path);
+    json_decref(wanted);
+    KD_TRY(status);
+    return check_integer(path, label, "elements", found, model->slab.params.elements);
+}
+
+/* Shown from the start of the first item that differs; items end with one of these. */
+static size_t first_difference(const char *a, const char *b)
+{
+    size_t start = 0;
+    for (size_t i = 0; a[i] && a[i] == b[i]; i++)
+        if (strchr(",;\n", a[i])) start = i + 1;
+    return start;
+}
+
+static kd_status check_contract(const char *path, const char *found, const char *expected)
+{
+    if (!found) return kd_fail(KD_EFORMAT, "%s: contract: missing", path);
+    if (strcmp(found, expected) == 0) return KD_OK;
+    const size_t at = first_difference(found, expected);
+    return kd_fail(KD_EFORMAT,
+                   "%s: contract: found \"%.200s\", expected \"%.200s\" (from character %zu)", path,
+                   found + at, expected + at, at);
+}
+
+kd_status kd_state_check(const json_t *state, const char *path, const kd_checkpoint *expected)
+{
+    int64_t format;
+    KD_TRY(get_integer(&format, state, "format", path));
+    if (format != FORMAT)
+        return kd_fail(KD_EFORMAT, "%s: format: found %lld, expected %d", path, (long long)format,
+                       (int)FORMAT);
+    KD_TRY(check_contract(path, json_string_value(json_object_get(state, "contract")),
+                          expected->contract ? expected->contract : ""));
+    const json_t *students = json_object_get(state, "students");
+    const size_t count = json_array_size(students);
+    if (count != (size_t)expected->student_count)
+        return kd_fail(KD_EFORMAT, "%s: students: found %zu, expected %d", path, count,
+                       expected->student_count);
+    for (int i = 0; i < expected->student_count; i++)
+        KD_TRY(check_student(path, json_array_get(students, (size_t)i), expected->students[i]));
+    return KD_OK;
+}
