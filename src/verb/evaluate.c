@@ -21,7 +21,7 @@ typedef struct evaluation {
     const char *dirs[KD_MAX_MODELS];
     int count;
     int64_t classes, sequence, micro, tokens, documents;
-    kd_step step;
+    kd_step step, timing;
     kd_scores scores[KD_MAX_MODELS];
 } evaluation;
 
