@@ -48,7 +48,10 @@ const char *kd_last_error(void);
  *     return kd_fail(KD_EINVAL, "rank %d, expected 2", rank);
  * Arguments may point into kd_last_error(), so a caller can add what it knows:
  *     return kd_fail(status, "%s: %s", path, kd_last_error()); */
-kd_status kd_fail(kd_status status, const char *fmt, ...) KD_PRINTF(2, 3);
+void kd_record_failure(const char *fmt, ...) KD_PRINTF(1, 2);
+
+/* A macro, so that the compiler sees which status comes back and that it is no success. */
+#define kd_fail(status, ...) (kd_record_failure(__VA_ARGS__), (status))
 
 /* Used by KD_TRY: one line of back trace at log level debug; returns `status`. */
 kd_status kd_trace(kd_status status, const char *file, int line, const char *call);

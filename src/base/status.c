@@ -32,7 +32,7 @@ int kd_status_exit_code(kd_status status)
 
 const char *kd_last_error(void) { return last_error; }
 
-kd_status kd_fail(kd_status status, const char *fmt, ...)
+void kd_record_failure(const char *fmt, ...)
 {
     /* Formatted aside first: the arguments may point into last_error. */
     char message[MESSAGE_BYTES];
@@ -41,7 +41,6 @@ kd_status kd_fail(kd_status status, const char *fmt, ...)
     vsnprintf(message, sizeof message, fmt, args);
     va_end(args);
     memcpy(last_error, message, sizeof message);
-    return status;
 }
 
 kd_status kd_trace(kd_status status, const char *file, int line, const char *call)

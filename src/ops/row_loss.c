@@ -53,21 +53,25 @@ const kd_row_type kd_row_types[KD_ROW_COUNT] = {
 
 /* ---- blocks ----------------------------------------------------------------------------------- */
 
-enum { BLOCK = 256 }; /* classes; a power of two of at least 16 */
+enum { BLOCK = 256 }; /* classes; a multiple of 64 */
 
 /* The last block of a row is filled up with classes that are dead on both sides: they add 0. */
 typedef struct block {
     alignas(64) float log_q[BLOCK], q[BLOCK], log_p[BLOCK], p[BLOCK], live[BLOCK], label[BLOCK];
 } block;
 
-/* Sum in a fixed order; destroys x. */
-static double sum_block(float *restrict x)
+/* Sum in a fixed order: 64 lanes, then halved. */
+static double sum_block(const float *restrict x)
 {
-    for (int width = BLOCK / 2; width >= 16; width /= 2)
-        for (int i = 0; i < width; i++) x[i] += x[i + width];
-    double sum = 0.0;
-    for (int i = 0; i < 16; i++) sum += (double)x[i];
-    return sum;
+    alignas(64) float lane[64];
+    for (int i = 0; i < 64; i++) lane[i] = x[i];
+    for (int first = 64; first < BLOCK; first += 64)
+        for (int i = 0; i < 64; i++) lane[i] += x[first + i];
+    for (int i = 0; i < 32; i++) lane[i] += lane[i + 32];
+    for (int i = 0; i < 16; i++) lane[i] += lane[i + 16];
+    for (int i = 0; i < 8; i++) lane[i] += lane[i + 8];
+    for (int i = 0; i < 4; i++) lane[i] += lane[i + 4];
+    return ((double)lane[0] + (double)lane[2]) + ((double)lane[1] + (double)lane[3]);
 }
 
 static inline kd_row_class class_at(const block *restrict b, int i)
@@ -194,12 +198,13 @@ typedef struct job {
 
 static void exponentials(side *s, int64_t classes, float inv_t)
 {
-    alignas(64) float buffer[BLOCK], e[BLOCK];
+    alignas(64) float buffer[BLOCK];
+    const float max = s->max;
     double sum = 0.0;
     for (int64_t first = 0; first < classes; first += BLOCK) {
-        const float *z = load_block(buffer, s->row, first, classes);
-        for (int i = 0; i < BLOCK; i++) e[i] = kd_vexpf((z[i] - s->max) * inv_t);
-        memcpy(s->exp + first, e, sizeof e);
+        const float *restrict z = load_block(buffer, s->row, first, classes);
+        float *restrict e = s->exp + first;
+        for (int i = 0; i < BLOCK; i++) e[i] = kd_vexpf((z[i] - max) * inv_t);
         sum += sum_block(e);
     }
     s->log_sum = (float)log(sum);

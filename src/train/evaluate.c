@@ -103,7 +103,6 @@ void kd_scores_reset(kd_scores *s)
     memset(s->kl, 0, bytes);
     memset(s->same, 0, bytes);
     s->tokens = s->kl_count = 0;
-    s->seconds = 0.0;
 }
 
 void kd_scores_add(kd_scores *s, const kd_micro_batch *micro, const kd_measured *measured)
@@ -117,7 +116,6 @@ void kd_scores_add(kd_scores *s, const kd_micro_batch *micro, const kd_measured 
         if (s->kl_count < s->capacity) s->kl_values[s->kl_count++] = measured->kl[i];
     }
     s->tokens += micro->valid_count;
-    s->seconds += measured->seconds;
 }
 
 /* A ratio of sums over documents: its error by linearisation (Cochran 1977, §6). */

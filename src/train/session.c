@@ -239,7 +239,7 @@ void kd_session_close(kd_session *s)
     kd_loader_close(s->valid);
     kd_step_close(&s->step);
     close_models(s);
-    kd_comm_close(s->comm);
+    if (s->comm) kd_comm_close(s->comm);
     kd_device_close(s->device);
     kd_arena_destroy(s->arena);
     *s = (kd_session){ 0 };

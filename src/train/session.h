@@ -33,6 +33,10 @@ KD_MUST_CHECK kd_status kd_session_plan(kd_session *session, kd_run *run, kd_dev
 /* Bytes of device memory: models, then the step. */
 size_t kd_session_bytes(const kd_session *session);
 
+/* Whether a micro-batch of so many samples fits `device` beside `reserve` bytes. */
+KD_MUST_CHECK kd_status kd_micro_fits(bool *fits, kd_run *run, kd_device *device, int64_t micro,
+                                      double reserve);
+
 /* Plans, then opens data, models and memory for real. */
 KD_MUST_CHECK kd_status kd_session_open(kd_session *session, kd_run *run);
 void kd_session_close(kd_session *session);

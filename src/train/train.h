@@ -134,7 +134,6 @@ typedef struct kd_scores {
     double *nll, *kl, *same; /* [documents] sums */
     float *kl_values;        /* [capacity] of every token; NULL: not kept */
     int64_t kl_count, capacity;
-    double seconds;
 } kd_scores;
 
 KD_MUST_CHECK kd_status kd_scores_create(kd_scores *scores, kd_arena *arena, int64_t documents,

@@ -5,249 +5,11 @@
  */
 #include "format/format.h"
 #include "ops/vmath.h"
-#include "oracle/rows.h"
-#include "support/support.h"
+#include "support/rows.h"
 
 #include <float.h>
 #include <math.h>
 #include <omp.h>
-
-/* ---- rows ------------------------------------------------------------------------------------- */
-
-enum {
-    RANDOM,
-    NEAR,
-    SAME,
-    FLAT,
-    LARGE,
-    SHIFTED,
-    DEAD_TEACHER,
-    DEAD_STUDENT,
-    DEAD_BOTH,
-    DEAD_LABEL,
-    LOWEST,
-    ONE_HOT_TEACHER,
-    ONE_HOT_STUDENT,
-    ONE_HOT_BOTH,
-    NO_LABEL,
-    NO_WEIGHT,
-    ROWS
-};
-
-static const char *const row_names[ROWS] = {
-    "random",          "near",         "same",      "flat",       "large",  "shifted",
-    "dead teacher",    "dead student", "dead both", "dead label", "lowest", "one-hot teacher",
-    "one-hot student", "one-hot both", "no label",  "no weight",
-};
-
-/* Student and teacher of class j of a row of the kind; the label's class is always 0, which lives
- * but in DEAD_LABEL. */
-static void logits_at(double *s, double *t, test_bench *b, int row, int64_t j)
-{
-    *s = 6.0 * test_uniform(b) - 3.0;
-    *t = 6.0 * test_uniform(b) - 3.0;
-    const bool odd = j % 3 == 1;
-    switch (row) {
-    case NEAR: *t = *s + 0.02 * test_uniform(b); break;
-    case SAME: *t = *s; break;
-    case FLAT: *s = 0.75, *t = -2.5; break;
-    case LARGE: *s *= 30.0, *t *= 30.0; break;
-    case SHIFTED: *s += 1000.0, *t -= 1000.0; break;
-    case DEAD_TEACHER: *t = odd ? -INFINITY : *t; break;
-    case DEAD_STUDENT: *s = odd ? -INFINITY : *s; break;
-    case DEAD_BOTH: *s = odd ? -INFINITY : *s, *t = j % 2 ? -INFINITY : *t; break;
-    case DEAD_LABEL: *s = j == 0 ? -INFINITY : *s; break;
-    case LOWEST: *t = odd ? -1e30 : *t; break; /* a mask as others write it */
-    case ONE_HOT_TEACHER: *t = j == 2 ? 1e4 : 0.0; break;
-    case ONE_HOT_STUDENT: *s = j == 0 ? 1e4 : 0.0; break;
-    case ONE_HOT_BOTH: *s = j == 0 ? 1e4 : *s, *t = j == 0 ? 1e4 : *t; break;
-    default: break;
-    }
-}
-
-typedef struct fixture {
-    test_bench *bench;
-    int64_t rows, classes;
-    kd_tensor student, teacher, labels, weight, loss, same_top, scalars;
-    double *s, *t; /* [rows, classes], as rounded */
-    kd_row_terms terms;
-    kd_step_scalars values;
-} fixture;
-
-static void copy_logits(fixture *f)
-{
-    f->s = test_zeros(f->bench, f->rows * f->classes);
-    f->t = test_zeros(f->bench, f->rows * f->classes);
-    for (int64_t n = 0; n < f->rows; n++)
-        for (int64_t j = 0; j < f->classes; j++) {
-            f->s[n * f->classes + j] = test_get(&f->student, n * f->student.shape[1] + j);
-            f->t[n * f->classes + j] = test_get(&f->teacher, n * f->teacher.shape[1] + j);
-        }
-}
-
-/* Everything but the logits' values.  Columns past `classes` stay NaN. */
-static fixture make_tensors(test_bench *b, int64_t rows, int64_t classes, kd_dtype dtype)
-{
-    fixture f = { .bench = b, .rows = rows, .classes = classes };
-    const kd_dtype other = dtype == KD_BF16 && classes % 2 ? KD_F32 : dtype;
-    f.student = test_tensor(b, dtype, KD_SHAPE(rows, classes + 5), 4);
-    f.teacher = test_tensor(b, other, KD_SHAPE(rows, classes + 2), 1);
-    f.labels = test_tensor(b, KD_I32, KD_SHAPE(rows), 0);
-    f.weight = test_tensor(b, KD_F32, KD_SHAPE(rows), 0);
-    f.same_top = test_tensor(b, KD_F32, KD_SHAPE(rows), 0);
-    f.scalars = test_tensor(b, KD_U8, KD_SHAPE((int64_t)sizeof(kd_step_scalars)), 0);
-    for (int64_t n = 0; n < rows; n++) {
-        test_set(&f.labels, n, 0.0);
-        test_set(&f.weight, n, n % 3 == 1 ? 2.0 : n % 3 == 2 ? 0.75 : 1.0);
-    }
-    return f;
-}
-
-static fixture make_rows(test_bench *b, int64_t classes, kd_dtype dtype)
-{
-    fixture f = make_tensors(b, ROWS, classes, dtype);
-    test_set(&f.labels, NO_LABEL, -1.0);
-    test_set(&f.weight, NO_WEIGHT, 0.0);
-    for (int row = 0; row < ROWS; row++) {
-        const bool ignored = row == NO_LABEL || row == NO_WEIGHT;
-        const bool unsupported = classes < 2 && row == DEAD_LABEL; /* no class would live */
-        for (int64_t j = 0; j < classes; j++) {
-            double s, t;
-            logits_at(&s, &t, b, unsupported ? RANDOM : row, j);
-            test_set(&f.student, row * (classes + 5) + j, ignored ? NAN : s);
-            test_set(&f.teacher, row * (classes + 2) + j, ignored ? NAN : t);
-        }
-        if (row != SAME) continue; /* also where the two sides round differently */
-        for (int64_t j = 0; j < classes; j++)
-            test_set(&f.teacher, row * (classes + 2) + j,
-                     test_get(&f.student, row * (classes + 5) + j));
-    }
-    copy_logits(&f);
-    return f;
-}
-
-/* The next term of the fixture. */
-static void add_term(fixture *f, kd_row_kind kind, double temperature, double option, bool squared)
-{
-    const int k = f->terms.count++;
-    f->terms.kind[k] = kind;
-    f->values.term[k] = (kd_term_scalars){
-        .scale = 0.375f,
-        .temperature = (float)temperature,
-        .t_squared = squared ? (float)(temperature * temperature) : 1.0f,
-        .option = (float)option,
-    };
-}
-
-static kd_status run(fixture *f, const kd_tensor *student)
-{
-    f->loss = test_tensor(f->bench, KD_F32, KD_SHAPE(f->terms.count, f->rows), 3);
-    memcpy(f->scalars.data, &f->values, sizeof f->values);
-    return KD_RUN(&f->bench->exec, row_loss, .student = student, .loss = &f->loss,
-                  .same_top = &f->same_top, .teacher = &f->teacher, .labels = &f->labels,
-                  .weight = &f->weight, .scalars = &f->scalars, .terms = &f->terms,
-                  .classes = f->classes);
-}
-
-/* A copy to run on, so that one fixture serves many runs. */
-static kd_tensor copy_student(fixture *f)
-{
-    const kd_tensor t =
-        test_tensor(f->bench, f->student.dtype, KD_SHAPE(f->rows, f->student.shape[1]), 4);
-    for (int64_t i = 0, n = kd_tensor_elements(&t); i < n; i++)
-        test_set(&t, i, test_get(&f->student, i));
-    return t;
-}
-
-/* ---- against the oracle ----------------------------------------------------------------------- */
-
-static oracle_row oracle_of(const fixture *f, int k, int64_t n)
-{
-    return (oracle_row){
-        .kind = f->terms.kind[k],
-        .classes = f->classes,
-        .student = f->s + n * f->classes,
-        .teacher = kd_row_types[f->terms.kind[k]].teacher ? f->t + n * f->classes : NULL,
-        .label = (int64_t)test_get(&f->labels, n),
-        .temperature = (double)f->values.term[k].temperature,
-        .option = (double)f->values.term[k].option,
-    };
-}
-
-static int64_t first_largest(const double *z, int64_t classes)
-{
-    int64_t top = 0;
-    for (int64_t j = 1; j < classes; j++) top = z[j] > z[top] ? j : top;
-    return top;
-}
-
-static const char *describe(const fixture *f, int64_t n)
-{
-    static char text[256];
-    const kd_term_scalars *s = &f->values.term[0];
-    snprintf(text, sizeof text, "%s%s T %g option %g, %s, %lld classes, row %s",
-             kd_row_types[f->terms.kind[0]].name, f->terms.count > 1 ? " and others" : "",
-             (double)s->temperature, (double)s->option, kd_dtype_name(f->student.dtype),
-             (long long)f->classes, n < ROWS ? row_names[n] : "");
-    return text;
-}
-
-/* One row of results: losses, gradient, same_top.  `memory` holds 4 * classes. */
-static void check_row(const fixture *f, const kd_tensor *result, int64_t n, double *memory)
-{
-    const int64_t classes = f->classes, columns = result->shape[1];
-    const double w = test_get(&f->weight, n);
-    const bool ignored = w == 0.0 || test_get(&f->labels, n) < 0.0;
-    double *want = memory, *allowed = memory + classes;
-    double *one = memory + 2 * classes, *condition = memory + 3 * classes;
-    memset(memory, 0, 4 * (size_t)classes * sizeof *memory);
-
-    for (int k = 0; k < f->terms.count; k++) {
-        const kd_term_scalars *s = &f->values.term[k];
-        const double got = test_get(&f->loss, k * f->rows + n), w2 = w * (double)s->t_squared;
-        if (ignored) {
-            cr_assert(got == 0.0 && !signbit(got), "%s: loss %g", describe(f, n), got);
-            continue;
-        }
-        const oracle_row row = oracle_of(f, k, n);
-        double of_value;
-        oracle_row_gradient(one, &row);
-        oracle_row_condition(&of_value, condition, &row);
-        const double value = w2 * oracle_row_value(&row);
-        const double tolerance = (double)FLT_EPSILON * (4.0 * w2 * of_value + fabs(value));
-        cr_assert(fabs(got - value) <= tolerance, "%s: loss[%d] %.9g, expected %.9g +- %.2g",
-                  describe(f, n), k, got, value, tolerance);
-        const double factor = w2 * (double)s->scale;
-        for (int64_t j = 0; j < classes; j++) {
-            want[j] += factor * one[j];
-            allowed[j] += (double)FLT_EPSILON * factor * (4.0 * condition[j] + fabs(one[j]));
-        }
-    }
-
-    const double rounding = result->dtype == KD_BF16 ? 0x1p-8 : 0.0;
-    for (int64_t j = 0; j < columns; j++) {
-        const double got = test_get(result, n * columns + j);
-        const double expected = j < classes ? want[j] : 0.0;
-        const bool exact = ignored || j >= classes || f->s[n * classes + j] == -INFINITY;
-        const double tolerance = exact ? 0.0 : allowed[j] + rounding * fabs(expected) + 0x1p-120;
-        cr_assert(fabs(got - expected) <= tolerance,
-                  "%s: gradient[%lld] %.9g, expected %.9g +- %.2g", describe(f, n), (long long)j,
-                  got, expected, tolerance);
-    }
-    const bool same = !ignored && first_largest(f->s + n * classes, classes) ==
-                                      first_largest(f->t + n * classes, classes);
-    cr_assert(test_get(&f->same_top, n) == (same ? 1.0 : 0.0), "%s: same_top", describe(f, n));
-}
-
-static void run_and_check(fixture *f)
-{
-    const int mark = test_mark(f->bench);
-    const kd_tensor result = copy_student(f);
-    double *memory = test_zeros(f->bench, 4 * f->classes);
-    test_ok(run(f, &result));
-    for (int64_t n = 0; n < f->rows; n++) check_row(f, &result, n, memory);
-    test_release(f->bench, mark);
-}
 
 /* Options worth a run: both ends, the default, and one more. */
 static int options_of(double options[4], kd_row_kind kind)
@@ -273,15 +35,15 @@ Test(row_loss, agrees_with_the_formulas_in_double)
     for (int size = 0; size < KD_COUNT(sizes); size++) {
         for (int half = 0; half < 2; half++) {
             const int mark = test_mark(&b);
-            fixture f = make_rows(&b, sizes[size], half ? KD_BF16 : KD_F32);
+            row_fixture f = rows_hostile(&b, sizes[size], half ? KD_BF16 : KD_F32);
             for (int kind = 0; kind < KD_ROW_COUNT; kind++) {
                 double options[4];
                 const int count = options_of(options, (kd_row_kind)kind);
                 for (int i = 0; i < count * KD_COUNT(temperatures); i++) {
                     f.terms.count = 0;
-                    add_term(&f, (kd_row_kind)kind, temperatures[i / count], options[i % count],
-                             i % 2);
-                    run_and_check(&f);
+                    rows_add_term(&f, (kd_row_kind)kind, temperatures[i / count],
+                                  options[i % count], i % 2);
+                    rows_run_and_check(&f);
                 }
             }
             test_release(&b, mark);
@@ -297,19 +59,19 @@ Test(row_loss, sums_terms_of_any_temperatures)
     test_open(&b, 1 << 20);
     for (int i = 0; i < 2 * KD_COUNT(sizes); i++) {
         const int mark = test_mark(&b);
-        fixture f = make_rows(&b, sizes[i / 2], i % 2 ? KD_BF16 : KD_F32);
+        row_fixture f = rows_hostile(&b, sizes[i / 2], i % 2 ? KD_BF16 : KD_F32);
         /* all rows of the list; temperatures 1, 2, 1, 2, ... so that groups interleave */
         for (int kind = 0; kind < KD_ROW_COUNT && kind < KD_MAX_ROW_TERMS; kind++)
-            add_term(&f, (kd_row_kind)kind, 1.0 + kind % 2, kd_row_types[kind].option_default,
-                     kind % 3 == 0);
-        run_and_check(&f);
+            rows_add_term(&f, (kd_row_kind)kind, 1.0 + kind % 2, kd_row_types[kind].option_default,
+                          kind % 3 == 0);
+        rows_run_and_check(&f);
         /* the same term twice, and equal temperatures of terms with and without a teacher */
         f.terms.count = 0;
-        add_term(&f, KD_ROW_forward_kl, 2.0, 0.0, true);
-        add_term(&f, KD_ROW_cross_entropy, 1.0, 0.1, false);
-        add_term(&f, KD_ROW_z_loss, 1.0, 0.0, false);
-        add_term(&f, KD_ROW_forward_kl, 1.0, 0.0, false);
-        run_and_check(&f);
+        rows_add_term(&f, KD_ROW_forward_kl, 2.0, 0.0, true);
+        rows_add_term(&f, KD_ROW_cross_entropy, 1.0, 0.1, false);
+        rows_add_term(&f, KD_ROW_z_loss, 1.0, 0.0, false);
+        rows_add_term(&f, KD_ROW_forward_kl, 1.0, 0.0, false);
+        rows_run_and_check(&f);
         test_release(&b, mark);
     }
     test_close(&b);
@@ -337,21 +99,23 @@ Test(row_loss, the_oracle_has_the_gradient_of_its_value)
     enum { CLASSES = 11 };
     test_bench b;
     test_open(&b, 1 << 16);
-    fixture f = make_rows(&b, CLASSES, KD_F32);
+    row_fixture f = rows_hostile(&b, CLASSES, KD_F32);
     for (int kind = 0; kind < KD_ROW_COUNT; kind++) {
         double options[4];
         const int count = options_of(options, (kd_row_kind)kind);
         for (int i = 0; i < count * KD_COUNT(temperatures); i++) {
             f.terms.count = 0;
-            add_term(&f, (kd_row_kind)kind, temperatures[i / count], options[i % count], false);
-            for (int n = 0; n < NO_LABEL; n++) {
+            rows_add_term(&f, (kd_row_kind)kind, temperatures[i / count], options[i % count],
+                          false);
+            for (int n = 0; n < ROW_NO_LABEL; n++) {
                 /* total variation has a corner where both sides are equal; 1000 takes the
                  * differences their digits */
-                if (n == SHIFTED) continue;
-                if (kind == KD_ROW_total_variation && (n == SAME || n == FLAT || n >= LOWEST))
+                if (n == ROW_SHIFTED) continue;
+                if (kind == KD_ROW_total_variation &&
+                    (n == ROW_SAME || n == ROW_FLAT || n >= ROW_LOWEST))
                     continue;
                 double student[CLASSES], x[CLASSES], all[CLASSES], gradient[CLASSES];
-                varied v = { oracle_of(&f, 0, n), student, x };
+                varied v = { rows_oracle(&f, 0, n), student, x };
                 memcpy(student, v.row.student, sizeof student);
                 v.row.student = student;
                 oracle_row_gradient(all, &v.row);
@@ -359,13 +123,13 @@ Test(row_loss, the_oracle_has_the_gradient_of_its_value)
                 for (int64_t j = 0; j < CLASSES; j++) {
                     if (student[j] == -INFINITY) {
                         cr_assert(all[j] == 0.0, "%s: dead class %lld has gradient %g",
-                                  describe(&f, n), (long long)j, all[j]);
+                                  rows_describe(&f, n), (long long)j, all[j]);
                         continue;
                     }
                     gradient[live] = all[j];
                     x[live++] = student[j];
                 }
-                test_gradient(value_of, &v, x, live, gradient, "%s", describe(&f, n));
+                test_gradient(value_of, &v, x, live, gradient, "%s", rows_describe(&f, n));
             }
         }
     }
@@ -382,25 +146,25 @@ static void read_tensor(const kd_tensor *to, const kd_st_file *file, const char 
 }
 
 /* `loss` and `gradient` are PyTorch's at weight, scale and T^2 of 1. */
-static void check_golden(fixture *f, const kd_tensor *loss, const kd_tensor *gradient)
+static void check_golden(row_fixture *f, const kd_tensor *loss, const kd_tensor *gradient)
 {
-    const kd_tensor result = copy_student(f);
+    const kd_tensor result = rows_copy_student(f);
     f->values.term[0].scale = 1.0f;
-    test_ok(run(f, &result));
+    test_ok(rows_run(f, &result));
     for (int64_t n = 0; n < f->rows; n++) {
-        const oracle_row row = oracle_of(f, 0, n);
+        const oracle_row row = rows_oracle(f, 0, n);
         double of_value, condition[16];
         oracle_row_condition(&of_value, condition, &row);
         const double want = test_get(loss, n), got = test_get(&f->loss, n);
         cr_assert(fabs(got - want) <= (double)FLT_EPSILON * (4.0 * of_value + fabs(want)),
-                  "%s %lld: loss %.9g, PyTorch says %.9g", describe(f, ROWS), (long long)n, got,
-                  want);
+                  "%s %lld: loss %.9g, PyTorch says %.9g", rows_describe(f, ROW_KINDS),
+                  (long long)n, got, want);
         for (int64_t j = 0; j < f->classes; j++) {
             const double g = test_get(gradient, n * f->classes + j);
             const double found = test_get(&result, n * f->student.shape[1] + j);
             cr_assert(fabs(found - g) <= (double)FLT_EPSILON * (4.0 * condition[j] + fabs(g)),
-                      "%s %lld: gradient[%lld] %.9g, PyTorch says %.9g", describe(f, ROWS),
-                      (long long)n, (long long)j, found, g);
+                      "%s %lld: gradient[%lld] %.9g, PyTorch says %.9g",
+                      rows_describe(f, ROW_KINDS), (long long)n, (long long)j, found, g);
         }
     }
 }
@@ -412,7 +176,7 @@ Test(row_loss, agrees_with_pytorch)
     test_open(&b, 1 << 16);
     kd_st_file *file;
     test_ok(kd_st_open(&file, KD_GOLDEN "/rows.safetensors"));
-    fixture f = make_tensors(&b, N, CLASSES, KD_F32);
+    row_fixture f = rows_tensors(&b, N, CLASSES, KD_F32);
     f.student = test_tensor(&b, KD_F32, KD_SHAPE(N, 12), 0);
     f.teacher = test_tensor(&b, KD_F32, KD_SHAPE(N, 10), 0);
     const kd_tensor loss = test_tensor(&b, KD_F32, KD_SHAPE(N), 0);
@@ -422,7 +186,7 @@ Test(row_loss, agrees_with_pytorch)
     read_tensor(&f.teacher, file, "teacher");
     read_tensor(&f.labels, file, "labels");
     test_fill_constant(&f.weight, 1.0);
-    copy_logits(&f);
+    rows_copy_logits(&f);
     for (int kind = 0; kind < KD_ROW_COUNT; kind++) {
         int cases = 0;
         for (;; cases++) {
@@ -436,7 +200,8 @@ Test(row_loss, agrees_with_pytorch)
             snprintf(name, sizeof name, "%s.%d.gradient", term, cases);
             read_tensor(&gradient, file, name);
             f.terms.count = 0;
-            add_term(&f, (kd_row_kind)kind, test_get(&setting, 0), test_get(&setting, 1), false);
+            rows_add_term(&f, (kd_row_kind)kind, test_get(&setting, 0), test_get(&setting, 1),
+                          false);
             const int mark = test_mark(&b);
             check_golden(&f, &loss, &gradient);
             test_release(&b, mark);
@@ -453,23 +218,23 @@ static void check_equal_models(void)
 {
     test_bench b;
     test_open(&b, 1 << 20);
-    fixture f = make_rows(&b, 1000, KD_F32);
+    row_fixture f = rows_hostile(&b, 1000, KD_F32);
     for (int kind = 0; kind < KD_ROW_COUNT; kind++) {
         double options[4];
         const int count = options_of(options, (kd_row_kind)kind);
         for (int i = 0; kd_row_types[kind].teacher && i < count; i++) {
             const int mark = test_mark(&b);
             f.terms.count = 0;
-            add_term(&f, (kd_row_kind)kind, 1.0, options[i], false);
-            const kd_tensor result = copy_student(&f);
-            test_ok(run(&f, &result));
-            const double loss = test_get(&f.loss, SAME);
-            cr_assert(loss == 0.0, "%s: loss %g", describe(&f, SAME), loss);
+            rows_add_term(&f, (kd_row_kind)kind, 1.0, options[i], false);
+            const kd_tensor result = rows_copy_student(&f);
+            test_ok(rows_run(&f, &result));
+            const double loss = test_get(&f.loss, ROW_SAME);
+            cr_assert(loss == 0.0, "%s: loss %g", rows_describe(&f, ROW_SAME), loss);
             for (int64_t j = 0; j < f.classes; j++) {
-                const double g = test_get(&result, SAME * f.student.shape[1] + j);
-                const double q = exp(f.s[SAME * f.classes + j]); /* above the probability */
+                const double g = test_get(&result, ROW_SAME * f.student.shape[1] + j);
+                const double q = exp(f.s[ROW_SAME * f.classes + j]); /* above the probability */
                 cr_assert(fabs(g) <= 2.0 * (double)FLT_EPSILON * q, "%s: gradient %g",
-                          describe(&f, SAME), g);
+                          rows_describe(&f, ROW_SAME), g);
             }
             test_release(&b, mark);
         }
@@ -477,13 +242,13 @@ static void check_equal_models(void)
     test_close(&b);
 }
 
-static double loss_of(fixture *f, kd_row_kind kind, double option, int row)
+static double loss_of(row_fixture *f, kd_row_kind kind, double option, int row)
 {
     const int mark = test_mark(f->bench);
-    const kd_tensor result = copy_student(f);
+    const kd_tensor result = rows_copy_student(f);
     f->terms.count = 0;
-    add_term(f, kind, 1.0, option, false);
-    test_ok(run(f, &result));
+    rows_add_term(f, kind, 1.0, option, false);
+    test_ok(rows_run(f, &result));
     const double loss = test_get(&f->loss, row);
     test_release(f->bench, mark);
     return loss;
@@ -494,15 +259,15 @@ Test(row_loss, keeps_the_identities_of_the_divergences)
     check_equal_models();
     test_bench b;
     test_open(&b, 1 << 20);
-    fixture f = make_rows(&b, 17, KD_F32);
-    const double forward = loss_of(&f, KD_ROW_forward_kl, 0.0, RANDOM);
-    const double reverse = loss_of(&f, KD_ROW_reverse_kl, 0.0, RANDOM);
+    row_fixture f = rows_hostile(&b, 17, KD_F32);
+    const double forward = loss_of(&f, KD_ROW_forward_kl, 0.0, ROW_RANDOM);
+    const double reverse = loss_of(&f, KD_ROW_reverse_kl, 0.0, ROW_RANDOM);
     cr_assert(fabs(forward - reverse) > 1e-3, "the two directions must differ here");
     /* TRL's end points are the divergences themselves, bit for bit; the limit has a factor beta. */
-    cr_assert_eq(loss_of(&f, KD_ROW_jsd, 0.0, RANDOM), forward);
-    cr_assert_eq(loss_of(&f, KD_ROW_jsd, 1.0, RANDOM), reverse);
+    cr_assert_eq(loss_of(&f, KD_ROW_jsd, 0.0, ROW_RANDOM), forward);
+    cr_assert_eq(loss_of(&f, KD_ROW_jsd, 1.0, ROW_RANDOM), reverse);
     for (double beta = 1e-4; beta > 1e-8; beta *= 0.1) {
-        const double quotient = loss_of(&f, KD_ROW_jsd, beta, RANDOM) / beta;
+        const double quotient = loss_of(&f, KD_ROW_jsd, beta, ROW_RANDOM) / beta;
         /* d/dbeta is of the order of the chi-square divergence, below 1e3 here */
         const double allowed = 1e3 * beta + 64.0 * (double)FLT_EPSILON * (1.0 + forward);
         cr_assert(fabs(quotient - forward) <= allowed,
@@ -510,7 +275,7 @@ Test(row_loss, keeps_the_identities_of_the_divergences)
                   forward, allowed);
     }
     /* Two classes, q = (3/4, 1/4), p = (1/2, 1/2): values on paper. */
-    fixture g = make_tensors(&b, 1, 2, KD_F32);
+    row_fixture g = rows_tensors(&b, 1, 2, KD_F32);
     test_set(&g.weight, 0, 1.0);
     const double s[] = { log(3.0), 0.0 };
     for (int j = 0; j < 2; j++) test_set(&g.student, j, s[j]), test_set(&g.teacher, j, 0.0);
@@ -549,7 +314,7 @@ Test(row_loss, three_live_classes_of_a_large_vocabulary)
     static const int64_t alive[] = { 0, 70001, CLASSES - 1 };
     test_bench b;
     test_open(&b, 64u << 20);
-    fixture f = make_tensors(&b, 1, CLASSES, KD_BF16);
+    row_fixture f = rows_tensors(&b, 1, CLASSES, KD_BF16);
     f.student = test_tensor(&b, KD_BF16, KD_SHAPE(1, COLUMNS), 0);
     f.teacher = test_tensor(&b, KD_BF16, KD_SHAPE(1, CLASSES), 0);
     test_set(&f.weight, 0, 1.0);
@@ -561,17 +326,17 @@ Test(row_loss, three_live_classes_of_a_large_vocabulary)
         test_set(&f.student, alive[i], 2.0 - i);
         test_set(&f.teacher, alive[i], 1.5 * i);
     }
-    copy_logits(&f);
+    rows_copy_logits(&f);
     for (int kind = 0; kind < KD_ROW_COUNT; kind++) {
         f.terms.count = 0;
-        add_term(&f, (kd_row_kind)kind, 0.5, kd_row_types[kind].option_default, true);
-        run_and_check(&f);
+        rows_add_term(&f, (kd_row_kind)kind, 0.5, kd_row_types[kind].option_default, true);
+        rows_run_and_check(&f);
     }
     test_close(&b);
 }
 
 /* NaN, +inf or no live class on a side that a term reads: its loss is NaN, and no other row's. */
-static void check_poison(fixture *f, int kind, double poison, bool on_student)
+static void check_poison(row_fixture *f, int kind, double poison, bool on_student)
 {
     enum { ROW = 1 };
     const int mark = test_mark(f->bench);
@@ -587,13 +352,14 @@ static void check_poison(fixture *f, int kind, double poison, bool on_student)
                               : i == 1 ? type->option_default
                                        : type->option_max;
         f->terms.count = 0;
-        add_term(f, (kd_row_kind)kind, 1.0, option, false);
-        const kd_tensor result = copy_student(f);
-        test_ok(run(f, &result));
-        for (int64_t n = 0; n < NO_LABEL; n++)
+        rows_add_term(f, (kd_row_kind)kind, 1.0, option, false);
+        const kd_tensor result = rows_copy_student(f);
+        test_ok(rows_run(f, &result));
+        for (int64_t n = 0; n < ROW_NO_LABEL; n++)
             cr_assert(isnan(test_get(&f->loss, n)) == (n == ROW),
-                      "%s, %g in the %s's row %d: loss of row %lld is %g", describe(f, n), poison,
-                      on_student ? "student" : "teacher", ROW, (long long)n, test_get(&f->loss, n));
+                      "%s, %g in the %s's row %d: loss of row %lld is %g", rows_describe(f, n),
+                      poison, on_student ? "student" : "teacher", ROW, (long long)n,
+                      test_get(&f->loss, n));
     }
     for (int64_t j = 0; j < f->classes; j++) test_set(side, ROW * side->shape[1] + j, keep[j]);
     test_release(f->bench, mark);
@@ -604,7 +370,7 @@ Test(row_loss, what_is_not_finite_is_never_hidden)
     static const double poisons[] = { NAN, INFINITY, -INFINITY };
     test_bench b;
     test_open(&b, 1 << 20);
-    fixture f = make_rows(&b, 40, KD_F32);
+    row_fixture f = rows_hostile(&b, 40, KD_F32);
     for (int kind = 0; kind < KD_ROW_COUNT; kind++)
         for (int i = 0; i < KD_COUNT(poisons); i++) {
             check_poison(&f, kind, poisons[i], true);
@@ -616,7 +382,7 @@ Test(row_loss, what_is_not_finite_is_never_hidden)
         test_fill_constant(&f.weight, by_label ? 1.0 : 0.0);
         test_fill_constant(&f.student, NAN);
         test_fill_constant(&f.teacher, NAN);
-        run_and_check(&f);
+        rows_run_and_check(&f);
     }
     test_close(&b);
 }
@@ -625,15 +391,16 @@ Test(row_loss, gives_the_same_bits_on_any_number_of_threads)
 {
     test_bench b;
     test_open(&b, 4 << 20);
-    fixture f = make_rows(&b, 700, KD_BF16);
+    row_fixture f = rows_hostile(&b, 700, KD_BF16);
     for (int kind = 0; kind < KD_ROW_COUNT && kind < KD_MAX_ROW_TERMS; kind++)
-        add_term(&f, (kd_row_kind)kind, 1.0 + kind / 3, kd_row_types[kind].option_default, true);
+        rows_add_term(&f, (kd_row_kind)kind, 1.0 + kind / 3, kd_row_types[kind].option_default,
+                      true);
     const int threads = omp_get_max_threads();
     kd_tensor results[3], losses[3];
     for (int i = 0; i < 3; i++) {
         omp_set_num_threads(1 + 2 * i);
-        results[i] = copy_student(&f);
-        test_ok(run(&f, &results[i]));
+        results[i] = rows_copy_student(&f);
+        test_ok(rows_run(&f, &results[i]));
         losses[i] = f.loss;
         test_same_bits(&losses[i], &losses[0], "losses, %d threads", 1 + 2 * i);
         test_same_bits(&results[i], &results[0], "gradients, %d threads", 1 + 2 * i);
@@ -646,9 +413,9 @@ Test(row_loss, asks_for_its_scratch_while_planning_and_touches_nothing)
 {
     test_bench b;
     test_open(&b, 4 << 20);
-    fixture f = make_rows(&b, 300, KD_F32);
-    add_term(&f, KD_ROW_forward_kl, 1.0, 0.0, false);
-    add_term(&f, KD_ROW_cross_entropy, 2.0, 0.0, false);
+    row_fixture f = rows_hostile(&b, 300, KD_F32);
+    rows_add_term(&f, KD_ROW_forward_kl, 1.0, 0.0, false);
+    rows_add_term(&f, KD_ROW_cross_entropy, 2.0, 0.0, false);
     f.loss = test_tensor(&b, KD_F32, KD_SHAPE(2, f.rows), 0);
     kd_stack counting;
     kd_exec plan = test_planning(&b, &counting);
@@ -659,8 +426,8 @@ Test(row_loss, asks_for_its_scratch_while_planning_and_touches_nothing)
                    .labels = &labels, .scalars = &scalars, .terms = &f.terms,
                    .classes = f.classes));
     b.stack.peak = 0;
-    const kd_tensor result = copy_student(&f);
-    test_ok(run(&f, &result));
+    const kd_tensor result = rows_copy_student(&f);
+    test_ok(rows_run(&f, &result));
     cr_assert_eq(b.stack.peak, counting.peak, "planned %zu bytes, took %zu", counting.peak,
                  b.stack.peak);
     test_close(&b);
@@ -672,46 +439,46 @@ Test(row_loss, refuses_what_it_cannot_compute)
 {
     test_bench b;
     test_open(&b, 1 << 20);
-    fixture f = make_rows(&b, 8, KD_F32);
+    row_fixture f = rows_hostile(&b, 8, KD_F32);
     const kd_tensor student = f.student, teacher = f.teacher, labels = f.labels;
-    add_term(&f, KD_ROW_cross_entropy, 1.0, 0.0, false);
+    rows_add_term(&f, KD_ROW_cross_entropy, 1.0, 0.0, false);
 
     test_set(&f.labels, 4, 8.0);
-    test_refused(run(&f, &student), KD_EINVAL,
+    test_refused(rows_run(&f, &student), KD_EINVAL,
                  "row 4: label 8, expected -1 or 0 to 7 of 8 classes");
     test_set(&f.labels, 4, -2.0);
-    test_refused(run(&f, &student), KD_EINVAL, "row 4: label -2");
+    test_refused(rows_run(&f, &student), KD_EINVAL, "row 4: label -2");
     test_set(&f.labels, 4, 0.0);
-    for (int64_t i = 0; i < ROWS * 8; i++) /* refused before anything was written */
+    for (int64_t i = 0; i < ROW_KINDS * 8; i++) /* refused before anything was written */
         cr_assert(f.s[i] == test_get(&student, i / 8 * 13 + i % 8) || isnan(f.s[i]));
 
     f.labels.data = NULL;
-    test_refused(run(&f, &student), KD_EINVAL, "cross_entropy needs labels");
+    test_refused(rows_run(&f, &student), KD_EINVAL, "cross_entropy needs labels");
     f.labels = labels;
     f.teacher.data = NULL;
-    test_refused(run(&f, &student), KD_EINVAL, "same_top needs a teacher");
+    test_refused(rows_run(&f, &student), KD_EINVAL, "same_top needs a teacher");
     f.terms.kind[0] = KD_ROW_jsd;
     f.same_top.data = NULL;
-    test_refused(run(&f, &student), KD_EINVAL, "jsd needs a teacher");
+    test_refused(rows_run(&f, &student), KD_EINVAL, "jsd needs a teacher");
     f.teacher = teacher;
     f.classes = 11;
-    test_refused(run(&f, &student), KD_EINVAL, "teacher has 10 columns for 11 classes");
+    test_refused(rows_run(&f, &student), KD_EINVAL, "teacher has 10 columns for 11 classes");
     f.classes = 14;
-    test_refused(run(&f, &student), KD_EINVAL, "student has 13 columns for 14 classes");
+    test_refused(rows_run(&f, &student), KD_EINVAL, "student has 13 columns for 14 classes");
     f.classes = 0;
-    test_refused(run(&f, &student), KD_EINVAL, "0 classes");
+    test_refused(rows_run(&f, &student), KD_EINVAL, "0 classes");
     f.classes = 8;
     f.values.term[0].temperature = 0.0f;
-    test_refused(run(&f, &student), KD_EINVAL, "jsd: temperature is 0");
+    test_refused(rows_run(&f, &student), KD_EINVAL, "jsd: temperature is 0");
     f.values.term[0].temperature = NAN;
-    test_refused(run(&f, &student), KD_EINVAL, "jsd: temperature is nan");
+    test_refused(rows_run(&f, &student), KD_EINVAL, "jsd: temperature is nan");
     f.teacher = kd_tensor_slice(&teacher, 0, 0, 3);
-    test_refused(run(&f, &student), KD_EINVAL, "teacher");
+    test_refused(rows_run(&f, &student), KD_EINVAL, "teacher");
     f.teacher = kd_tensor_transposed(&teacher);
-    test_refused(run(&f, &student), KD_EINVAL, "teacher");
+    test_refused(rows_run(&f, &student), KD_EINVAL, "teacher");
     f.teacher = teacher;
     f.terms.count = 0;
-    test_refused(run(&f, &student), KD_EINVAL, "0 terms");
+    test_refused(rows_run(&f, &student), KD_EINVAL, "0 terms");
     test_close(&b);
 }
 

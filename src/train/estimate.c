@@ -1,0 +1,157 @@
+/* What a run would take, from config.json alone: the plan of the real step on a device that need not
+ * be here. */
+#include "train/session.h"
+
+#include <math.h>
+#include <stdio.h>
+
+/* Libraries, context and code of a GPU process; measured values replace it when a card has run. */
+static const double gpu_reserve = 0.6e9;
+
+/* Dense bf16 FLOP/s that vendors state, and the share of it that a prediction assumes. */
+static const struct {
+    const char *name;
+    double flops;
+} speeds[] = { { "h100-80g", 989e12 }, { "h200-141g", 989e12 }, { "a100-80g", 312e12 },
+               { "a100-40g", 312e12 }, { "l40s-48g", 362e12 },  { "rtx4090-24g", 165e12 } };
+static const double predicted_share = 0.5;
+
+static kd_status open_device(kd_device **device, const char *name)
+{
+    if (strncmp(name, "cpu", 3) == 0 || strncmp(name, "cuda", 4) == 0)
+        return kd_device_open(device, name);
+    return kd_device_open_meta(device, name);
+}
+
+static void describe_models(kd_estimate *e, const kd_session *s)
+{
+    for (int m = 0; m < s->count; m++) {
+        const kd_model *model = s->models[m];
+        const bool student = model->slab.trainable;
+        const double flops = (double)kd_config_flops(&model->config);
+        const char *dir = s->run->models[m].model, *slash = strrchr(dir, '/');
+        char *name = student ? e->student : e->teacher;
+        snprintf(name, sizeof e->student, "%s", slash && slash[1] ? slash + 1 : dir);
+        *(student ? &e->student_bytes : &e->teacher_bytes) += (double)kd_model_bytes(model);
+        *(student ? &e->student_parameters : &e->teacher_parameters) += model->slab.params.scalars;
+        /* Backward is two forward passes. */
+        *(student ? &e->student_flops : &e->teacher_flops) += student ? 3.0 * flops : flops;
+        e->vocabulary = kd_max_i64(e->vocabulary, model->config.vocabulary);
+    }
+    e->flops_per_token = e->student_flops + e->teacher_flops;
+}
+
+/* Equal names become one entry; the largest come first. */
+static void collect_entries(kd_estimate *e, const kd_stack *stack)
+{
+    const int limit = KD_COUNT(e->entries);
+    for (int i = 0; i < stack->peak_count; i++) {
+        const kd_stack_entry *entry = &stack->peak_entries[i];
+        int at = 0;
+        while (at < e->entry_count && strcmp(e->entries[at].name, entry->name) != 0) at++;
+        if (at == limit) continue;
+        if (at == e->entry_count)
+            snprintf(e->entries[e->entry_count++].name, sizeof e->entries[0].name, "%s",
+                     entry->name);
+        e->entries[at].bytes += (double)entry->bytes;
+    }
+    for (int i = 1; i < e->entry_count; i++)
+        for (int j = i; j > 0 && e->entries[j].bytes > e->entries[j - 1].bytes; j--) {
+            const kd_plan_entry swap = e->entries[j];
+            e->entries[j] = e->entries[j - 1];
+            e->entries[j - 1] = swap;
+        }
+}
+
+static double bytes_needed(const kd_estimate *e, const kd_session *s)
+{
+    return (double)kd_session_bytes(s) + e->reserve_bytes;
+}
+
+/* Doubles, then halves the gap: the largest micro-batch whose plan fits. */
+static kd_status find_largest(kd_estimate *e, kd_run *run, kd_device *device)
+{
+    int64_t low = 0, high = 1;
+    for (; high <= 1 << 20; high *= 2) {
+        bool fits;
+        KD_TRY(kd_micro_fits(&fits, run, device, high, e->reserve_bytes));
+        if (!fits) break;
+        low = high;
+    }
+    while (high - low > 1) {
+        const int64_t middle = low + (high - low) / 2;
+        bool fits;
+        KD_TRY(kd_micro_fits(&fits, run, device, middle, e->reserve_bytes));
+        *(fits ? &low : &high) = middle;
+    }
+    e->largest_micro = low;
+    return KD_OK;
+}
+
+kd_status kd_micro_fits(bool *fits, kd_run *run, kd_device *device, int64_t micro, double reserve)
+{
+    kd_session s = { .device = NULL };
+    const kd_status status = kd_session_plan(&s, run, device, micro);
+    *fits = status == KD_OK && (double)kd_session_bytes(&s) + reserve <= (double)s.memory;
+    s.device = NULL; /* the caller's */
+    kd_session_close(&s);
+    return status;
+}
+
+static kd_status count_checkpoints(kd_estimate *e, const kd_session *s)
+{
+    int64_t steps;
+    double seconds;
+    KD_TRY(kd_run_interval(&steps, &seconds, s->run->checkpoint.every, "run.checkpoint.every"));
+    e->checkpoints = steps ? kd_ceil_div(s->steps, steps) : 1;
+    for (int m = 0; m < s->count; m++) {
+        const kd_slab *slab = &s->models[m]->slab;
+        if (!slab->trainable) continue;
+        const double n = (double)slab->params.elements;
+        e->checkpoint_bytes += n * (double)kd_dtype_size(slab->dtype) + 4.0 * n * slab->moments +
+                               (kd_present(&slab->masters) ? 4.0 * n : 0.0);
+    }
+    return KD_OK;
+}
+
+static kd_status fill(kd_estimate *e, kd_session *s, const char *device)
+{
+    const double rows = (double)(s->micro * s->run->data.sequence);
+    describe_models(e, s);
+    e->micro = s->micro;
+    e->sequence = s->run->data.sequence;
+    e->accumulate = s->accumulate;
+    e->updates = s->steps;
+    e->chunk = s->step.objective.chunk;
+    e->step_bytes = (double)kd_step_bytes(&s->step);
+    e->device_bytes = (double)s->memory;
+    e->reserve_bytes = strncmp(device, "cpu", 3) == 0 ? 0.0 : gpu_reserve;
+    e->peak_bytes = bytes_needed(e, s);
+    e->fits = e->peak_bytes <= e->device_bytes;
+    snprintf(e->peak_phase, sizeof e->peak_phase, "%s", s->step.stack.peak_phase);
+    collect_entries(e, &s->step.stack);
+    for (int m = 0; m < s->count; m++)
+        e->full_logits_bytes += rows * (double)s->models[m]->config.vocabulary *
+                                (double)kd_dtype_size(s->models[m]->dtype);
+    for (int i = 0; i < KD_COUNT(speeds); i++)
+        if (strcmp(device, speeds[i].name) == 0)
+            e->predicted_tokens_per_s = predicted_share * speeds[i].flops / e->flops_per_token;
+    return count_checkpoints(e, s);
+}
+
+kd_status kd_run_estimate(kd_estimate *estimate, kd_run *run, const char *name)
+{
+    kd_session s = { .device = NULL };
+    kd_device *device = NULL;
+    kd_status status;
+    *estimate = (kd_estimate){ .micro = 0 };
+    KD_TRY(open_device(&device, name));
+    KD_TRY_GOTO(kd_session_plan(&s, run, device, 0), status, done);
+    KD_TRY_GOTO(fill(estimate, &s, name), status, done);
+    KD_TRY_GOTO(find_largest(estimate, run, device), status, done);
+done:
+    s.device = NULL;
+    kd_session_close(&s);
+    kd_device_close(device);
+    return status;
+}
