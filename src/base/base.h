@@ -1,13 +1,15 @@
 /*
  * base.h - what every other folder stands on.  Knows no tensors.
  *
- * arena.c files.c json.c yaml.c nodes.c options.c rng.c hash.c clock.c threads.c signals.c status.c
- * log.c
+ * arena.c files.c json.c yaml.c nodes.c options.c args.c rng.c hash.c clock.c threads.c signals.c
+ * status.c log.c
  */
 #ifndef KD_BASE_H
 #define KD_BASE_H
 
 #include <kd/log.h>
+#include <kd/options.h>
+#include <kd/print.h>
 #include <kd/status.h>
 
 #include <jansson.h>
@@ -92,27 +94,7 @@ KD_MUST_CHECK kd_status kd_json_parse(json_t **out, const char *source, const ch
 KD_MUST_CHECK kd_status kd_json_read(json_t **out, const char *path);
 KD_MUST_CHECK kd_status kd_json_write(const char *path, const json_t *value); /* atomic, indent 2 */
 
-/* ---- options: rows that parse files and flags, print help, and are saved ---------------------- */
-
-typedef enum kd_option_kind {
-    KD_BOOL,   /* bool */
-    KD_INT,    /* int64_t; accepts 1K 1M 1B (10^3, 10^6, 10^9) */
-    KD_FLOAT,  /* double; accepts "5 %" as 0.05 where the row's unit is "share" */
-    KD_STRING, /* const char *, owned by the arena of the parse */
-    KD_CHOICE, /* int: index into `choices` ("a|b|c") */
-} kd_option_kind;
-
-typedef struct kd_option {
-    const char *name; /* "temperature" */
-    kd_option_kind kind;
-    size_t offset;
-    const char *fallback; /* the default as text; NULL: required */
-    double min, max;      /* of KD_INT and KD_FLOAT; both 0: unbounded */
-    const char *unit;     /* "tokens", "share", or the choices "constant|linear|cosine" */
-    const char *help;
-} kd_option;
-
-/* Rows end with { 0 }. */
+/* ---- options: rows (kd/options.h) against configuration files --------------------------------- */
 
 /* A configuration file: maps, sequences and scalars with the line each came from. */
 typedef enum kd_node_kind { KD_NODE_SCALAR, KD_NODE_MAP, KD_NODE_LIST } kd_node_kind;
@@ -157,9 +139,6 @@ KD_MUST_CHECK kd_status kd_options_parse(void *target, const kd_option *rows, kd
 KD_MUST_CHECK kd_status kd_option_print(char *text, size_t size, const void *target,
                                         const kd_option *row);
 
-/* One line per row: "--loss.temperature FLOAT   0.05 to 100, default 1   help" on `out`. */
-void kd_options_help(void *file, const char *path, const kd_option *rows);
-
 /* ---- random numbers: a function of (seed, stream, index), no state to forget ------------------ */
 
 /* Philox4x32-10 (Salmon et al., 2011). */
@@ -185,17 +164,9 @@ KD_MUST_CHECK kd_status kd_hash_file(kd_hash *hash, const char *path);
 KD_MUST_CHECK kd_status kd_hash_pieces(kd_hash *whole, kd_hash *pieces, const int64_t *ends,
                                        int64_t count, const char *path);
 
-/* ---- clock and text --------------------------------------------------------------------------- */
+/* ---- clock and memory ------------------------------------------------------------------------- */
 
 double kd_clock(void); /* monotonic seconds */
-
-/* "1,234,567"; "26.8 GB" (10^9); "11:07:32" or "9:39".  `buffer` is returned. */
-const char *kd_format_count(char *buffer, size_t size, int64_t count);
-const char *kd_format_bytes(char *buffer, size_t size, double bytes);
-const char *kd_format_duration(char *buffer, size_t size, double seconds);
-
-/* Of `names` (NULL-terminated) the nearest to `word` by edit distance; NULL when none is near. */
-const char *kd_nearest(const char *word, const char *const *names);
 
 /* Resident set size of this process in bytes, now and at its peak; 0 where unknown. */
 size_t kd_resident_bytes(void);

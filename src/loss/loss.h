@@ -36,6 +36,9 @@ KD_MUST_CHECK kd_status kd_terms_parse(kd_term **terms, int *count, kd_arena *ar
                                        const kd_node *loss, const int *students, int student_count,
                                        const int *teachers, int teacher_count);
 
+/* The kind called `type`, "forward_kl" or short "kl"; KD_EINVAL names the nearest. */
+KD_MUST_CHECK kd_status kd_term_kind(kd_row_kind *kind, const char *type);
+
 /* "0.1 ce + 0.9 forward_kl(teacher || student), T 2, T^2 on": what the log states. */
 KD_MUST_CHECK kd_status kd_terms_print(const char **text, kd_arena *arena, const kd_term *terms,
                                        int count, int student);

@@ -43,8 +43,7 @@ static const kd_option weight_rows[] = {
 /* Short names that run files use. */
 static const char *const aliases[][2] = { { "ce", "cross_entropy" }, { "kl", "forward_kl" } };
 
-static kd_status find_kind(kd_row_kind *kind, const kd_node *node, const char *path,
-                           const char *type)
+kd_status kd_term_kind(kd_row_kind *kind, const char *type)
 {
     const char *names[KD_ROW_COUNT + 1] = { 0 };
     for (int i = 0; i < KD_COUNT(aliases); i++)
@@ -56,8 +55,15 @@ static kd_status find_kind(kd_row_kind *kind, const kd_node *node, const char *p
         return KD_OK;
     }
     const char *near = kd_nearest(type, names);
-    return kd_node_fail(node, path, "unknown loss \"%s\"%s%s; `kd list` names them all", type,
-                        near ? "; nearest: " : "", near ? near : "");
+    return kd_fail(KD_EINVAL, "unknown loss \"%s\"%s%s; `kd list` names them all", type,
+                   near ? "; nearest: " : "", near ? near : "");
+}
+
+static kd_status find_kind(kd_row_kind *kind, const kd_node *node, const char *path,
+                           const char *type)
+{
+    if (kd_term_kind(kind, type) == KD_OK) return KD_OK;
+    return kd_node_fail(node, path, "%s", kd_last_error());
 }
 
 static kd_status parse_weight(kd_ramp *ramp, kd_arena *arena, const kd_node *node, const char *path)

@@ -22,22 +22,20 @@
 /* Scores become weights e^(s - m), zero where hidden; m, l and the sums in o move to the new m. */
 static void soften_row(float *s, span panels, span seen, float *m, float *l, float *o, int64_t ld)
 {
-    float top[LANES], sum[LANES] = { 0 };
+    const int first = (int)seen.begin, end = (int)seen.end; /* as wide as what they select */
+    for (int j = (int)panels.begin; j < panels.end; j++)
+        s[j] = j >= first && j < end ? s[j] : -INFINITY;
+    float top[LANES];
     for (int i = 0; i < LANES; i++) top[i] = -INFINITY;
     for (int64_t j = panels.begin; j < panels.end; j += LANES)
-        for (int i = 0; i < LANES; i++) {
-            s[j + i] = j + i >= seen.begin && j + i < seen.end ? s[j + i] : -INFINITY;
-            top[i] = s[j + i] > top[i] ? s[j + i] : top[i];
-        }
+        for (int i = 0; i < LANES; i++) top[i] = s[j + i] > top[i] ? s[j + i] : top[i];
     const float high = max_of(top), next = high > *m ? high : *m;
     const float base = next == -INFINITY ? 0 : next; /* all scores -inf: weights 0, not NaN */
     const float shrink = kd_vexpf(*m - base);
-    for (int64_t j = panels.begin; j < panels.end; j += LANES)
-        for (int i = 0; i < LANES; i++) {
-            s[j + i] = kd_vexpf(s[j + i] - base);
-            sum[i] += s[j + i];
-        }
-    *l = *l * shrink + sum_of(sum);
+    for (int64_t j = panels.begin; j < panels.end; j++) s[j] = kd_vexpf(s[j] - base);
+    vec sum = { 0 };
+    for (int64_t j = panels.begin; j < panels.end; j += LANES) sum += *(const vec *)(s + j);
+    *l = *l * shrink + sum_of((float *)&sum);
     *m = next;
     if (shrink != 1)
         for (int64_t j = 0; j < ld; j++) o[j] *= shrink;

@@ -32,9 +32,10 @@ static void gradient_row(float *s, float *ds, span panels, span seen, float lse,
 {
     const float base = lse == -INFINITY ? 0 : lse;
     const float inverse = softcap > 0 ? 1 / softcap : 0;
-    for (int64_t j = panels.begin; j < panels.end; j++) {
+    const int first = (int)seen.begin, end = (int)seen.end; /* as wide as what they select */
+    for (int j = (int)panels.begin; j < panels.end; j++) {
         const float capped = s[j] * inverse;
-        const bool hidden = j < seen.begin || j >= seen.end;
+        const bool hidden = j < first || j >= end;
         const float p = kd_vexpf(s[j] - base);
         const float d = p * (ds[j] - delta) * (1 - capped * capped);
         s[j] = hidden ? 0 : p;

@@ -11,8 +11,10 @@
 /* A strip of ROWS by 2 * LANES results stays in registers: 16 of 32 with AVX-512, 8 of 16 else. */
 #ifdef __AVX512F__
 enum { LANES = 16, ROWS = 8 };
-#else
+#elif defined(__AVX__)
 enum { LANES = 8, ROWS = 4 };
+#else
+enum { LANES = 4, ROWS = 4 };
 #endif
 enum { TILE = 64, PANEL = 2 * LANES, MAX_HEAD = 256 };
 

@@ -134,7 +134,7 @@ static kd_status check_text(const char *path, const char *student, const char *k
 static kd_status check_integer(const char *path, const char *student, const char *key,
                                const json_t *object, int64_t expected)
 {
-    int64_t found;
+    int64_t found = 0;
     KD_TRY(get_integer(&found, object, key, path));
     if (found == expected) return KD_OK;
     return kd_fail(KD_EFORMAT, "%s: student %s: %s: found %lld, expected %lld", path, student, key,
@@ -205,7 +205,7 @@ static kd_status check_contract(const char *path, const char *found, const char 
 
 kd_status kd_state_check(const json_t *state, const char *path, const kd_checkpoint *expected)
 {
-    int64_t format;
+    int64_t format = 0;
     KD_TRY(get_integer(&format, state, "format", path));
     if (format != FORMAT)
         return kd_fail(KD_EFORMAT, "%s: format: found %lld, expected %d", path, (long long)format,

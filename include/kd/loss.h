@@ -1,0 +1,69 @@
+/*
+ * kd/loss.h - the losses over rows of logits: cross entropy and the divergences.
+ *
+ * For a row with student logits z and teacher logits t, over the first C classes:
+ *     q = softmax(z / T), p = softmax(t / T), loss = T^2 D(p, q)      (T^2 only with t_squared)
+ * where D is what kd_loss_describe says, "KL(teacher || student)" and so on.  Direction, T^2, mask
+ * and normaliser are what is said here; nothing is implied.
+ */
+#ifndef KD_LOSS_H
+#define KD_LOSS_H
+
+#include <kd/tensor.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct kd_loss_info {
+    const char *name;   /* "forward_kl" */
+    bool teacher;       /* reads the teacher's logits */
+    bool label;         /* reads the label */
+    const char *option; /* its one option, "beta"; NULL: none */
+    double option_default, option_min, option_max;
+    const char *help;
+} kd_loss_info;
+
+/* Losses are numbered from 0; strings are never freed.  KD_EINVAL for another number. */
+int kd_loss_count(void);
+KD_MUST_CHECK kd_status kd_loss_describe(kd_loss_info *info, int loss);
+
+/* `name` as in a run file, the short "ce" and "kl" too.  KD_EINVAL names the nearest. */
+KD_MUST_CHECK kd_status kd_loss_find(int *loss, const char *name);
+
+typedef struct kd_loss_options {
+    double temperature; /* above 0; of both softmaxes; 0: 1 */
+    bool t_squared;     /* multiply value and gradient with temperature^2 */
+    double option;      /* beta, lambda, label smoothing; unused by losses without one */
+    int64_t classes;    /* columns of both softmaxes; 0: the smaller of V and V' */
+} kd_loss_options;
+
+typedef struct kd_loss_tensors {
+    kd_tensor student; /* [N, V] f32 or bf16, replaced by d (sum of losses) / d student */
+    kd_tensor loss;    /* [N] f32, written */
+    kd_tensor teacher; /* [N, V'] f32 or bf16; absent where the loss reads none */
+    kd_tensor labels;  /* [N] i32; -1: the row is ignored; or absent */
+    kd_tensor weight;  /* [N] f32, a factor of each row's loss; 0: ignored; or absent */
+} kd_loss_tensors;
+
+/*
+ * Applies loss number `loss` to rows in host memory, on the CPU.  An ignored row is not read; its
+ * loss and gradient are 0.  Columns from `classes` on get gradient 0 and are not read.
+ * KD_EINVAL: shapes that do not fit, a label outside [0, classes), an option outside its bounds, a
+ * tensor that the loss reads and that is absent.
+ */
+KD_MUST_CHECK kd_status kd_loss_apply(int loss, const kd_loss_tensors *tensors,
+                                      const kd_loss_options *options);
+
+/*
+ * The same from file to file, in chunks of rows.  `in` has `student` [n, V] and, as the loss and the
+ * user want, `teacher` [n, V'] (f32, bf16 or f16), `labels` [n] (any integer type; -1 and -100:
+ * ignored) and `weight` [n].  `out` gets `loss` [n] and `d_student` [n, V], both f32, computed in f32.
+ */
+KD_MUST_CHECK kd_status kd_loss_file(int loss, const char *in, const char *out,
+                                     const kd_loss_options *options);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

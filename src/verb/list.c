@@ -1,0 +1,210 @@
+/* What this build can do, from its registries. */
+#include "model/model.h"
+#include "ops/ops.h"
+#include "optim/optim.h"
+
+#include <kd/kd.h>
+
+const char *kd_version(void) { return KD_VERSION; }
+
+typedef struct listing {
+    const char *name;
+    json_t *(*make)(void);           /* array of objects */
+    void (*print)(FILE *, json_t *); /* one of them, as a line */
+} listing;
+
+static const char *text_of(const json_t *row, const char *key)
+{
+    const char *text = json_string_value(json_object_get(row, key));
+    return text ? text : "";
+}
+
+/* ---- losses ----------------------------------------------------------------------------------- */
+
+static json_t *make_losses(void)
+{
+    json_t *all = json_array();
+    for (int i = 0; i < KD_ROW_COUNT; i++) {
+        const kd_row_type *row = &kd_row_types[i];
+        json_t *one = json_pack("{s:s, s:b, s:b, s:s}", "name", row->name, "teacher",
+                                (int)row->teacher, "label", (int)row->label, "help", row->help);
+        if (row->option)
+            (void)json_object_set_new(one, "option",
+                                      json_pack("{s:s, s:f, s:f, s:f}", "name", row->option,
+                                                "default", row->option_default, "min",
+                                                row->option_min, "max", row->option_max));
+        (void)json_array_append_new(all, one);
+    }
+    return all;
+}
+
+static void print_loss(FILE *out, json_t *row)
+{
+    const json_t *option = json_object_get(row, "option");
+    const bool teacher = json_is_true(json_object_get(row, "teacher"));
+    const bool label = json_is_true(json_object_get(row, "label"));
+    fprintf(out, "  %-16s %-8s %s", text_of(row, "name"),
+            teacher && label ? "both"
+            : teacher        ? "teacher"
+            : label          ? "label"
+                             : "-",
+            text_of(row, "help"));
+    if (option)
+        fprintf(out, "; %s %g to %g, default %g", text_of(option, "name"),
+                json_number_value(json_object_get(option, "min")),
+                json_number_value(json_object_get(option, "max")),
+                json_number_value(json_object_get(option, "default")));
+    fputc('\n', out);
+}
+
+/* ---- devices and ops -------------------------------------------------------------------------- */
+
+static json_t *make_devices(void)
+{
+    json_t *all = json_array();
+    for (int t = 0; kd_device_types[t]; t++) {
+        const kd_device_type *type = kd_device_types[t];
+        json_t *found = json_array();
+        for (int i = 0; i < type->count(); i++) {
+            char name[32];
+            kd_device *device;
+            kd_device_info info;
+            snprintf(name, sizeof name, "%s:%d", type->name, i);
+            if (kd_device_open(&device, name) != KD_OK) {
+                (void)json_array_append_new(
+                    found, json_pack("{s:s, s:s}", "id", name, "error", kd_last_error()));
+                continue;
+            }
+            kd_device_describe(&info, device);
+            kd_device_close(device);
+            (void)json_array_append_new(found,
+                                        json_pack("{s:s, s:s, s:I}", "id", name, "name", info.name,
+                                                  "memory", (json_int_t)info.memory));
+        }
+        (void)json_array_append_new(all,
+                                    json_pack("{s:s, s:o}", "type", type->name, "found", found));
+    }
+    return all;
+}
+
+static void print_device(FILE *out, json_t *row)
+{
+    const json_t *found = json_object_get(row, "found"), *one;
+    size_t i;
+    if (json_array_size(found) == 0) fprintf(out, "  %-16s none found\n", text_of(row, "type"));
+    json_array_foreach(found, i, one)
+    {
+        char bytes[32];
+        const json_t *error = json_object_get(one, "error");
+        fprintf(out, "  %-16s %s", text_of(one, "id"), text_of(one, error ? "error" : "name"));
+        if (!error)
+            fprintf(out, ", %s",
+                    kd_format_bytes(bytes, sizeof bytes,
+                                    json_number_value(json_object_get(one, "memory"))));
+        fputc('\n', out);
+    }
+}
+
+/* The op tables of this build.  A device type without a device here shows none. */
+static json_t *make_ops(void)
+{
+    json_t *all = json_array();
+    for (int i = 0; i < KD_OP_COUNT; i++)
+        (void)json_array_append_new(
+            all, json_pack("{s:s, s:{}}", "name", kd_op_infos[i].name, "devices"));
+    for (int t = 0; kd_device_types[t]; t++) {
+        kd_device *device;
+        if (kd_device_types[t]->count() < 1 || kd_device_types[t]->open(&device, 0) != KD_OK)
+            continue;
+        for (int i = 0; i < KD_OP_COUNT; i++)
+            (void)json_object_set_new(json_object_get(json_array_get(all, (size_t)i), "devices"),
+                                      kd_device_types[t]->name,
+                                      json_boolean(kd_op_infos[i].present(device->ops)));
+        kd_device_close(device);
+    }
+    return all;
+}
+
+static void print_op(FILE *out, json_t *row)
+{
+    const char *type;
+    json_t *present;
+    fprintf(out, "  %-22s", text_of(row, "name"));
+    json_object_foreach(json_object_get(row, "devices"), type, present)
+        fprintf(out, " %s%s", type, json_is_true(present) ? "" : " MISSING");
+    fputc('\n', out);
+}
+
+/* ---- models and optimizers -------------------------------------------------------------------- */
+
+static json_t *make_models(void)
+{
+    json_t *all = json_array();
+    for (int i = 0; kd_families[i]; i++)
+        (void)json_array_append_new(all, json_pack("{s:s}", "name", kd_families[i]->name));
+    return all;
+}
+
+/* The choices are the optimizer's own option row. */
+static json_t *make_optimizers(void)
+{
+    json_t *all = json_array();
+    for (const kd_option *row = kd_optim_rows; row->name; row++) {
+        if (strcmp(row->name, "type") != 0) continue;
+        for (const char *c = row->unit; *c; c += strspn(c, "|")) {
+            const size_t length = strcspn(c, "|");
+            (void)json_array_append_new(all, json_pack("{s:o}", "name", json_stringn(c, length)));
+            c += length;
+        }
+    }
+    return all;
+}
+
+static void print_named(FILE *out, json_t *row) { fprintf(out, "  %s\n", text_of(row, "name")); }
+
+/* ---- all of it -------------------------------------------------------------------------------- */
+
+static const listing listings[] = { { "losses", make_losses, print_loss },
+                                    { "ops", make_ops, print_op },
+                                    { "models", make_models, print_named },
+                                    { "optimizers", make_optimizers, print_named },
+                                    { "devices", make_devices, print_device } };
+
+static kd_status check_name(const char *what)
+{
+    const char *names[KD_COUNT(listings) + 1] = { NULL };
+    for (int i = 0; what && i < KD_COUNT(listings); i++) {
+        names[i] = listings[i].name;
+        if (strcmp(what, names[i]) == 0) return KD_OK;
+    }
+    if (!what) return KD_OK;
+    const char *near = kd_nearest(what, names);
+    return kd_fail(KD_EINVAL,
+                   "no list of \"%s\"%s%s; expected losses, ops, models, optimizers or devices",
+                   what, near ? "; nearest: " : "", near ? near : "");
+}
+
+static void print_listing(FILE *out, const listing *l, const json_t *rows)
+{
+    json_t *row;
+    size_t i;
+    fprintf(out, "%s\n", l->name);
+    json_array_foreach(rows, i, row) l->print(out, row);
+}
+
+kd_status kd_list(FILE *out, const char *what, bool json)
+{
+    KD_TRY(check_name(what));
+    json_t *all = json_object();
+    for (int i = 0; i < KD_COUNT(listings); i++) {
+        if (what && strcmp(what, listings[i].name) != 0) continue;
+        if (json_object_set_new(all, listings[i].name, listings[i].make()) != 0) {
+            json_decref(all);
+            return kd_fail(KD_ENOMEM, "list: no memory");
+        }
+        if (!json) print_listing(out, &listings[i], json_object_get(all, listings[i].name));
+    }
+    if (json && json_dumpf(all, out, JSON_INDENT(2)) == 0) fputc('\n', out);
+    json_decref(all);
+    return KD_OK;
+}

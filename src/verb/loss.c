@@ -1,0 +1,286 @@
+/* One loss applied to rows: in memory, and from file to file. */
+#include "loss/loss.h"
+#include "verb/verb.h"
+
+#include <kd/loss.h>
+#include <math.h>
+
+/* ---- the registry ----------------------------------------------------------------------------- */
+
+int kd_loss_count(void) { return KD_ROW_COUNT; }
+
+kd_status kd_loss_describe(kd_loss_info *info, int loss)
+{
+    if (loss < 0 || loss >= KD_ROW_COUNT)
+        return kd_fail(KD_EINVAL, "loss number %d; there are %d", loss, KD_ROW_COUNT);
+    const kd_row_type *row = &kd_row_types[loss];
+    *info = (kd_loss_info){ .name = row->name,
+                            .teacher = row->teacher,
+                            .label = row->label,
+                            .option = row->option,
+                            .option_default = row->option_default,
+                            .option_min = row->option_min,
+                            .option_max = row->option_max,
+                            .help = row->help };
+    return KD_OK;
+}
+
+kd_status kd_loss_find(int *loss, const char *name)
+{
+    kd_row_kind kind;
+    KD_TRY(kd_term_kind(&kind, name));
+    *loss = (int)kind;
+    return KD_OK;
+}
+
+/* ---- rows in memory --------------------------------------------------------------------------- */
+
+/* Scratch of the op does not depend on the number of rows, so one plan serves every chunk. */
+typedef struct applier {
+    const kd_row_type *type;
+    kd_device *device;
+    kd_stack stack;
+    kd_step_scalars scalars;
+    kd_row_terms terms;
+    int64_t classes;
+} applier;
+
+static kd_status check_options(const kd_row_type *type, const kd_loss_options *o)
+{
+    if (!(o->temperature >= 0.0) || isinf(o->temperature))
+        return kd_fail(KD_EINVAL, "%s: temperature is %g; expected above 0", type->name,
+                       o->temperature);
+    if (type->option && !(o->option >= type->option_min && o->option <= type->option_max))
+        return kd_fail(KD_EINVAL, "%s: %s is %g; expected %g to %g", type->name, type->option,
+                       o->option, type->option_min, type->option_max);
+    if (o->classes < 0)
+        return kd_fail(KD_EINVAL, "%s: classes is %lld", type->name, (long long)o->classes);
+    return KD_OK;
+}
+
+/* [N] seen as the op's [terms, N]. */
+static kd_tensor loss_row(const kd_tensor *loss)
+{
+    kd_tensor row = *loss;
+    row.rank = 2;
+    row.shape[0] = 1;
+    row.shape[1] = loss->shape[0];
+    row.stride[0] = loss->shape[0] * loss->stride[0];
+    row.stride[1] = loss->stride[0];
+    return row;
+}
+
+static kd_status run(applier *a, const kd_loss_tensors *t)
+{
+    kd_exec exec = { .device = a->device, .stack = &a->stack };
+    const kd_tensor loss = loss_row(&t->loss);
+    const kd_tensor scalars =
+        kd_tensor_of(&a->scalars, KD_U8, KD_SHAPE((int64_t)sizeof a->scalars));
+    return KD_RUN(&exec, row_loss, .student = &t->student, .loss = &loss,
+                  .teacher = a->type->teacher ? &t->teacher : NULL, .labels = &t->labels,
+                  .weight = &t->weight, .scalars = &scalars, .terms = &a->terms,
+                  .classes = a->classes);
+}
+
+static void close_applier(applier *a)
+{
+    if (a->device) kd_stack_close(&a->stack, a->device);
+    kd_device_close(a->device);
+    *a = (applier){ 0 };
+}
+
+/* Scale 1: the gradient is that of the sum of the rows' losses. */
+static kd_status open_applier(applier *a, int loss, const kd_loss_options *o,
+                              const kd_loss_tensors *t)
+{
+    kd_loss_info info;
+    KD_TRY(kd_loss_describe(&info, loss));
+    *a = (applier){ .type = &kd_row_types[loss],
+                    .stack = { .planning = true },
+                    .terms = { 1, { (kd_row_kind)loss } },
+                    .classes = o->classes };
+    KD_TRY(check_options(a->type, o));
+    KD_TRY(kd_tensor_expect(&t->student, "student", -1, KD_SHAPE(-1, -1)));
+    KD_TRY(kd_tensor_expect(&t->loss, "loss", KD_F32, KD_SHAPE(t->student.shape[0])));
+    if (a->classes == 0) a->classes = t->student.shape[1];
+    if (o->classes == 0 && a->type->teacher && kd_present(&t->teacher) && t->teacher.rank == 2)
+        a->classes = kd_min_i64(a->classes, t->teacher.shape[1]);
+    const double temperature = o->temperature > 0.0 ? o->temperature : 1.0;
+    a->scalars.term[0] =
+        (kd_term_scalars){ .scale = 1.0f,
+                           .temperature = (float)temperature,
+                           .t_squared = o->t_squared ? (float)(temperature * temperature) : 1.0f,
+                           .option = (float)o->option };
+    kd_status status;
+    KD_TRY_GOTO(kd_device_open(&a->device, "cpu"), status, failed);
+    KD_TRY_GOTO(run(a, t), status, failed);
+    KD_TRY_GOTO(kd_stack_open(&a->stack, a->device), status, failed);
+    return KD_OK;
+failed:
+    close_applier(a);
+    return status;
+}
+
+kd_status kd_loss_apply(int loss, const kd_loss_tensors *tensors, const kd_loss_options *options)
+{
+    applier a;
+    KD_TRY(open_applier(&a, loss, options, tensors));
+    const kd_status status = run(&a, tensors);
+    close_applier(&a);
+    return status;
+}
+
+/* ---- from file to file ------------------------------------------------------------------------ */
+
+enum { CHUNK_BYTES = 8 << 20 }; /* of the student's logits */
+
+typedef struct file_job {
+    const char *name; /* of the loss */
+    kd_arena *arena;
+    kd_st_file *in;
+    kd_st_writer *out;
+    const kd_st_entry *student, *teacher; /* teacher NULL: not read */
+    int64_t rows, chunk;
+    kd_loss_tensors all;  /* labels, weight: of all rows */
+    kd_loss_tensors part; /* buffers of one chunk */
+} file_job;
+
+static kd_status find_logits(const kd_st_entry **entry, const file_job *job, const char *name)
+{
+    *entry = kd_st_find(job->in, name);
+    if (!*entry)
+        return kd_fail(KD_EFORMAT, "%s: no tensor \"%s\", which %s reads", job->in->path, name,
+                       job->name);
+    const kd_st_entry *e = *entry;
+    if (e->rank != 2 || (e->dtype != KD_F32 && e->dtype != KD_BF16 && e->dtype != KD_F16))
+        return kd_fail(KD_EFORMAT, "%s: %s is %s of rank %d; expected f32, bf16 or f16 [n, V]",
+                       job->in->path, name, e->dtype_name, (int)e->rank);
+    if (job->student && e->shape[0] != job->student->shape[0])
+        return kd_fail(KD_EFORMAT, "%s: %s has %lld rows, student %lld", job->in->path, name,
+                       (long long)e->shape[0], (long long)job->student->shape[0]);
+    return KD_OK;
+}
+
+/* Hugging Face marks an ignored label with -100. */
+static kd_status read_labels(file_job *job, bool needed)
+{
+    int32_t *labels;
+    int64_t count;
+    if (!needed && !kd_st_find(job->in, "labels")) return KD_OK;
+    KD_TRY(kd_verb_integers(&labels, &count, job->arena, job->in, "labels"));
+    if (count != job->rows)
+        return kd_fail(KD_EFORMAT, "%s: labels has %lld rows, student %lld", job->in->path,
+                       (long long)count, (long long)job->rows);
+    for (int64_t i = 0; i < count; i++)
+        if (labels[i] == -100) labels[i] = -1;
+    job->all.labels = kd_tensor_of(labels, KD_I32, KD_SHAPE(count));
+    return KD_OK;
+}
+
+static kd_status read_weight(file_job *job)
+{
+    const kd_st_entry *entry = kd_st_find(job->in, "weight");
+    float *weight;
+    if (!entry) return KD_OK;
+    if (entry->rank != 1 || entry->shape[0] != job->rows ||
+        (entry->dtype != KD_F32 && entry->dtype != KD_BF16 && entry->dtype != KD_F16))
+        return kd_fail(KD_EFORMAT, "%s: weight is %s of %lld elements; expected f32 [%lld]",
+                       job->in->path, entry->dtype_name, (long long)entry->elements,
+                       (long long)job->rows);
+    KD_TRY(KD_ARENA_ARRAY(&weight, job->arena, kd_max_i64(job->rows, 1)));
+    KD_TRY(kd_st_read(weight, KD_F32, job->in, entry, 0, job->rows));
+    job->all.weight = kd_tensor_of(weight, KD_F32, KD_SHAPE(job->rows));
+    return KD_OK;
+}
+
+static kd_status take_rows(kd_tensor *rows, file_job *job, const kd_st_entry *entry)
+{
+    float *data;
+    int64_t elements;
+    if (!kd_mul_i64(&elements, job->chunk, entry->shape[1]))
+        return kd_fail(KD_EFORMAT, "%s: %s: too large", job->in->path, entry->name);
+    KD_TRY(KD_ARENA_ARRAY(&data, job->arena, kd_max_i64(elements, 1)));
+    *rows = kd_tensor_of(data, KD_F32, KD_SHAPE(job->chunk, entry->shape[1]));
+    return KD_OK;
+}
+
+static kd_status open_job(file_job *job, const kd_row_type *type, const char *in)
+{
+    float *loss;
+    KD_TRY(kd_arena_create(&job->arena));
+    KD_TRY(kd_st_open(&job->in, in));
+    KD_TRY(find_logits(&job->student, job, "student"));
+    if (type->teacher) KD_TRY(find_logits(&job->teacher, job, "teacher"));
+    job->rows = job->student->shape[0];
+    const int64_t row_bytes = kd_max_i64(job->student->shape[1], 1) * (int64_t)sizeof(float);
+    job->chunk = kd_min_i64(kd_max_i64(CHUNK_BYTES / row_bytes, 1), kd_max_i64(job->rows, 1));
+    KD_TRY(read_labels(job, type->label));
+    KD_TRY(read_weight(job));
+    KD_TRY(take_rows(&job->part.student, job, job->student));
+    if (job->teacher) KD_TRY(take_rows(&job->part.teacher, job, job->teacher));
+    KD_TRY(KD_ARENA_ARRAY(&loss, job->arena, job->chunk));
+    job->part.loss = kd_tensor_of(loss, KD_F32, KD_SHAPE(job->chunk));
+    return KD_OK;
+}
+
+static kd_tensor rows_of(const kd_tensor *t, int64_t begin, int64_t count)
+{
+    return kd_present(t) ? kd_tensor_slice(t, 0, begin, count) : *t;
+}
+
+static kd_status read_rows(const kd_tensor *to, const file_job *job, const kd_st_entry *entry,
+                           int64_t at)
+{
+    if (!entry) return KD_OK;
+    return kd_st_read(to->data, KD_F32, job->in, entry, at * entry->shape[1],
+                      to->shape[0] * entry->shape[1]);
+}
+
+static kd_status run_chunk(file_job *job, applier *a, int64_t at)
+{
+    const int64_t n = kd_min_i64(job->chunk, job->rows - at);
+    const kd_loss_tensors t = { .student = rows_of(&job->part.student, 0, n),
+                                .teacher = rows_of(&job->part.teacher, 0, n),
+                                .loss = rows_of(&job->part.loss, 0, n),
+                                .labels = rows_of(&job->all.labels, at, n),
+                                .weight = rows_of(&job->all.weight, at, n) };
+    KD_TRY(read_rows(&t.student, job, job->student, at));
+    KD_TRY(read_rows(&t.teacher, job, job->teacher, at));
+    KD_TRY(run(a, &t));
+    KD_TRY(kd_st_writer_write(job->out, "loss", t.loss.data, kd_tensor_bytes(&t.loss)));
+    return kd_st_writer_write(job->out, "d_student", t.student.data, kd_tensor_bytes(&t.student));
+}
+
+static kd_status declare(const file_job *job)
+{
+    KD_TRY(kd_st_writer_declare(job->out, "loss", KD_F32, 1, &job->rows));
+    KD_TRY(kd_st_writer_declare(job->out, "d_student", KD_F32, 2, job->student->shape));
+    return kd_st_writer_begin(job->out);
+}
+
+kd_status kd_loss_file(int loss, const char *in, const char *out, const kd_loss_options *options)
+{
+    kd_loss_info info;
+    KD_TRY(kd_loss_describe(&info, loss));
+    file_job job = { .name = info.name };
+    applier a = { 0 };
+    kd_status status;
+    KD_TRY_GOTO(open_job(&job, &kd_row_types[loss], in), status, done);
+    /* The plan sees the largest chunk; labels and weights only have to be there. */
+    kd_loss_tensors shapes = job.part;
+    shapes.labels = rows_of(&job.all.labels, 0, kd_min_i64(job.chunk, job.rows));
+    shapes.weight = rows_of(&job.all.weight, 0, kd_min_i64(job.chunk, job.rows));
+    if (job.rows > 0) KD_TRY_GOTO(open_applier(&a, loss, options, &shapes), status, done);
+    KD_TRY_GOTO(kd_st_writer_create(&job.out, out), status, done);
+    KD_TRY_GOTO(declare(&job), status, done);
+    for (int64_t at = 0; at < job.rows; at += job.chunk)
+        KD_TRY_GOTO(run_chunk(&job, &a, at), status, done);
+    status = kd_st_writer_close(job.out);
+    job.out = NULL;
+done:
+    kd_st_writer_abort(job.out);
+    close_applier(&a);
+    kd_st_close(job.in);
+    kd_arena_destroy(job.arena);
+    return status;
+}

@@ -1,0 +1,508 @@
+/* Round trips, damage, refusals, and the folder of all checkpoints; faults are in test_faults.c. */
+#include "support/students.h"
+
+#include <fcntl.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* ---- round trips ------------------------------------------------------------------------------ */
+
+static void expect_progress(const kd_progress *found, const kd_progress *wanted, const char *name)
+{
+    cr_assert(found->step == wanted->step && found->tokens == wanted->tokens &&
+                  found->best_step == wanted->best_step,
+              "%s: counters differ", name);
+    cr_assert(memcmp(&found->cursor, &wanted->cursor, sizeof found->cursor) == 0,
+              "%s: the cursor differs", name);
+    cr_assert(memcmp(&found->best, &wanted->best, sizeof found->best) == 0 &&
+                  memcmp(&found->seconds, &wanted->seconds, sizeof found->seconds) == 0,
+              "%s: best %a and seconds %a, expected %a and %a", name, found->best, found->seconds,
+              wanted->best, wanted->seconds);
+}
+
+static void round_trip(const char *out, test_run_options options, int64_t step)
+{
+    char name[96];
+    snprintf(name, sizeof name, "%s, %d moments, %d students", kd_dtype_name(options.dtype),
+             options.moments, options.count);
+    test_run run, other;
+    kd_progress progress;
+    const char *path;
+    test_run_open(&run, options);
+    test_run_fill(&run, (uint64_t)step, step);
+    if (step % 2) run.checkpoint.progress.best_step = -1, run.checkpoint.progress.best = INFINITY;
+    void *copy = test_run_copy(&run);
+    test_ok(kd_checkpoint_save(&path, run.arena, out, &run.checkpoint));
+    cr_assert(test_run_equals(&run, copy), "%s: saving changed the run", name);
+    test_ok(kd_checkpoint_verify(path));
+
+    test_run_open(&other, options);
+    test_run_spoil(&other);
+    test_ok(kd_checkpoint_load(&progress, path, &other.checkpoint));
+    cr_assert(test_run_equals(&other, copy), "%s: other bits came back", name);
+    expect_progress(&progress, &run.checkpoint.progress, name);
+    for (int s = 0; s < options.count && options.dtype != KD_F32; s++) {
+        const kd_slab *slab = &other.students[s]->slab;
+        const int64_t n = slab->params.elements;
+        void *rounded = malloc((size_t)n * 2);
+        test_ok(kd_convert(rounded, slab->dtype, slab->masters.data, KD_F32, n));
+        cr_assert(memcmp(rounded, slab->weights.data, (size_t)n * 2) == 0,
+                  "%s: weights are not the masters, rounded to nearest even", name);
+        free(rounded);
+    }
+    free(copy);
+    test_run_close(&other);
+    test_run_close(&run);
+}
+
+Test(checkpoint, gives_back_every_bit)
+{
+    const char *out = test_folder();
+    int64_t step = 1;
+    test_log();
+    for (int b = 0; b < 2; b++)
+        for (int moments = 0; moments <= 2; moments++)
+            for (int count = 1; count <= TEST_STUDENTS; count++, step++)
+                round_trip(out,
+                           (test_run_options){
+                               .dtype = b ? KD_BF16 : KD_F32, .moments = moments, .count = count },
+                           step);
+    /* An array longer than the host buffer. */
+    round_trip(out,
+               (test_run_options){ .dtype = KD_BF16,
+                                   .moments = 1,
+                                   .count = 1,
+                                   .vocabulary = KD_CHECKPOINT_PIECE / 8 + 12345 },
+               step);
+    cr_assert(test_count(out, "") == step, "%d entries, expected %lld checkpoints and nothing else",
+              test_count(out, ""), (long long)step);
+    test_ok(kd_dir_remove(out));
+}
+
+/* ---- what the folder holds -------------------------------------------------------------------- */
+
+static ino_t inode(const char *path)
+{
+    struct stat info;
+    cr_assert(stat(path, &info) == 0, "%s: missing", path);
+    return info.st_ino;
+}
+
+static json_t *read_json(const char *dir, const char *name)
+{
+    json_t *json;
+    test_ok(kd_json_read(&json, test_path(dir, name)));
+    return json;
+}
+
+static void expect_trainer_state(const char *dir, const kd_progress *progress)
+{
+    json_t *state = read_json(dir, "trainer_state.json");
+    cr_assert(json_integer_value(json_object_get(state, "global_step")) == progress->step);
+    cr_assert(json_number_value(json_object_get(state, "best_metric")) == progress->best);
+    cr_assert(json_integer_value(json_object_get(state, "best_global_step")) ==
+              progress->best_step);
+    cr_assert(json_array_size(json_object_get(state, "log_history")) == 1);
+    cr_assert(json_is_number(json_object_get(state, "epoch")));
+    json_decref(state);
+}
+
+Test(checkpoint, is_a_model_folder_written_once)
+{
+    static const char tokenizer[] = "{\"model\": {}}";
+    const char *root = test_folder(), *path, *again, *log = test_log();
+    char out[128], from[128];
+    snprintf(out, sizeof out, "%s/deep/out", root);
+    snprintf(from, sizeof from, "%s/tokenizer", root);
+    test_ok(kd_dir_create(from));
+    test_ok(kd_file_write_atomic(test_path(from, "tokenizer.json"), tokenizer, strlen(tokenizer)));
+    test_run run;
+    test_run_open(&run, (test_run_options){ .dtype = KD_BF16, .moments = 2, .count = 2 });
+    test_run_fill(&run, 1, 500);
+    json_t *history = json_pack("[{s:f, s:i}]", "loss", 0.5, "step", 500);
+    run.checkpoint.history = history;
+    run.checkpoint.tokenizer_dir = from;
+    test_ok(kd_checkpoint_save(&path, run.arena, out, &run.checkpoint));
+    cr_assert(strcmp(path, test_path(out, "checkpoint-000500")) == 0, "%s", path);
+    static const char *const files[] = { "config.json",
+                                         "model.safetensors",
+                                         "tokenizer.json",
+                                         "trainer_state.json",
+                                         "engine/state.json",
+                                         "engine/config.json",
+                                         "engine/optimizer.safetensors",
+                                         "students/pupil/config.json",
+                                         "students/pupil/model.safetensors",
+                                         "students/pupil/tokenizer.json",
+                                         "MANIFEST.json" };
+    json_t *manifest = read_json(path, "MANIFEST.json");
+    for (int i = 0; i < KD_COUNT(files); i++) {
+        cr_assert(test_exists(path, files[i]), "%s: missing", files[i]);
+        cr_assert(i + 1 == KD_COUNT(files) ||
+                      json_object_get(json_object_get(manifest, "files"), files[i]),
+                  "%s: not in the manifest", files[i]);
+    }
+    json_decref(manifest);
+    expect_trainer_state(path, &run.checkpoint.progress);
+
+    /* The same state again: left as it is, whatever the clock says. */
+    const ino_t first = inode(path);
+    run.checkpoint.progress.seconds += 1;
+    test_ok(kd_checkpoint_save(&again, run.arena, out, &run.checkpoint));
+    cr_assert(strcmp(again, path) == 0 && inode(path) == first, "a good folder was replaced");
+    /* A good folder of another state, and a damaged one: replaced. */
+    run.checkpoint.contract = "device cpu; threads 3; seed 1";
+    test_ok(kd_checkpoint_save(NULL, NULL, out, &run.checkpoint));
+    const ino_t second = inode(path);
+    cr_assert(second != first && strstr(log, "another state"), "another state was not replaced");
+    test_ok(kd_checkpoint_verify(path));
+    cr_assert(unlink(test_path(path, "students/pupil/config.json")) == 0);
+    test_ok(kd_checkpoint_save(NULL, NULL, out, &run.checkpoint));
+    cr_assert(inode(path) != second && strstr(log, "pupil/config.json"), "%s", log);
+    test_ok(kd_checkpoint_verify(path));
+    cr_assert(test_count(out, "") == 1, "something was left beside the checkpoint");
+    json_decref(history);
+    test_run_close(&run);
+    test_ok(kd_dir_remove(root));
+}
+
+/* ---- damage ----------------------------------------------------------------------------------- */
+
+static const char *const bf16_files[] = {
+    "config.json",
+    "model.safetensors",
+    "trainer_state.json",
+    "engine/state.json",
+    "engine/config.json",
+    "engine/optimizer.safetensors",
+    "students/pupil/config.json",
+    "students/pupil/model.safetensors",
+    "MANIFEST.json",
+};
+
+static void xor_byte(const char *path, int64_t at, unsigned mask)
+{
+    const int fd = open(path, O_RDWR | O_CLOEXEC);
+    unsigned char byte;
+    cr_assert(fd >= 0 && pread(fd, &byte, 1, at) == 1, "%s: byte %lld", path, (long long)at);
+    byte = (unsigned char)(byte ^ mask);
+    cr_assert(pwrite(fd, &byte, 1, at) == 1);
+    close(fd);
+}
+
+/* The tensor that byte `at` belongs to; "header" before the first. */
+static void owner_of(char *name, size_t size, const char *path, int64_t at)
+{
+    kd_st_file *file;
+    test_ok(kd_st_open(&file, path));
+    snprintf(name, size, "header");
+    for (int64_t i = 0; i < file->count; i++) {
+        const kd_st_entry *e = &file->entries[i];
+        if (at >= e->offset && at < e->offset + e->bytes)
+            snprintf(name, size, "\"%s\": bytes %lld to %lld", e->name, (long long)e->offset,
+                     (long long)(e->offset + e->bytes));
+    }
+    kd_st_close(file);
+}
+
+static void expect_flip_found(const char *dir, const char *file, int64_t at, unsigned mask)
+{
+    const char *path = test_path(dir, file);
+    char owner[256] = "";
+    if (strstr(file, ".safetensors")) owner_of(owner, sizeof owner, path, at);
+    xor_byte(path, at, mask);
+    const kd_status status = kd_checkpoint_verify(dir);
+    cr_assert(status == KD_EFORMAT && strstr(kd_last_error(), path) &&
+                  strstr(kd_last_error(), owner),
+              "%s: byte %lld of %s, bits %02x: status %d: %s", file, (long long)at, owner, mask,
+              (int)status, status == KD_OK ? "accepted" : kd_last_error());
+    xor_byte(path, at, mask);
+}
+
+static void flip_everywhere(const char *dir)
+{
+    test_bench random = { .seed = 7 };
+    for (int i = 0; i < KD_COUNT(bf16_files); i++) {
+        int64_t bytes;
+        test_ok(kd_file_size(&bytes, test_path(dir, bf16_files[i])));
+        const bool manifest = strcmp(bf16_files[i], "MANIFEST.json") == 0;
+        expect_flip_found(dir, bf16_files[i], 0, 1);
+        expect_flip_found(dir, bf16_files[i], bytes - 1, 0x80);
+        /* Every byte of the manifest: nothing else vouches for it. */
+        for (int64_t k = 0; k < (manifest ? bytes : 60); k++) {
+            const int64_t at = manifest ? k : (int64_t)(test_uniform(&random) * (double)bytes);
+            const unsigned bit = 1u << (int)(test_uniform(&random) * 8);
+            expect_flip_found(dir, bf16_files[i], at, bit);
+        }
+    }
+}
+
+/* `data` in place of the file, verified, then the file as it was. */
+static void expect_content_refused(const char *dir, const char *file, const char *data,
+                                   size_t bytes, const char *what)
+{
+    char *keep;
+    size_t length;
+    const char *path = test_path(dir, file);
+    test_ok(kd_file_read(&keep, &length, path, (size_t)1 << 30));
+    test_ok(kd_file_write_atomic(path, data ? data : keep, bytes));
+    const kd_status status = kd_checkpoint_verify(dir);
+    cr_assert(status == KD_EFORMAT && strstr(kd_last_error(), path), "%s %s to %zu bytes: %s", file,
+              what, bytes, status == KD_OK ? "accepted" : kd_last_error());
+    test_ok(kd_file_write_atomic(path, keep, length));
+    free(keep);
+}
+
+static void cut_and_grow(const char *dir)
+{
+    for (int i = 0; i < KD_COUNT(bf16_files); i++) {
+        int64_t bytes;
+        test_ok(kd_file_size(&bytes, test_path(dir, bf16_files[i])));
+        const int64_t cuts[] = { 0, 1, 8, bytes / 3, bytes / 2, bytes - 50, bytes - 2, bytes - 1 };
+        for (int k = 0; k < KD_COUNT(cuts); k++)
+            if (cuts[k] >= 0 && cuts[k] < bytes)
+                expect_content_refused(dir, bf16_files[i], NULL, (size_t)cuts[k], "cut");
+        char *zeros = calloc((size_t)bytes + 1, 1);
+        expect_content_refused(dir, bf16_files[i], zeros, (size_t)bytes, "zeroed");
+        expect_content_refused(dir, bf16_files[i], zeros, (size_t)bytes + 1, "grown");
+        free(zeros);
+    }
+}
+
+static void remove_and_replace(const char *dir)
+{
+    for (int i = 0; i < KD_COUNT(bf16_files); i++) {
+        const char *path = test_path(dir, bf16_files[i]), *away = test_path(dir, "away");
+        cr_assert(rename(path, away) == 0);
+        test_refused(kd_checkpoint_verify(dir), KD_EFORMAT, path);
+        cr_assert(mkdir(path, 0777) == 0);
+        test_refused(kd_checkpoint_verify(dir), KD_EFORMAT, path);
+        cr_assert(rmdir(path) == 0 && mkfifo(path, 0666) == 0);
+        test_refused(kd_checkpoint_verify(dir), KD_EFORMAT, path); /* and does not hang */
+        cr_assert(unlink(path) == 0 && rename(away, path) == 0);
+    }
+}
+
+/* `text` as a manifest whose own hash is right. */
+static void expect_manifest_refused(const char *dir, const char *text, const char *message)
+{
+    char whole[1024];
+    const int n = snprintf(whole, sizeof whole, "%s,\n  \"xxh3\": \"%s\"\n}\n", text,
+                           kd_hash_bytes(text, strlen(text)).hex);
+    test_ok(kd_file_write_atomic(test_path(dir, "MANIFEST.json"), whole, (size_t)n));
+    test_refused(kd_checkpoint_verify(dir), KD_EFORMAT, message);
+}
+
+static void hostile_manifests(const char *dir)
+{
+#define LISTED                                                                                     \
+    "\"config.json\": 1, \"model.safetensors\": 1, \"trainer_state.json\": 1, "                    \
+    "\"engine/state.json\": 1, \"engine/optimizer.safetensors\": 1"
+    static const char *const outside[] = { "../x", "/etc/passwd", "a/../../x", "a/..", "..",
+                                           "",     "a//b",        "a/" };
+    char text[512];
+    expect_manifest_refused(dir, "{\"files\": {}", "config.json");
+    expect_manifest_refused(dir, "{\"files\": 3", "config.json");
+    expect_manifest_refused(dir, "{\"files\": {" LISTED "}", "bytes or xxh3 missing");
+    expect_manifest_refused(dir, "{\"files\": {}, \"files\": {" LISTED "}", "duplicate");
+    for (int i = 0; i < KD_COUNT(outside); i++) {
+        snprintf(text, sizeof text,
+                 "{\"files\": {\"%s\": {\"bytes\": 1, \"xxh3\": \"0\"}, " LISTED "}", outside[i]);
+        expect_manifest_refused(dir, text, "not a path inside");
+    }
+#undef LISTED
+}
+
+Test(checkpoint, damage_is_found_and_named)
+{
+    const char *out = test_folder(), *dir;
+    test_run run;
+    kd_progress progress;
+    test_log();
+    test_run_open(&run, (test_run_options){ .dtype = KD_BF16, .moments = 2, .count = 2 });
+    test_run_fill(&run, 3, 12);
+    test_ok(kd_checkpoint_save(&dir, run.arena, out, &run.checkpoint));
+    flip_everywhere(dir);
+    cut_and_grow(dir);
+    remove_and_replace(dir);
+    test_ok(kd_checkpoint_verify(dir));
+    /* Somebody's own file beside ours is no damage. */
+    test_ok(kd_file_write_atomic(test_path(dir, "README.md"), "mine", 4));
+    test_ok(kd_checkpoint_verify(dir));
+
+    void *copy = test_run_copy(&run);
+    xor_byte(test_path(dir, "engine/optimizer.safetensors"), 4096, 4);
+    test_refused(kd_checkpoint_load(&progress, dir, &run.checkpoint), KD_EFORMAT,
+                 "optimizer.safetensors");
+    cr_assert(test_run_equals(&run, copy), "a damaged folder was loaded in part");
+    hostile_manifests(dir);
+    free(copy);
+    test_run_close(&run);
+    test_ok(kd_dir_remove(out));
+}
+
+/* ---- refusals --------------------------------------------------------------------------------- */
+
+static void expect_other_refused(const char *dir, test_run_options options, const char *contract,
+                                 const char *found, const char *expected)
+{
+    test_run other;
+    kd_progress progress = { .step = -7 };
+    test_run_open(&other, options);
+    test_run_spoil(&other);
+    if (contract) other.checkpoint.contract = contract;
+    void *copy = test_run_copy(&other);
+    test_refused(kd_checkpoint_load(&progress, dir, &other.checkpoint), KD_EFORMAT, found);
+    cr_assert(strstr(kd_last_error(), expected) && strstr(kd_last_error(), "state.json"),
+              "\"%s\" does not name \"%s\" and the file", kd_last_error(), expected);
+    cr_assert(progress.step == -7 && test_run_equals(&other, copy), "%s: loaded in part", found);
+    free(copy);
+    test_run_close(&other);
+}
+
+static void expect_format_refused(const char *dir, test_run_options options)
+{
+    json_t *state = read_json(dir, "engine/state.json");
+    json_object_set_new(state, "format", json_integer(2));
+    test_ok(kd_json_write(test_path(dir, "engine/state.json"), state));
+    json_decref(state);
+    cr_assert(unlink(test_path(dir, "MANIFEST.json")) == 0);
+    test_ok(kd_manifest_write(dir));
+    expect_other_refused(dir, options, NULL, "format: found 2", "expected 1");
+}
+
+Test(checkpoint, of_another_run_is_refused_naming_both)
+{
+    const test_run_options same = { .dtype = KD_BF16, .moments = 2, .count = 1 };
+    const char *out = test_folder(), *dir;
+    test_run run;
+    test_log();
+    test_run_open(&run, same);
+    test_run_fill(&run, 3, 12);
+    test_ok(kd_checkpoint_save(&dir, run.arena, out, &run.checkpoint));
+
+    expect_other_refused(dir, same, "device cpu; threads 16; seed 1", "threads 2", "threads 16");
+    expect_other_refused(dir, same, "", "device cpu", "expected \"\"");
+    test_run_options other = same;
+    other.dtype = KD_F32;
+    expect_other_refused(dir, other, NULL, "found \"bf16\"", "expected \"f32\"");
+    other = same, other.moments = 1;
+    expect_other_refused(dir, other, NULL, "moments: found 2", "expected 1");
+    other = same, other.count = 2;
+    expect_other_refused(dir, other, NULL, "students: found 1", "expected 2");
+    other = same, other.label = "small";
+    expect_other_refused(dir, other, NULL, "found \"student\"", "expected \"small\"");
+    other = same, other.vocabulary = 41;
+    expect_other_refused(dir, other, NULL, "[37,8]", "[41,8]");
+    other = same, other.ffn = 20;
+    expect_other_refused(dir, other, NULL, "blocks.0.mlp_up", "[40,8]");
+    expect_format_refused(dir, same);
+
+    run.checkpoint.progress.step++;
+    run.students[0]->label = "a/b";
+    test_refused(kd_checkpoint_save(NULL, NULL, out, &run.checkpoint), KD_EINVAL, "a/b");
+    cr_assert(test_count(out, "") == 1, "a refused save left something");
+    test_run_close(&run);
+    test_ok(kd_dir_remove(out));
+}
+
+/* ---- the folder of all checkpoints ------------------------------------------------------------ */
+
+static void save_step(test_run *run, const char *out, int64_t step)
+{
+    run->checkpoint.progress.step = step;
+    test_ok(kd_checkpoint_save(NULL, NULL, out, &run->checkpoint));
+}
+
+static void expect_latest(test_run *run, const char *out, const char *name)
+{
+    const char *dir;
+    test_ok(kd_checkpoint_latest(&dir, run->arena, out));
+    if (!name) {
+        cr_assert(dir == NULL, "found %s, expected none", dir);
+        return;
+    }
+    cr_assert(dir && strcmp(dir, test_path(out, name)) == 0, "found %s, expected %s",
+              dir ? dir : "none", name);
+}
+
+static void expect_names(const char *out, const char *const *names, int count)
+{
+    for (int i = 0; i < count; i++)
+        cr_assert(test_exists(out, names[i]), "%s was removed", names[i]);
+    cr_assert(test_count(out, "") == count, "%d entries, expected %d", test_count(out, ""), count);
+}
+
+Test(checkpoint, newest_good_one_is_found)
+{
+    const char *out = test_folder(), *log = test_log();
+    test_run run;
+    test_run_open(&run, (test_run_options){ .dtype = KD_F32, .moments = 1, .count = 1 });
+    test_run_fill(&run, 3, 1);
+    expect_latest(&run, test_path(out, "absent"), NULL);
+    expect_latest(&run, out, NULL);
+    save_step(&run, out, 9);
+    save_step(&run, out, 10);
+    save_step(&run, out, 1000000); /* seven digits: newest by number, not by name */
+    static const char *const strange[] = { "checkpoint-", "checkpoint-12x", "checkpoint--1",
+                                           "checkpoint-99999999999999999999", "xcheckpoint-11" };
+    for (int i = 0; i < KD_COUNT(strange); i++) test_ok(kd_dir_create(test_path(out, strange[i])));
+    expect_latest(&run, out, "checkpoint-1000000");
+    cr_assert(!*log, "said something of good folders: %s", log);
+
+    xor_byte(test_path(out, "checkpoint-1000000/model.safetensors"), 2000, 1);
+    expect_latest(&run, out, "checkpoint-000010");
+    cr_assert(strstr(log, "checkpoint-1000000: passed over") && strstr(log, "model.safetensors"),
+              "no warning of the damaged folder: %s", log);
+    test_ok(kd_dir_create(test_path(out, "checkpoint-2000000"))); /* empty: what HF would take */
+    expect_latest(&run, out, "checkpoint-000010");
+
+    /* What a dead run left goes; what a living one writes stays. */
+    test_ok(kd_dir_create(test_path(out, ".tmp-checkpoint-000011.1/engine")));
+    test_ok(kd_dir_create(test_path(out, ".tmp-checkpoint-000012.1")));
+    test_ok(kd_dir_create(test_path(out, ".del-checkpoint-000008.1/engine")));
+    test_ok(kd_dir_create(test_path(out, ".tmp-of-somebody-else")));
+    const int fd = open(test_path(out, ".tmp-checkpoint-000012.1"), O_RDONLY | O_DIRECTORY);
+    cr_assert(fd >= 0 && flock(fd, LOCK_EX) == 0);
+    expect_latest(&run, out, "checkpoint-000010");
+    cr_assert(!test_exists(out, ".tmp-checkpoint-000011.1") &&
+                  !test_exists(out, ".del-checkpoint-000008.1"),
+              "left by a dead run, and still there");
+    cr_assert(test_exists(out, ".tmp-checkpoint-000012.1") &&
+                  test_exists(out, ".tmp-of-somebody-else"),
+              "a living run's folder was removed");
+    cr_assert(strstr(log, ".tmp-checkpoint-000011.1: left by"), "not said: %s", log);
+    close(fd);
+    expect_latest(&run, out, "checkpoint-000010");
+    cr_assert(!test_exists(out, ".tmp-checkpoint-000012.1"), "its writer is gone");
+    test_run_close(&run);
+    test_ok(kd_dir_remove(out));
+}
+
+Test(checkpoint, rotation_keeps_the_newest_and_the_best)
+{
+    const char *out = test_folder();
+    test_run run;
+    test_log();
+    test_run_open(&run, (test_run_options){ .dtype = KD_F32, .moments = 0, .count = 1 });
+    test_run_fill(&run, 3, 1);
+    for (int64_t step = 1; step <= 6; step++) save_step(&run, out, step);
+    test_refused(kd_checkpoint_rotate(out, 0, -1), KD_EINVAL, "keep");
+    test_ok(kd_checkpoint_rotate(out, 6, -1));
+    cr_assert(test_count(out, "") == 6, "kept too few");
+    test_ok(kd_checkpoint_rotate(out, 2, 3));
+    expect_names(
+        out, (const char *const[]){ "checkpoint-000003", "checkpoint-000005", "checkpoint-000006" },
+        3);
+    /* A damaged newest one does not push out the good ones. */
+    cr_assert(truncate(test_path(out, "checkpoint-000006/model.safetensors"), 10) == 0);
+    test_ok(kd_checkpoint_rotate(out, 1, -1));
+    expect_names(out, (const char *const[]){ "checkpoint-000005", "checkpoint-000006" }, 2);
+    expect_latest(&run, out, "checkpoint-000005");
+    test_run_close(&run);
+    test_ok(kd_dir_remove(out));
+}
