@@ -1,7 +1,7 @@
 """Conversations in ChatML, with a mask of what the assistant says.
 
 Only tokenizers whose own chat template *is* ChatML are accepted: the template is rendered on sample
-conversations and compared, so a template that adds or drops anything is refused, and not guessed at.
+conversations and compared, so a template that adds or drops anything is refused, not guessed at.
 A default system prompt in front of conversations without one is part of what is found out.
 """
 
@@ -33,7 +33,8 @@ class ChatML:
                     render(SAMPLES[2])]
         for found, wanted in zip(rendered, expected):
             if found != wanted:
-                raise Refused(f"{folder}: chat template: found {found!r}, expected ChatML {wanted!r}")
+                raise Refused(f"{folder}: chat template: found {found!r}, "
+                              f"expected ChatML {wanted!r}")
         for token in ("<|im_start|>", "<|im_end|>"):
             if len(tokenizer.encode(token, add_special_tokens=False).ids) != 1:
                 raise Refused(f"{folder}: {token}: found no such token, expected one for ChatML")

@@ -1,4 +1,4 @@
-"""English documentation out of Debian packages, fetched by apt and unpacked by dpkg-deb: no root."""
+"""English documentation out of Debian packages, fetched by apt, unpacked by dpkg-deb, no root."""
 
 import glob
 import os

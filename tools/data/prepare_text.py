@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Makes token files that kd trains on: DIR/train.safetensors and DIR/valid.safetensors.
 
-    prepare_text.py --tokenizer MODEL_DIR --out data/docs                   English out of Debian
-    prepare_text.py --tokenizer MODEL_DIR --out data/docs --packages sqlite3-doc git-doc
-    prepare_text.py --tokenizer MODEL_DIR --out data/mine --text book.txt chat.jsonl
+    prepare_text.py --tokenizer MODEL --out data/docs                        English out of Debian
+    prepare_text.py --tokenizer MODEL --out data/docs --packages sqlite3-doc git-doc
+    prepare_text.py --tokenizer MODEL --out data/mine --text book.txt chat.jsonl
 
-A .txt or .md file is cut between paragraphs into documents; a line of a .jsonl file is one document,
-{"text": ...} or {"messages": [{"role", "content"}, ...]}.  Of messages only the assistant's turns
+A .txt or .md file is cut between paragraphs into documents; a line of a .jsonl file is one
+document, {"text": ...} or {"messages": [{"role", "content"}, ...]}.  Of messages only the assistant's turns
 count as targets (`loss_mask`), and the tokenizer's chat template must be ChatML.
 
 Each file holds `tokens` u16 or u32 [n], `documents` i64 [d + 1], and `loss_mask` u8 [n] where some
@@ -30,12 +30,11 @@ import debian
 import prose
 from fingerprint import fingerprint
 from gguf_to_hf import Refused
-from publish import file_sha256, finished, publish
+from publish import file_sha256, finished, publish, rules
 
 SHORTEST, LONGEST = 200, 4000  # tokens of a document out of a package
 # The same in characters, at 3 to 5 characters a token, so that few documents fall outside.
 SHORT_TEXT, LONG_TEXT = 1000, 12000
-HERE = os.path.dirname(os.path.abspath(__file__))
 
 
 def say(*words):
@@ -141,14 +140,16 @@ def from_jsonl(path, encoder):
         if keys == ["messages"]:
             found.append(encoder.messages(record["messages"], where))
         elif not isinstance(record["text"], str):
-            raise Refused(f"{where}: text: found {type(record['text']).__name__}, expected a string")
+            raise Refused(f"{where}: text: found {type(record['text']).__name__}, "
+                          "expected a string")
         elif record["text"].strip():
             texts.append(record["text"])
     return found + encoder.texts(texts)
 
 
 def from_file(path, encoder):
-    facts = {"file": os.path.basename(path), "sha256": file_sha256(path), "licence": "the user's own"}
+    facts = {"file": os.path.basename(path), "sha256": file_sha256(path),
+             "licence": "the user's own"}
     if path.endswith(".jsonl"):
         return facts, from_jsonl(path, encoder)
     if path.endswith((".txt", ".md")):
@@ -172,7 +173,8 @@ def split(found, valid_share):
         taken += len(ordered[count][0])
         count += 1
     if valid_share > 0 and not 0 < count < len(ordered):
-        raise Refused(f"found {len(ordered)} documents, too few to hold out {valid_share:g} of them")
+        raise Refused(f"found {len(ordered)} documents, "
+                      f"too few to hold out {valid_share:g} of them")
     return ordered[count:], ordered[:count]
 
 
@@ -190,8 +192,8 @@ def limit(sources, most):
 
 
 def save(path, tensors, metadata):
-    """A safetensors file.  The library's own writer orders the metadata differently in every process;
-    here the same input must give the same bytes."""
+    """A safetensors file.  The library's own writer orders the metadata differently in every
+    process; here the same input must give the same bytes."""
     names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
     kinds = {"uint8": "U8", "uint16": "U16", "uint32": "U32", "int64": "I64"}
     header, at = {"__metadata__": metadata}, 0
@@ -231,9 +233,7 @@ def prepare(options):
         "packages": None if options.text else options.packages,
         "text": options.text and [[os.path.basename(p), file_sha256(p)] for p in options.text],
         "valid_share": options.valid_share, "max_tokens": options.max_tokens,
-        "rules": xxhash.xxh3_128_hexdigest(b"".join(
-            open(os.path.join(HERE, name), "rb").read()
-            for name in ("prepare_text.py", "prose.py", "chatml.py", "debian.py"))),
+        "rules": rules("prepare_text.py", "prose.py", "chatml.py", "debian.py"),
     }
     done = finished(options.out, recipe)
     if done is True:
@@ -273,7 +273,8 @@ def share(text):
 
 
 def count(text):
-    value = int(float(text[:-1]) * {"K": 1e3, "M": 1e6}[text[-1]]) if text[-1] in "KM" else int(text)
+    unit = {"K": 1000, "M": 1000000}.get(text[-1:], 1)
+    value = int(float(text.rstrip("KM")) * unit)
     if value <= 0:
         raise argparse.ArgumentTypeError(f"{text}: expected a positive number of tokens")
     return value

@@ -1,4 +1,4 @@
-"""Documentation as clean English prose: HTML and plain text in, documents (lists of paragraphs) out.
+"""Documentation as clean English prose: HTML pages in, documents out.
 
 Kept: headings, paragraphs, list items, quotations.  Dropped: navigation, tables, code, footnote
 marks, paragraphs that are not prose, and paragraphs that were seen before.
@@ -79,17 +79,6 @@ def html_blocks(text):
     return parser.blocks
 
 
-def plain_blocks(text):
-    """Paragraphs are separated by blank lines; a line of '#' marks (Markdown) is a heading."""
-    blocks = []
-    for piece in re.split(r"\n[ \t]*\n", text):
-        heading = re.match(r"\s*(#{1,6})\s+(.*)", piece)
-        words = " ".join((heading[2] if heading else piece).split())
-        if words:
-            blocks.append((len(heading[1]) if heading else 0, words))
-    return blocks
-
-
 def clean(text):
     """One spelling for quotes, dashes and spaces; footnote marks away."""
     text = unicodedata.normalize("NFC", text).replace("\u00ad", "").replace("\u200b", "")
@@ -138,8 +127,8 @@ def sections(blocks):
 
 
 def documents(pieces, shortest, longest):
-    """Sections of one page as documents of about `shortest` to `longest` characters: short ones join
-    the next, long ones are cut between paragraphs."""
+    """Sections of one page as documents of about `shortest` to `longest` characters: short ones
+    join the next, long ones are cut between paragraphs."""
     pages, page = [], []
     for piece in pieces:
         if page and size(page) + size(piece) > longest:
