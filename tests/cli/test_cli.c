@@ -1,0 +1,576 @@
+/*
+ * The built program from outside: exit codes, what stands on stdout and what on stderr, and a
+ * student's whole way from a teacher's layers to a report.
+ */
+#include "format/format.h"
+
+#include <criterion/criterion.h>
+#include <fcntl.h>
+#include <float.h>
+#include <math.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+/* ---- running it ------------------------------------------------------------------------------- */
+
+static char dir[] = "/tmp/kd-cli-XXXXXX";
+
+static void setup(void)
+{
+    cr_assert(mkdtemp(dir));
+    cr_assert(chdir(dir) == 0);
+    cr_assert(symlink(KD_GOLDEN, "golden") == 0);
+    unsetenv("KD_LOG");
+}
+
+static void teardown(void)
+{
+    cr_assert(chdir("/") == 0);
+    cr_assert_eq(kd_dir_remove(dir), KD_OK, "%s", kd_last_error());
+}
+
+typedef struct result {
+    int code;
+    char *out, *err; /* valid until the next run */
+} result;
+
+static char *slurp(char **memory, const char *path)
+{
+    size_t bytes;
+    free(*memory);
+    cr_assert_eq(kd_file_read(memory, &bytes, path, 1 << 24), KD_OK, "%s", kd_last_error());
+    return *memory;
+}
+
+static result run(const char *fmt, ...) KD_PRINTF(1, 2);
+static result run(const char *fmt, ...)
+{
+    static char *out, *err;
+    char line[1024], command[1200];
+    va_list args;
+    va_start(args, fmt);
+    vsnprintf(line, sizeof line, fmt, args);
+    va_end(args);
+    snprintf(command, sizeof command, "(%s %s) > stdout.txt 2> stderr.txt", KD_COMMAND, line);
+    const int status = system(command);
+    cr_assert(WIFEXITED(status), "kd %s: ended by a signal", line);
+    return (result){ WEXITSTATUS(status), slurp(&out, "stdout.txt"), slurp(&err, "stderr.txt") };
+}
+
+#define expect_code(r, wanted, what)                                                               \
+    cr_expect_eq((r).code, (wanted), "kd %s: exit %d, expected %d; %s", (what), (r).code,          \
+                 (wanted), (r).err)
+
+/* The whole of stdout as JSON, which also says that nothing else is on it. */
+static json_t *answer(const result *r, const char *what)
+{
+    json_t *json = NULL;
+    cr_assert_eq(kd_json_parse(&json, what, r->out, strlen(r->out)), KD_OK, "%s", kd_last_error());
+    return json;
+}
+
+static void write_text(const char *path, const char *text)
+{
+    cr_assert_eq(kd_file_write_atomic(path, text, strlen(text)), KD_OK, "%s", kd_last_error());
+}
+
+/* ---- files ------------------------------------------------------------------------------------ */
+
+typedef struct column {
+    const char *name;
+    kd_dtype dtype;
+    int64_t shape[2]; /* second 0: one dimension */
+    const void *data;
+} column;
+
+static void write_file(const char *path, const column *columns, int count)
+{
+    kd_st_writer *w;
+    cr_assert_eq(kd_st_writer_create(&w, path), KD_OK, "%s", kd_last_error());
+    for (int i = 0; i < count; i++)
+        cr_assert_eq(kd_st_writer_declare(w, columns[i].name, columns[i].dtype,
+                                          columns[i].shape[1] ? 2 : 1, columns[i].shape),
+                     KD_OK);
+    cr_assert_eq(kd_st_writer_begin(w), KD_OK);
+    for (int i = 0; i < count; i++) {
+        const int64_t n = columns[i].shape[0] * (columns[i].shape[1] ? columns[i].shape[1] : 1);
+        cr_assert_eq(kd_st_writer_write(w, columns[i].name, columns[i].data,
+                                        (size_t)n * kd_dtype_size(columns[i].dtype)),
+                     KD_OK);
+    }
+    cr_assert_eq(kd_st_writer_close(w), KD_OK, "%s", kd_last_error());
+}
+
+/* Elements of a tensor in its own type; freed by the caller. */
+static void *read_tensor(int64_t *elements, const char *path, const char *name, kd_dtype dtype)
+{
+    kd_st_file *file;
+    cr_assert_eq(kd_st_open(&file, path), KD_OK, "%s", kd_last_error());
+    const kd_st_entry *e = kd_st_find(file, name);
+    cr_assert(e && e->dtype == (int)dtype, "%s: %s", path, name);
+    void *data = malloc((size_t)e->bytes + 1);
+    cr_assert_eq(kd_st_read(data, dtype, file, e, 0, e->elements), KD_OK, "%s", kd_last_error());
+    *elements = e->elements;
+    kd_st_close(file);
+    return data;
+}
+
+/* ---- the surface ------------------------------------------------------------------------------ */
+
+Test(cli, says_what_is_wrong_and_with_which_code, .init = setup, .fini = teardown)
+{
+    static const struct {
+        const char *line;
+        int code;
+        const char *out, *err; /* parts; NULL: nothing at all */
+    } cases[] = {
+        { "", 2, NULL, "kd: no verb" },
+        { "--help", 0, "usage: kd VERB", NULL },
+        { "-h", 0, "Exit codes", NULL },
+        { "--version", 0, "kd ", NULL },
+        { "trian", 2, NULL, "unknown verb \"trian\"; nearest: train" },
+        { "xyzzy", 2, NULL, "unknown verb \"xyzzy\"; see kd --help" },
+        { "train", 2, NULL, "train: expected a run file" },
+        { "train none.yaml", 3, NULL, "none.yaml" },
+        { "inspect", 2, NULL, "inspect: expected a model directory" },
+        { "inspect a b", 2, NULL, "\"b\" is one too many" },
+        { "inspect none", 3, NULL, "none" },
+        { "inspect golden", 3, NULL, "config.json" },
+        { "list lossses", 2, NULL, "no list of \"lossses\"; nearest: losses" },
+        { "list models", 0, "qwen2", NULL },
+        { "loss", 2, NULL, "loss: expected the name of a loss first" },
+        { "loss --in x kl", 2, NULL, "loss: expected the name of a loss first" },
+        { "loss jsdd --in x --out y", 2, NULL, "unknown loss \"jsdd\"; nearest: jsd" },
+        { "loss kl --in x --out y --beta=0", 2, NULL, "--beta: unknown option" },
+        { "loss jsd --in x --out y --beta=2", 2, NULL, "--beta: expected float, 0 to 1" },
+        { "loss kl --in none --out y", 3, NULL, "none" },
+        { "logits --model golden/models/qwen2 --tokens none --out y", 3, NULL, "none" },
+        { "logits --model none --tokens none --out y", 3, NULL, "none" },
+        { "logits --model golden/models/qwen2 --tokens golden/rows.safetensors --out y", 3, NULL,
+          "no tensor \"tokens\"" },
+        { "logits --model m --tokens t --out o --device gpu", 2, NULL, "device \"gpu\"" },
+        { "logits --model m --tokens t --out o --dtype f64", 2, NULL, "f64" },
+        { "init --out x", 2, NULL, "give one of --teacher and --config" },
+        { "init --out x --teacher golden/models/gpt2", 2, NULL, "one of --keep and --layers" },
+        { "init --out x --teacher golden/models/gpt2 --keep 1,0", 2, NULL, "ascending layers" },
+        { "init --out x --teacher golden/models/gpt2 --keep 0-", 2, NULL, "ascending layers" },
+        { "init --out x --teacher golden/models/gpt2 --keep 0,,1", 2, NULL, "ascending layers" },
+        { "init --out x --teacher golden/models/gpt2 --keep 0,99", 2, NULL, "layer 99" },
+        { "init --out x --teacher golden/models/gpt2 --layers 99", 2, NULL, "--layers: 99" },
+        { "init --out x --config none.json", 3, NULL, "none.json" },
+        { "init --out golden/models/gpt2 --teacher golden/models/gpt2 --keep 0", 3, NULL,
+          "holds a model already" },
+        { "eval --models a --data b --names c,d", 2, NULL, "--names: 2 for 1 models" },
+        { "eval --models a,,b --data b", 2, NULL, "an empty name" },
+        { "eval --models a", 2, NULL, "eval: data: missing" },
+        { "list > /dev/full", 4, NULL, "standard output cannot be written" },
+        { "env", 0, "threads", NULL },
+    };
+    for (int i = 0; i < KD_COUNT(cases); i++) {
+        const result r = run("%s", cases[i].line);
+        expect_code(r, cases[i].code, cases[i].line);
+        cr_expect(cases[i].out ? strstr(r.out, cases[i].out) != NULL : !*r.out,
+                  "kd %s: stdout is \"%s\"", cases[i].line, r.out);
+        cr_expect(cases[i].err ? strstr(r.err, cases[i].err) != NULL : !*r.err,
+                  "kd %s: stderr is \"%s\"", cases[i].line, r.err);
+        cr_expect(!cases[i].code || strstr(r.err, "kd: "), "kd %s: no \"kd: \"", cases[i].line);
+        cr_expect(!kd_file_exists("x/config.json") && !kd_file_exists("y"), "kd %s: left a file",
+                  cases[i].line);
+    }
+}
+
+Test(cli, every_verb_has_help_and_names_the_nearest_option, .init = setup, .fini = teardown)
+{
+    char verbs[32][32], wanted[64];
+    int count = 0;
+    for (char *line = strtok(run("--help").out, "\n"); line && count < 32;
+         line = strtok(NULL, "\n"))
+        if (strncmp(line, "  ", 2) == 0) sscanf(line, "%31s", verbs[count++]);
+    cr_assert_geq(count, 10);
+    for (int i = 0; i < count; i++) {
+        const char *name = strcmp(verbs[i], "loss") == 0 ? "loss ce" : verbs[i];
+        result r = run("%s --help", name);
+        expect_code(r, 0, verbs[i]);
+        snprintf(wanted, sizeof wanted, "usage: kd %s", verbs[i]);
+        cr_expect(strncmp(r.out, wanted, strlen(wanted)) == 0, "kd %s: \"%.80s\"", name, r.out);
+        cr_expect(!*r.err, "kd %s --help: stderr is \"%s\"", name, r.err);
+        /* The first option that help shows, with a slip in it. */
+        const char *option = strstr(r.out, "\n  --");
+        char word[64] = "x";
+        if (option && strstr(r.out, "  --") == option + 1) sscanf(option + 5, "%62s", word);
+        r = run("%s --%sq", name, word);
+        expect_code(r, 2, verbs[i]);
+        cr_expect(strstr(r.err, "unknown option") || strchr(word, '.'), "kd %s --%sq: \"%s\"", name,
+                  word, r.err);
+        if (strlen(word) > 3 && !strchr(word, '.'))
+            cr_expect(strstr(r.err, word), "kd %s --%sq: \"%s\"", name, word, r.err);
+    }
+}
+
+Test(cli, answers_in_json, .init = setup, .fini = teardown)
+{
+    static const char *const lines[][2] = {
+        { "list --json", "losses" },
+        { "list ops --json", "ops" },
+        { "env --json", "devices" },
+        { "inspect golden/models/qwen3 --json", "architecture" },
+        { "inspect golden/models/qwen3/model.safetensors --json", "tensors" },
+    };
+    for (int i = 0; i < KD_COUNT(lines); i++) {
+        const result r = run("%s", lines[i][0]);
+        expect_code(r, 0, lines[i][0]);
+        json_t *json = answer(&r, lines[i][0]);
+        cr_expect(json_object_get(json, lines[i][1]), "kd %s: no \"%s\"", lines[i][0], lines[i][1]);
+        json_decref(json);
+    }
+    const result r = run("inspect golden/models/qwen3 --json");
+    json_t *json = answer(&r, "inspect");
+    /* What config.json says, and its parameters counted by hand from the tensors of the file. */
+    kd_st_file *file;
+    int64_t elements = 0;
+    cr_assert_eq(kd_st_open(&file, "golden/models/qwen3/model.safetensors"), KD_OK);
+    for (int64_t i = 0; i < file->count; i++) elements += file->entries[i].elements;
+    kd_st_close(file);
+    cr_expect_eq(json_integer_value(json_object_get(json, "parameters")), elements);
+    cr_expect_eq(json_integer_value(json_object_get(json, "weight_bytes")), 4 * elements);
+    cr_expect_str_eq(json_string_value(json_object_get(json, "architecture")), "Qwen3ForCausalLM");
+    json_decref(json);
+}
+
+/* ---- loss ------------------------------------------------------------------------------------- */
+
+static void expect_values(const char *what, const char *name, const double *want, int64_t count)
+{
+    int64_t n;
+    float *got = read_tensor(&n, "out.safetensors", name, KD_F32);
+    cr_assert_eq(n, count, "kd %s: %s has %lld elements", what, name, (long long)n);
+    for (int64_t i = 0; i < n; i++)
+        cr_expect(fabs((double)got[i] - want[i]) <= 4 * FLT_EPSILON * (fabs(want[i]) + 1.0),
+                  "kd %s: %s[%lld] is %.9g, expected %.9g", what, name, (long long)i,
+                  (double)got[i], want[i]);
+    free(got);
+}
+
+/* Two classes, so that every number can be written down: q = (1/4, 3/4), p = (1/2, 1/2).  The third
+ * column is the student's padding, the second row is ignored. */
+Test(cli, loss_gives_the_numbers_of_the_formulas, .init = setup, .fini = teardown)
+{
+    const float ln3 = (float)log(3.0), ln9 = (float)log(9.0);
+    const float student[] = { 0, ln3, 7, 5, 5, 5, ln9 / 2, ln9, 50 };
+    const float teacher[] = { 1, 1, 9, 9, 2, 2 }, weight[] = { 1, 1, 2 };
+    const int64_t labels[] = { 0, -100, 1 };
+    const column columns[] = { { "student", KD_F32, { 3, 3 }, student },
+                               { "teacher", KD_F32, { 3, 2 }, teacher },
+                               { "labels", KD_I64, { 3 }, labels },
+                               { "weight", KD_F32, { 3 }, weight } };
+    write_file("in.safetensors", columns, KD_COUNT(columns));
+    const double ln2 = log(2.0), kl = log(4.0 / 3.0) / 2.0, tv = 0.25;
+    const double q_half = sqrt(3.0) / (1.0 + sqrt(3.0)); /* of class 1 at temperature 2 */
+    const double kl_half = -0.5 * log(4.0 * q_half * (1.0 - q_half));
+    const struct {
+        const char *line;
+        double loss[3], gradient[9];
+    } cases[] = {
+        { "loss ce --classes 2",
+          { 2 * ln2, 0, 2 * log(4.0 / 3.0) },
+          { -0.75, 0.75, 0, 0, 0, 0, 0.5, -0.5, 0 } },
+        { "loss kl", { kl, 0, 2 * kl }, { -0.25, 0.25, 0, 0, 0, 0, -0.5, 0.5, 0 } },
+        { "loss total_variation",
+          { tv, 0, 2 * tv },
+          { -3.0 / 16, 3.0 / 16, 0, 0, 0, 0, -3.0 / 8, 3.0 / 8, 0 } },
+        { "loss forward_kl --temperature=2",
+          { 4 * kl_half, 0, 8 * kl_half },
+          { 1 - 2 * q_half, 2 * q_half - 1, 0, 0, 0, 0, 2 - 4 * q_half, 4 * q_half - 2, 0 } },
+        { "loss forward_kl --temperature 2 --no-t_squared",
+          { kl_half, 0, 2 * kl_half },
+          { 0.25 - q_half / 2, q_half / 2 - 0.25, 0, 0, 0, 0, 0.5 - q_half, q_half - 0.5, 0 } },
+    };
+    for (int i = 0; i < KD_COUNT(cases); i++) {
+        const result r = run("%s --in in.safetensors --out out.safetensors", cases[i].line);
+        expect_code(r, 0, cases[i].line);
+        cr_expect(!*r.out, "kd %s: stdout is \"%s\"", cases[i].line, r.out);
+        expect_values(cases[i].line, "loss", cases[i].loss, 3);
+        expect_values(cases[i].line, "d_student", cases[i].gradient, 9);
+    }
+}
+
+/* ---- models ----------------------------------------------------------------------------------- */
+
+static const char *const models[] = { "gpt2",    "llama_llama3", "llama_tied",
+                                      "mistral", "qwen2",        "qwen3" };
+
+/* Sums along a row's way, each rounded to f32: Q, K and V, scores, output, MLP up and down of every
+ * layer, then the head.  What is summed for a logit near 0 is as large as for the row's largest. */
+static double row_tolerance(const double *row, const kd_config *c)
+{
+    double largest = 1.0;
+    for (int64_t i = 0; i < c->vocabulary; i++) largest = fmax(largest, fabs(row[i]));
+    return FLT_EPSILON * largest * sqrt((double)(c->layers * (4 * c->width + c->ffn) + c->width));
+}
+
+static void check_logits(const char *model, const int32_t *tokens, const double *want, int64_t rows,
+                         const kd_config *config)
+{
+    const column input = { "tokens", KD_I32, { rows }, tokens };
+    int64_t n;
+    write_file("tokens.safetensors", &input, 1);
+    const result r = run(
+        "logits --model golden/models/%s --tokens tokens.safetensors --out out.safetensors", model);
+    expect_code(r, 0, model);
+    cr_expect(!*r.out, "%s: stdout is \"%s\"", model, r.out);
+    float *got = read_tensor(&n, "out.safetensors", "logits", KD_F32);
+    cr_assert_eq(n, rows * config->vocabulary, "%s: %lld logits", model, (long long)n);
+    for (int64_t i = 0; i < n; i++) {
+        const int64_t row = i / config->vocabulary, class = i % config->vocabulary;
+        const double most = row_tolerance(want + row * config->vocabulary, config);
+        cr_expect(fabs((double)got[i] - want[i]) <= most,
+                  "%s, row %lld, class %lld: %.9g, expected %.9g within %.2g", model,
+                  (long long)row, (long long)class, (double)got[i], want[i], most);
+    }
+    free(got);
+}
+
+Test(cli, logits_are_those_of_transformers, .init = setup, .fini = teardown)
+{
+    kd_arena *arena;
+    cr_assert_eq(kd_arena_create(&arena), KD_OK);
+    for (int m = 0; m < KD_COUNT(models); m++) {
+        char path[128], folder[64];
+        kd_config config;
+        int64_t n, borders, logits;
+        snprintf(folder, sizeof folder, "golden/models/%s", models[m]);
+        snprintf(path, sizeof path, "%s/golden.safetensors", folder);
+        cr_assert_eq(kd_config_read(&config, arena, folder), KD_OK, "%s", kd_last_error());
+        int32_t *tokens = read_tensor(&n, path, "tokens", KD_I32);
+        int64_t *documents = read_tensor(&borders, path, "documents", KD_I64);
+        float *golden = read_tensor(&logits, path, "logits", KD_F32);
+        double *want = malloc((size_t)logits * sizeof *want);
+        for (int64_t i = 0; i < logits; i++) want[i] = golden[i];
+        for (int64_t d = 0; d + 1 < borders; d++)
+            check_logits(models[m], tokens + documents[d], want + documents[d] * config.vocabulary,
+                         documents[d + 1] - documents[d], &config);
+        free(tokens);
+        free(documents);
+        free(golden);
+        free(want);
+        json_decref(config.raw);
+    }
+    kd_arena_destroy(arena);
+}
+
+Test(cli, init_makes_models_that_open, .init = setup, .fini = teardown)
+{
+    static const struct {
+        const char *options, *kept;
+    } cases[] = { { "--teacher golden/models/qwen2 --keep 0-1", "layers 0,1 of 2" },
+                  { "--teacher golden/models/qwen2 --layers 2", "layers 0,1 of 2" },
+                  { "--teacher golden/models/qwen2 --layers 1", "layers 0 of 2" },
+                  { "--teacher golden/models/qwen2 --keep 1", "layers 1 of 2" },
+                  { "--config golden/models/qwen2/config.json --dtype bf16", "Qwen2ForCausalLM" },
+                  { "--config golden/models/gpt2/config.json --seed 3", "GPT2LMHeadModel" } };
+    for (int i = 0; i < KD_COUNT(cases); i++) {
+        char out[16];
+        snprintf(out, sizeof out, "s%d", i);
+        result r = run("init --out %s %s", out, cases[i].options);
+        expect_code(r, 0, cases[i].options);
+        cr_expect(strstr(r.out, cases[i].kept), "kd init %s: \"%s\"", cases[i].options, r.out);
+        r = run("inspect %s", out);
+        expect_code(r, 0, out);
+        cr_expect(strstr(r.out, "1 file"), "%s: \"%s\"", out, r.out);
+        r = run("init --out %s %s", out, cases[i].options);
+        expect_code(r, 3, cases[i].options);
+    }
+    /* All of a teacher's layers are the teacher, byte for byte. */
+    int64_t n, m;
+    float *a = read_tensor(&n, "s0/model.safetensors", "model.layers.1.mlp.up_proj.weight", KD_F32);
+    float *b = read_tensor(&m, "golden/models/qwen2/model.safetensors",
+                           "model.layers.1.mlp.up_proj.weight", KD_F32);
+    cr_expect(n == m && memcmp(a, b, (size_t)n * sizeof *a) == 0);
+    free(a);
+    free(b);
+}
+
+/* ---- a run ------------------------------------------------------------------------------------ */
+
+enum { TOKENS = 3000, VOCABULARY = 101, DOCUMENTS = 12 };
+
+/* A token is mostly the one before it plus 1, so that there is something to learn. */
+static void write_corpus(const char *path, uint64_t seed)
+{
+    uint16_t tokens[TOKENS];
+    int64_t borders[DOCUMENTS + 1];
+    tokens[0] = 1;
+    for (int i = 1; i < TOKENS; i++)
+        tokens[i] =
+            (uint16_t)((tokens[i - 1] + 1 + (int)(3 * kd_random_uniform(seed, 0, (uint64_t)i))) %
+                       VOCABULARY);
+    for (int d = 0; d <= DOCUMENTS; d++) borders[d] = (int64_t)d * TOKENS / DOCUMENTS;
+    const column columns[] = { { "tokens", KD_U16, { TOKENS }, tokens },
+                               { "documents", KD_I64, { DOCUMENTS + 1 }, borders } };
+    write_file(path, columns, 2);
+}
+
+static const char run_yaml[] = "teacher: {model: golden/models/qwen2}\n"
+                               "student: {model: student}\n"
+                               "data: {train: train.safetensors, valid: valid.safetensors, "
+                               "sequence: 32}\n"
+                               "loss: {ce: {weight: 0.1}, kl: {weight: 0.9, temperature: 2}}\n"
+                               "optim: {lr: 3e-3}\n"
+                               "batch: {samples: 8}\n"
+                               "run: {steps: 12, out: out}\n";
+
+static void prepare_run(void)
+{
+    write_corpus("train.safetensors", 1);
+    write_corpus("valid.safetensors", 2);
+    write_text("run.yaml", run_yaml);
+    const result r = run("init --teacher golden/models/qwen2 --layers 1 --out student");
+    expect_code(r, 0, "init");
+}
+
+static double number_at(const json_t *row, const char *key, const char *part)
+{
+    const json_t *value = json_object_get(row, key);
+    if (part) value = json_object_get(value, part);
+    return json_is_number(value) ? json_number_value(value) : NAN;
+}
+
+/* The student got nearer to its teacher; a copy of the teacher is the teacher. */
+static void check_report(const json_t *report)
+{
+    const json_t *rows = json_object_get(report, "models");
+    cr_assert_eq(json_array_size(rows), 4);
+    const json_t *teacher = json_array_get(rows, 0), *before = json_array_get(rows, 1);
+    const json_t *after = json_array_get(rows, 2), *copy = json_array_get(rows, 3);
+    cr_expect(json_is_true(json_object_get(teacher, "teacher")));
+    cr_expect_str_eq(json_string_value(json_object_get(after, "name")), "kd");
+    const double gap = number_at(after, "kl", "mean") - number_at(before, "kl", "mean");
+    cr_expect(gap < -2.0 * number_at(before, "kl", "error"), "KL went by %g", gap);
+    cr_expect(number_at(copy, "kl", "mean") == 0.0 && number_at(copy, "same_top", "mean") == 1.0);
+    cr_expect(number_at(copy, "nll", NULL) == number_at(teacher, "nll", NULL));
+    cr_expect(number_at(copy, "retained", NULL) == 1.0);
+    cr_expect(isnan(number_at(teacher, "kl", "mean")));
+    cr_expect(number_at(report, "unigram_ppl", NULL) < VOCABULARY + 1.0);
+    cr_expect_eq(number_at(report, "documents", NULL), DOCUMENTS);
+    cr_expect_eq(number_at(report, "tokens", NULL), TOKENS - DOCUMENTS);
+}
+
+Test(cli, distils_a_student_and_reports_it, .init = setup, .fini = teardown)
+{
+    prepare_run();
+    result r = run("validate run.yaml");
+    expect_code(r, 0, "validate");
+    cr_expect(strstr(r.out, "run.yaml: valid"), "%s", r.out);
+    r = run("train run.yaml --print-config --loss.kl.temperature=4 --no-data.shuffle");
+    expect_code(r, 0, "train --print-config");
+    json_t *config = answer(&r, "--print-config");
+    const json_t *kl = json_object_get(json_object_get(config, "loss"), "kl");
+    cr_expect(number_at(kl, "temperature", NULL) == 4.0);
+    json_decref(config);
+
+    static const char *const bad[][2] = {
+        { "--loss.kl.temprature=4", "--loss.kl.temprature: unknown option; nearest: temperature" },
+        { "--run.steps=x", "--run.steps: expected int" },
+        { "--lss.kl=1", "unknown section; nearest: loss" },
+        { "--steps=4", "--steps: unknown option" },
+    };
+    for (int i = 0; i < KD_COUNT(bad); i++) {
+        r = run("train run.yaml %s", bad[i][0]);
+        expect_code(r, 2, bad[i][0]);
+        cr_expect(strstr(r.err, bad[i][1]), "%s: \"%s\"", bad[i][0], r.err);
+    }
+    r = run("train run.yaml");
+    expect_code(r, 0, "train");
+    cr_expect(!*r.out, "train: stdout is \"%s\"", r.out);
+    r = run("inspect out/checkpoint-000012");
+    expect_code(r, 0, "inspect");
+    cr_expect(strstr(r.out, "every file is as it was written"), "%s", r.out);
+    r = run("train run.yaml");
+    expect_code(r, 3, "train again");
+
+    r = run("eval --teacher golden/models/qwen2 --models student,out,golden/models/qwen2 "
+            "--names before,kd,copy --data valid.safetensors --train train.safetensors "
+            "--sequence 32 --json");
+    expect_code(r, 0, "eval");
+    json_t *report = answer(&r, "eval");
+    check_report(report);
+    json_decref(report);
+    r = run("eval --teacher golden/models/qwen2 --models student,out --data valid.safetensors "
+            "--sequence 32");
+    expect_code(r, 0, "eval");
+    cr_expect(strstr(r.out, "out - student: KL -") && strstr(r.out, "of 12 documents better"), "%s",
+              r.out);
+}
+
+Test(cli, estimate_plans_from_configurations_alone, .init = setup, .fini = teardown)
+{
+    /* Folders with a config.json and nothing else; no data either. */
+    cr_assert(mkdir("t", 0777) == 0 && mkdir("student", 0777) == 0);
+    cr_assert_eq(kd_file_copy("t/config.json", "golden/configs/SmolLM2-135M.json"), KD_OK);
+    cr_assert_eq(kd_file_copy("student/config.json", "golden/configs/SmolLM2-135M.json"), KD_OK);
+    write_text("run.yaml", run_yaml);
+    const char *line = "run.yaml --teacher.model t --batch.micro=4 --device";
+    result r = run("estimate %s h100-80g --json", line);
+    expect_code(r, 0, "estimate");
+    json_t *e = answer(&r, "estimate");
+    cr_expect_eq(number_at(e, "student_parameters", NULL), 134515008);
+    /* f32 weights, gradients and two moments, padded at each parameter. */
+    cr_expect(number_at(e, "student_bytes", NULL) / 134515008.0 - 16.0 < 0.01);
+    cr_expect(number_at(e, "student_bytes", NULL) >= 16.0 * 134515008.0);
+    cr_expect(number_at(e, "largest_micro", NULL) >= 4.0 &&
+              json_is_true(json_object_get(e, "fits")));
+    const double peak = number_at(e, "peak_bytes", NULL);
+    json_decref(e);
+    r = run("estimate %s 2GB", line);
+    expect_code(r, 4, "estimate");
+    cr_expect(strstr(r.out, "does not fit") && strstr(r.err, "does not fit"), "%s", r.out);
+    /* The border is where the plan says. */
+    r = run("estimate %s %.9fGB", line, (peak + 1.0) / 1e9);
+    expect_code(r, 0, "estimate");
+    r = run("estimate %s %.9fGB", line, (peak - 1e6) / 1e9);
+    expect_code(r, 4, "estimate");
+    cr_expect(strstr(r.err, "the largest batch.micro is 3"), "%s", r.err);
+    r = run("estimate %s h100", line);
+    expect_code(r, 2, "estimate");
+}
+
+/* Starts kd without a shell, so that the signal reaches it. */
+static pid_t start_train(const char *steps)
+{
+    const pid_t child = fork();
+    if (child != 0) return child;
+    const int log = open("train.txt", O_WRONLY | O_CREAT | O_TRUNC, 0666);
+    (void)dup2(log, STDERR_FILENO);
+    execl(KD_COMMAND, "kd", "train", "run.yaml", steps, (char *)NULL);
+    _exit(127);
+}
+
+Test(cli, a_signal_ends_train_with_a_checkpoint_and_75, .init = setup, .fini = teardown)
+{
+    prepare_run();
+    const pid_t child = start_train("--run.steps=100000");
+    cr_assert(child > 0);
+    struct stat metrics = { 0 };
+    for (int i = 0; i < 600 && metrics.st_size == 0; i++) {
+        usleep(50000);
+        (void)stat("out/metrics.jsonl", &metrics);
+    }
+    cr_assert(metrics.st_size > 0, "no step was done in 30 s");
+    cr_assert(kill(child, SIGTERM) == 0);
+    int status;
+    cr_assert(waitpid(child, &status, 0) == child);
+    cr_assert(WIFEXITED(status) && WEXITSTATUS(status) == 75, "status %d", status);
+    cr_expect(!kd_file_exists("out/config.json"), "a stopped run is no finished model");
+    /* The same command with an end in sight goes on and is refused: it is another run. */
+    char *log = NULL;
+    cr_expect(strstr(slurp(&log, "train.txt"), "kd: "), "%s", log);
+    free(log);
+    const result r = run("inspect out/$(ls out | grep checkpoint-)");
+    expect_code(r, 0, "inspect");
+    cr_expect(strstr(r.out, "every file is as it was written"), "%s", r.out);
+}
