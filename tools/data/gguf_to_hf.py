@@ -182,7 +182,9 @@ def tokenizer_files(metadata):
         "chat_template": metadata["tokenizer.chat_template"],
         "clean_up_tokenization_spaces": False,
         "model_max_length": metadata["llama.context_length"],
-        "tokenizer_class": "GPT2Tokenizer",
+        # Takes tokenizer.json as it is.  The original says GPT2Tokenizer, which transformers 5 builds
+        # anew without the step that parts digits, so "  3" comes out as other tokens.
+        "tokenizer_class": "PreTrainedTokenizerFast",
         "vocab_size": len(tokens),
     }
     return {"tokenizer.json": to_json(tokenizer), "tokenizer_config.json": to_json(config),
