@@ -18,6 +18,7 @@
       "compare models on held-out tokens: perplexity, KL to the teacher, agreement")               \
     X(init, "--out DIR (--teacher DIR (--keep LIST | --layers N) | --config FILE)",                \
       "make a student from a teacher's layers, or with fresh weights")                             \
+    X(generate, "--model DIR (--prompt TEXT | --ids LIST)", "continue a prompt")                   \
     X(logits, "--model DIR --tokens FILE --out FILE", "write a model's logits of one document")    \
     X(loss, "NAME --in FILE --out FILE", "apply one loss to logits in a file")                     \
     X(inspect, "PATH", "show the architecture of a directory, or the tensors of a file")           \
