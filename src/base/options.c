@@ -219,7 +219,7 @@ static void describe_range(char *text, size_t size, const kd_option *row)
     print_double(min, sizeof min, row->min);
     print_double(max, sizeof max, row->max);
     const char *unit = row->unit ? row->unit : "";
-    const char *gap = row->unit ? " " : "";
+    const char *gap = unit[0] ? " " : "";
     if (!is_bounded(row) || (is_open(row->min) && is_open(row->max))) {
         snprintf(text, size, "%s", unit);
     } else if (is_open(row->max)) {

@@ -2,7 +2,7 @@
  * format.h - models and data on disk: safetensors, sharded models, Hugging Face configurations.
  *
  * safetensors.c safetensors_write.c model_files.c hf_config.c hf_config_write.c config_size.c
- * tokenizer.c
+ * tokenizer.c bpe.c bpe_load.c bpe_pipeline.c pretokenize.c unicode_table.c
  */
 #ifndef KD_FORMAT_H
 #define KD_FORMAT_H
@@ -148,5 +148,48 @@ KD_MUST_CHECK kd_status kd_tokenizer_inspect(kd_tokenizer_info *info, const char
 
 /* Copies the tokenizer's and the chat template's files that exist, byte for byte. */
 KD_MUST_CHECK kd_status kd_tokenizer_copy(const char *to_dir, const char *from_dir);
+
+/*
+ * A byte-level BPE tokenizer, out of dir/tokenizer.json: GPT-2, Llama 3, Qwen2, SmolLM2 and what is
+ * built like them.  It gives the ids that PyPI tokenizers gives, or refuses.
+ *
+ * KD_ENOTSUP names a model, decoder or merge rule that kd does not compute, KD_EFORMAT what is broken.
+ * A pre-tokeniser, a normaliser or an added token that kd does not know is no obstacle to decoding:
+ * it is refused by the first kd_tokenizer_encode.
+ */
+typedef struct kd_tokenizer kd_tokenizer;
+KD_MUST_CHECK kd_status kd_tokenizer_open(kd_tokenizer **tokenizer, const char *dir);
+void kd_tokenizer_close(kd_tokenizer *tokenizer); /* NULL is fine */
+
+int64_t kd_tokenizer_size(const kd_tokenizer *tokenizer);                    /* largest id + 1 */
+int32_t kd_tokenizer_added(const kd_tokenizer *tokenizer, const char *text); /* its id; -1: none */
+
+/* Ids of UTF-8 text; free() them.  `wrap` adds what the post-processor puts around a text (Llama 3's
+ * <|begin_of_text|>).  KD_EFORMAT names the byte offset of what is not UTF-8, KD_ENOTSUP that of a
+ * character whose ids depend on the Unicode version of whoever is asked. */
+KD_MUST_CHECK kd_status kd_tokenizer_encode(int32_t **ids, int64_t *count,
+                                            const kd_tokenizer *tokenizer, const char *text,
+                                            size_t bytes, bool wrap);
+
+/* Text of ids and a NUL that `bytes` does not count; free() it.  What is not UTF-8 becomes U+FFFD,
+ * an id without a token nothing, one past the last KD_EINVAL. */
+KD_MUST_CHECK kd_status kd_tokenizer_decode(char **text, size_t *bytes,
+                                            const kd_tokenizer *tokenizer, const int32_t *ids,
+                                            int64_t count, bool skip_special);
+
+/* Decoding one id at a time: the text that is whole so far.  Pieces and the end put together are
+ * what kd_tokenizer_decode gives. */
+typedef struct kd_text_stream {
+    const kd_tokenizer *tokenizer;
+    bool skip_special;
+    unsigned char held[4]; /* bytes of a character that has begun */
+    int held_count;
+    char *text; /* the last piece; free() it in the end */
+    size_t capacity;
+} kd_text_stream;
+
+/* `text` lives in the stream until its next call.  Id -1 ends it: what is held becomes U+FFFD. */
+KD_MUST_CHECK kd_status kd_text_stream_push(const char **text, size_t *bytes,
+                                            kd_text_stream *stream, int32_t id);
 
 #endif

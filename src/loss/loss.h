@@ -58,9 +58,9 @@ typedef struct kd_objective {
     int64_t classes; /* columns of every softmax: padding is outside */
 } kd_objective;
 
-/* Rows of the head in one chunk such that both models' logits take about 256 MB, at least 64 and a
- * multiple of 64, at most `rows` rounded up. */
-int64_t kd_objective_chunk(int64_t rows, int64_t vocabulary, kd_dtype dtype);
+/* Rows of the head in one chunk: both models' logits take 1/64 of the device's `memory`, between 64
+ * MB and 1 GB; at least 64 rows, a multiple of 64, at most `rows` rounded up. */
+int64_t kd_objective_chunk(int64_t rows, int64_t vocabulary, kd_dtype dtype, size_t memory);
 
 /* Rows that count, as the loader found them, in device memory.  R is a multiple of the chunk. */
 typedef struct kd_targets {

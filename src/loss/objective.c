@@ -6,9 +6,10 @@ double kd_ramp_at(const kd_ramp *ramp, int64_t step)
     return ramp->from + (ramp->to - ramp->from) * (double)step / (double)ramp->steps;
 }
 
-int64_t kd_objective_chunk(int64_t rows, int64_t vocabulary, kd_dtype dtype)
+int64_t kd_objective_chunk(int64_t rows, int64_t vocabulary, kd_dtype dtype, size_t memory)
 {
-    const int64_t budget = 256 << 20, step = 64;
+    const int64_t step = 64, share = (int64_t)(memory / 64);
+    const int64_t budget = kd_min_i64(kd_max_i64(share, 64 << 20), 1 << 30);
     const int64_t pair = 2 * vocabulary * (int64_t)kd_dtype_size(dtype);
     const int64_t fits = kd_max_i64(budget / pair / step * step, step);
     return kd_min_i64(fits, kd_ceil_div(rows, step) * step);

@@ -40,12 +40,20 @@ static kd_status begin(kd_step *step, int64_t index, double valid)
     return KD_OK;
 }
 
+/* A frozen model that no term reads is only there to be measured against. */
+static bool needed(const kd_step *step, int m)
+{
+    bool read = trained(&step->members[m]);
+    for (int i = 0; i < step->objective.count; i++) read |= step->objective.terms[i].teacher == m;
+    return read;
+}
+
 static kd_status forward(kd_step *step, bool trainable)
 {
     step->stack.phase = trainable ? "student forward" : "teacher forward";
     for (int m = 0; m < step->count; m++) {
         kd_member *member = &step->members[m];
-        if (trained(member) == trainable)
+        if (trained(member) == trainable && needed(step, m))
             KD_TRY(kd_model_forward(member->model, &step->exec, &step->batch, &member->taps));
     }
     return KD_OK;

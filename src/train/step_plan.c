@@ -79,7 +79,11 @@ static kd_status plan(kd_step *step, const kd_step_options *options)
         vocabulary = kd_max_i64(vocabulary, options->models[m]->config.vocabulary);
         dtype = options->models[m]->dtype;
     }
-    if (chunk == 0) chunk = kd_objective_chunk(options->rows, vocabulary, dtype);
+    if (chunk == 0) {
+        kd_device_info info;
+        kd_device_describe(&info, options->device);
+        chunk = kd_objective_chunk(options->rows, vocabulary, dtype, info.memory);
+    }
     step->objective =
         (kd_objective){ options->terms, options->term_count, chunk, options->classes };
     open_measures(step);

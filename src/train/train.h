@@ -2,7 +2,7 @@
  * train.h - the training run: configuration, step, evaluation, checkpoints, metrics.
  *
  * run.c (sections of a run file) session.c (opens what a run names) step.c trainer.c evaluate.c
- * checkpoint.c metrics.c estimate.c
+ * checkpoint_*.c manifest.c (their own header: checkpoint.h) metrics.c estimate.c
  */
 #ifndef KD_TRAIN_H
 #define KD_TRAIN_H

@@ -63,6 +63,22 @@ static kd_checkpoint checkpoint_of(const trainer *t)
                             .progress = t->progress };
 }
 
+/* Evaluations so far, so that the next trainer_state.json has them too. */
+static kd_status load_history(trainer *t, const char *dir)
+{
+    const char *path;
+    json_t *state;
+    KD_TRY(kd_path_join(&path, t->session.run->arena, dir, "trainer_state.json"));
+    KD_TRY(kd_json_read(&state, path));
+    json_t *history = json_object_get(state, "log_history");
+    if (json_is_array(history) && json_array_extend(t->history, history) != 0) {
+        json_decref(state);
+        return kd_fail(KD_ENOMEM, "%s: no memory for log_history", path);
+    }
+    json_decref(state);
+    return KD_OK;
+}
+
 static kd_status resume(trainer *t)
 {
     const char *wanted = t->session.run->run.resume, *dir = NULL, *finished;
@@ -78,6 +94,7 @@ static kd_status resume(trainer *t)
         return kd_fail(KD_EFORMAT, "%s: holds checkpoints of another run (run.resume is never)",
                        t->out);
     const kd_checkpoint expected = checkpoint_of(t);
+    KD_TRY(load_history(t, dir));
     KD_TRY(kd_checkpoint_load(&t->progress, dir, &expected));
     kd_log(KD_LOG_INFO, "resume    %s: goes on with step %lld", dir, (long long)t->progress.step);
     return kd_loader_seek(t->session.train, &t->progress.cursor);

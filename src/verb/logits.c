@@ -90,12 +90,12 @@ static kd_status plan(logits_job *job)
 {
     const int64_t v = job->model->config.vocabulary;
     kd_device_info info;
-    job->chunk = kd_min_i64(kd_objective_chunk(job->rows, v, KD_F32), job->rows);
+    kd_device_describe(&info, job->exec.device);
+    job->chunk = kd_min_i64(kd_objective_chunk(job->rows, v, KD_F32, info.memory), job->rows);
     KD_TRY(KD_ARENA_ARRAY(&job->host, job->arena, job->chunk * v));
     KD_TRY(kd_stack_plan(&job->stack, job->arena));
     job->exec.stack = &job->stack;
     KD_TRY(run(job));
-    kd_device_describe(&info, job->exec.device);
     const size_t bytes = job->stack.peak + kd_model_bytes(job->model);
     if (bytes > info.memory)
         return kd_fail(KD_ENOMEM, "%lld tokens take %.2f GB of %.2f GB; give fewer tokens",

@@ -132,7 +132,7 @@ kd_status kd_loss_apply(int loss, const kd_loss_tensors *tensors, const kd_loss_
 
 /* ---- from file to file ------------------------------------------------------------------------ */
 
-enum { CHUNK_BYTES = 64 << 20 }; /* of the student's logits */
+enum { CHUNK_BYTES = 8 << 20 }; /* of the student's logits */
 
 typedef struct file_job {
     const char *name; /* of the loss */

@@ -10,8 +10,9 @@ golden.safetensors of each case:
   greedy i32 [2, 12]                  the continuation of each document by the most probable token
 
 Weights are drawn wide (matrices 0.25, embeddings and biases 0.3, norms 1 + 0.2 N) so that a wrong
-head, rotation, window or bias moves the logits by whole units.  A continuation is accepted only when
-every choice leads the next best token by MARGIN, so rounding cannot change it, and none ends the text.
+head, rotation, window or bias moves the logits by whole units.  A continuation is accepted only
+when every choice leads the next best token by MARGIN, so that rounding cannot change it, and none
+ends the text.
 """
 import os
 import sys
@@ -31,7 +32,7 @@ CASES = {
         vocab_size=VOCABULARY, n_positions=48, n_embd=40, n_layer=2, n_head=5, bos_token_id=0,
         eos_token_id=0),
     "llama_tied": transformers.LlamaConfig(**COMMON, tie_word_embeddings=True),
-    # Frequencies above, between and below the two bounds of the scaling: wavelengths 6, 29, 135, ...
+    # Frequencies above, between and below the two bounds: wavelengths 6, 29, 135, ...
     "llama_llama3": transformers.LlamaConfig(
         **{**COMMON, "num_attention_heads": 3, "num_key_value_heads": 1, "num_hidden_layers": 3},
         tie_word_embeddings=False,
@@ -75,7 +76,8 @@ def continuation(model, document):
 
 def write(out, name, config):
     torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    model.eval()
     for seed in range(100):
         randomise(model, seed)
         generator = torch.Generator().manual_seed(1000 + seed)

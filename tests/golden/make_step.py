@@ -3,19 +3,22 @@
 
     python3 tests/golden/make_step.py tests/golden/step
 
-teacher/, student/   Llama directories.  The teacher is wider, untied and has 97 columns of vocabulary
-                     to the student's 89; the student's head is tied.  Both softmaxes are over 89.
+teacher/, student/   Llama directories.  The teacher is wider, untied and has 97 columns of
+                     vocabulary to the student's 89; the student's head is tied.  Both softmaxes
+                     are over 89.
 step.safetensors     two samples of 16 tokens, N = 32 rows, as kd's loader lays them out
-  tokens positions labels documents i32 [N]   sample 0: documents of 9 and 7 tokens; sample 1: one of
-                                              11, and 5 rows of padding.  labels are shifted; -1: none
-  cu i32 [5]                                  where the pieces begin; attention stays inside them
+  tokens positions labels documents i32 [N]
+      sample 0: documents of 9 and 7 tokens; sample 1: one of 11, and 5 rows of padding;
+      labels are shifted, -1: none
+  cu i32 [5]           where the pieces begin; attention stays inside them
   student_logits [N, 89], teacher_logits [N, 97]
-  loss ce kl [1]                              loss = 0.4 ce + 0.6 * 4 * kl, T = 2, kl(teacher||student);
-                                              ce and kl are means over the labelled rows of the batch
-  gradient.<name>                             of loss, under the student's names; a tied weight once
+  loss ce kl [1]       loss = 0.4 ce + 0.6 * 4 * kl, T = 2, kl(teacher||student); ce and kl are
+                       means over the labelled rows of the batch
+  gradient.<name>      of loss, under the student's names; a tied weight once
 
-All values are computed in float64 and stored as f32.  The metadata has the losses with 17 digits, and
-what float32 in PyTorch is off by: the yardstick for anyone else's float32.
+All values are computed in float64 and stored as f32.  The metadata says the losses with 17 digits
+and what PyTorch's own float32 gradients are off by, relative to each norm: a yardstick for anyone
+else's float32.
 """
 import os
 import sys
@@ -92,8 +95,8 @@ def make_batch():
     tokens, positions, labels, documents = [], [], [], []
     for index, length in enumerate(PIECES):
         padding = index == 3
-        ids = [0] * length if padding else torch.randint(3, 89, (length,), generator=generator).tolist()
-        tokens += ids
+        ids = torch.randint(3, 89, (length,), generator=generator).tolist()
+        tokens += [0] * length if padding else ids
         positions += range(length)
         labels += [-1] * length if padding else ids[1:] + [-1]
         documents += [-1 if padding else index] * length
@@ -149,14 +152,14 @@ def main():
     tensors |= {f"{name}_logits": values.detach().float() for name, values in logits.items()}
     tensors |= {name: value.detach().float().reshape(1) for name, value in losses.items()}
     tensors |= {f"gradient.{name}": g.float() for name, g in gradients.items()}
-    metadata = {name: f"{value.item():.17g}" for name, value in losses.items()}
-    metadata |= {"float32_gradient_relative_error": f"{off:.3g}",
-                 "made_by": f"make_step.py, torch {torch.__version__}, "
-                            f"transformers {transformers.__version__}"}
-    save_file(tensors, os.path.join(out, "step.safetensors"), metadata)
+    # One key, because safetensors writes several in an order that changes from run to run.
+    facts = ", ".join(f"{name} {value.item():.17g}" for name, value in losses.items())
+    facts = (f"make_step.py, torch {torch.__version__}, transformers {transformers.__version__}; "
+             f"{facts}; float32 gradients off by at most {off:.1e}")
+    save_file(tensors, os.path.join(out, "step.safetensors"), {"made_by": facts})
     size = sum(os.path.getsize(os.path.join(folder, file))
                for folder, _, files in os.walk(out) for file in files)
-    print(metadata, f"{int((batch['labels'] >= 0).sum())} labels, {len(gradients)} gradients,",
+    print(facts, f"{int((batch['labels'] >= 0).sum())} labels, {len(gradients)} gradients,",
           f"{size:,} bytes")
 
 

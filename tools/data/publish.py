@@ -22,9 +22,19 @@ def sync_dir(path):
         os.close(descriptor)
 
 
+def rules(*names):
+    """A hash of the files of this folder that decide what comes out."""
+    digest = hashlib.sha256()
+    for name in names:
+        with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), name), "rb") as file:
+            digest.update(file.read())
+    return digest.hexdigest()
+
+
 def finished(out, recipe):
     """True when `out` was made by this very recipe and every file still has its hash; None when
-    there is nothing; a message that names the difference otherwise."""
+    there is nothing, or an untouched result that differs only in `rules`, which publish() replaces;
+    a message that names the difference otherwise."""
     if not os.path.lexists(out) or (os.path.isdir(out) and not os.listdir(out)):
         return None
     try:
@@ -33,24 +43,26 @@ def finished(out, recipe):
         made, files = manifest["recipe"], manifest["files"]
     except (OSError, ValueError, KeyError, TypeError):
         return f"{out}: found a directory without {MANIFEST}, expected nothing or an earlier result"
-    if made != recipe:
-        keys = [key for key in {**recipe, **made} if recipe.get(key) != made.get(key)]
+    keys = [key for key in {**recipe, **made} if recipe.get(key) != made.get(key)]
+    if keys not in ([], ["rules"]):
         return (f"{out}: made with {keys[0]} {made.get(keys[0])!r}, "
                 f"now asked for {recipe.get(keys[0])!r}; use another --out")
     for name, facts in files.items():
         path = os.path.join(out, name)
         if not os.path.isfile(path):
-            return f"{path}: found none, expected {facts['bytes']} bytes; remove {out} and run again"
+            return (f"{path}: found none, expected {facts['bytes']} bytes; "
+                    f"remove {out} and run again")
         found = file_sha256(path)
         if found != facts["sha256"]:
             return (f"{path}: found sha256 {found}, expected {facts['sha256']}; "
                     f"remove {out} and run again")
-    return True
+    return None if keys else True
 
 
 @contextlib.contextmanager
 def publish(out, recipe):
-    """Gives a staging directory; on success writes the manifest, syncs, and renames it to `out`."""
+    """Gives a staging directory; on success writes the manifest, syncs, and renames it to `out`.
+    Call finished() first: what stands at `out` is replaced."""
     out = os.path.abspath(out)
     os.makedirs(os.path.dirname(out), exist_ok=True)
     staging = f"{out}.staging-{os.getpid()}"
@@ -70,9 +82,11 @@ def publish(out, recipe):
             with open(os.path.join(staging, name), "rb") as file:
                 os.fsync(file.fileno())
         sync_dir(staging)
-        if os.path.isdir(out):
-            os.rmdir(out)  # finished() allows an empty one; anything else fails here
+        old = f"{out}.old-{os.getpid()}"
+        if os.path.lexists(out):
+            os.rename(out, old)
         os.rename(staging, out)
         sync_dir(os.path.dirname(out))
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(staging, ignore_errors=True)

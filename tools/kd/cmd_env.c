@@ -1,0 +1,189 @@
+#include "cmd.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+typedef struct options {
+    bool json;
+} options;
+
+static const kd_option rows[] = {
+    { "json", KD_BOOL, offsetof(options, json), "false", 0, 0, "", "as one JSON object" },
+    { 0 },
+};
+
+enum { MAX_DEVICES = 16, TEXT = 256 };
+
+typedef struct environment {
+    char instructions[TEXT]; /* vector instructions of the processor */
+    double memory;           /* bytes of the machine */
+    int threads;             /* of the CPU device */
+    int device_count;
+    char ids[MAX_DEVICES][32];
+    char names[MAX_DEVICES][TEXT];
+    double bytes[MAX_DEVICES];
+} environment;
+
+/* ---- finding ---------------------------------------------------------------------------------- */
+
+/* The words of the processor's flags that decide how fast a product runs here. */
+static void find_instructions(char *text, size_t size)
+{
+    static const char *const words[] = { "avx2",        "fma",         "avx512f",
+                                         "avx512_bf16", "avx512_vnni", "amx_bf16",
+                                         "asimd",       "sve",         "bf16" };
+    char line[8192];
+    size_t used = 0;
+    text[0] = '\0';
+    FILE *file = fopen("/proc/cpuinfo", "r");
+    if (!file) return;
+    while (!used && fgets(line, sizeof line, file)) {
+        if (strncmp(line, "flags", 5) != 0 && strncmp(line, "Features", 8) != 0) continue;
+        for (char *word = strtok(line, " \t:\n"); word; word = strtok(NULL, " \t:\n"))
+            for (size_t i = 0; i < sizeof words / sizeof words[0]; i++)
+                if (strcmp(word, words[i]) == 0)
+                    used +=
+                        (size_t)snprintf(text + used, size - used, "%s%s", used ? " " : "", word);
+        break;
+    }
+    fclose(file);
+}
+
+/* A device that is there and does not open is shown with the reason. */
+static void add_devices(void *context, const char *type, int count)
+{
+    environment *e = context;
+    for (int i = 0; i < count && e->device_count < MAX_DEVICES; i++) {
+        const int at = e->device_count++;
+        kd_device *device;
+        kd_device_info info;
+        snprintf(e->ids[at], sizeof e->ids[at], "%s:%d", type, i);
+        if (kd_device_open(&device, e->ids[at]) != KD_OK) {
+            snprintf(e->names[at], sizeof e->names[at], "does not open: %s", kd_last_error());
+            continue;
+        }
+        kd_device_describe(&info, device);
+        kd_device_close(device);
+        snprintf(e->names[at], sizeof e->names[at], "%s", info.name);
+        e->bytes[at] = (double)info.memory;
+        if (info.threads > 0) e->threads = info.threads;
+    }
+}
+
+static void find(environment *e)
+{
+    find_instructions(e->instructions, sizeof e->instructions);
+    e->memory = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
+    kd_device_each(add_devices, e);
+}
+
+/* ---- ranks ------------------------------------------------------------------------------------ */
+
+/* Launchers in the order in which they are believed, and what each sets. */
+static const struct {
+    const char *launcher, *variables[6];
+} launchers[] = {
+    { "torchrun",
+      { "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT" } },
+    { "Open MPI",
+      { "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK",
+        "OMPI_COMM_WORLD_LOCAL_SIZE" } },
+    { "PMI", { "PMI_RANK", "PMI_SIZE" } },
+    { "SLURM", { "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_JOB_NODELIST" } },
+};
+
+enum { LAUNCHERS = (int)(sizeof launchers / sizeof launchers[0]) };
+
+static void print_ranks(void)
+{
+    int found = 0;
+    for (int l = 0; l < LAUNCHERS; l++) {
+        int variables = 0;
+        for (int i = 0; i < 6 && launchers[l].variables[i]; i++) {
+            const char *value = getenv(launchers[l].variables[i]);
+            if (!value) continue;
+            if (!variables++) printf("ranks      %s:", launchers[l].launcher);
+            printf(" %s=%s", launchers[l].variables[i], value);
+        }
+        if (variables) printf("\n");
+        found += variables > 0;
+    }
+    if (!found) printf("ranks      no launcher's variables are set: one process\n");
+}
+
+static void json_ranks(cmd_json *json)
+{
+    cmd_json_open(json, "ranks", '{');
+    for (int l = 0; l < LAUNCHERS; l++)
+        for (int i = 0; i < 6 && launchers[l].variables[i]; i++)
+            if (getenv(launchers[l].variables[i]))
+                cmd_json_text(json, launchers[l].variables[i], getenv(launchers[l].variables[i]));
+    cmd_json_close(json);
+}
+
+/* ---- printing --------------------------------------------------------------------------------- */
+
+#if defined(__clang__)
+static const char compiler[] = __VERSION__;
+#else
+static const char compiler[] = "gcc " __VERSION__;
+#endif
+
+static void print_text(const environment *e)
+{
+    char memory[32];
+    const char *threads = getenv("OMP_NUM_THREADS");
+    printf("kd         %s\n", kd_version());
+    printf("compiler   %s\n", compiler);
+    printf("processor  %s\n",
+           e->instructions[0] ? e->instructions : "no known vector instructions");
+    printf("threads    %d (OMP_NUM_THREADS %s)\n", e->threads, threads ? threads : "not set");
+    printf("memory     %s\n", kd_format_bytes(memory, sizeof memory, e->memory));
+    for (int i = 0; i < e->device_count; i++)
+        printf("device     %s  %s, %s\n", e->ids[i], e->names[i],
+               kd_format_bytes(memory, sizeof memory, e->bytes[i]));
+    print_ranks();
+}
+
+static void print_json(const environment *e)
+{
+    cmd_json json = { .out = stdout };
+    cmd_json_open(&json, NULL, '{');
+    cmd_json_text(&json, "version", kd_version());
+    cmd_json_text(&json, "compiler", compiler);
+    cmd_json_text(&json, "instructions", e->instructions);
+    cmd_json_integer(&json, "threads", e->threads);
+    cmd_json_number(&json, "memory", e->memory);
+    cmd_json_open(&json, "devices", '[');
+    for (int i = 0; i < e->device_count; i++) {
+        cmd_json_open(&json, NULL, '{');
+        cmd_json_text(&json, "id", e->ids[i]);
+        cmd_json_text(&json, "name", e->names[i]);
+        cmd_json_number(&json, "memory", e->bytes[i]);
+        cmd_json_close(&json);
+    }
+    cmd_json_close(&json);
+    json_ranks(&json);
+    cmd_json_close(&json);
+}
+
+static kd_status env(const kd_args *args, const void *given)
+{
+    const options *o = given;
+    static environment e;
+    (void)args;
+    find(&e);
+    if (o->json)
+        print_json(&e);
+    else
+        print_text(&e);
+    return KD_OK;
+}
+
+kd_status cmd_env(int argc, char **argv)
+{
+    static const cmd_spec spec = { rows, 0, 0, "", false, NULL };
+    options o;
+    return cmd_run(&spec, &o, env, argc, argv);
+}
