@@ -1,6 +1,7 @@
 /* kd - the command. */
 #include "cmd.h"
 
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
