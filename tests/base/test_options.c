@@ -155,6 +155,11 @@ Test(options, integers_are_exact_or_refused, .init = setup, .fini = teardown)
         cr_expect_eq(s.any, 77, "'%s' was written", bad[i]);
         expect_message("--flag: any: expected int, default -3; found");
     }
+}
+
+Test(options, integers_keep_to_their_range_and_unit, .init = setup, .fini = teardown)
+{
+    settings s;
     cr_expect_eq(set(&s, "tokens", "3K tokens"), KD_OK, "%s", kd_last_error());
     cr_expect_eq(s.tokens, 3000);
     const char *const outside[] = { "0", "-1", "2000000001", "3B", "5 steps", "5 tokensx" };
@@ -337,6 +342,11 @@ Test(options, print_reads_back_to_the_same_bits, .init = setup, .fini = teardown
         s.schedule = i % 3;
         expect_round_trip(&s);
     }
+}
+
+Test(options, print_reads_back_to_the_same_text, .init = setup, .fini = teardown)
+{
+    settings s = { .tokens = 1, .temperature = 1 };
     const char *const strings[] = { "plain",
                                     "a/b-c_d.st",
                                     "",
@@ -380,8 +390,12 @@ Test(options, print_reads_back_to_the_same_bits, .init = setup, .fini = teardown
         s.out = strings[i];
         expect_round_trip(&s);
     }
+}
+
+Test(options, what_does_not_fit_is_not_printed)
+{
     char text[64];
-    s.free = 0.1;
+    settings s = { .free = 0.1 };
     cr_expect_eq(kd_option_print(text, 4, &s, &rows[5]), KD_OK, "just fits");
     cr_expect_str_eq(text, "0.1");
     cr_expect_eq(kd_option_print(text, 3, &s, &rows[5]), KD_EINVAL);

@@ -75,4 +75,7 @@ void cmd_json_bool(cmd_json *json, const char *key, bool value);
 /* "18.31 +/- 0.21": the error with two digits, the mean as far as that; "-" for a mean that is NaN. */
 const char *cmd_measure(char *buffer, size_t size, kd_measure measure, const char *unit);
 
+/* "494.0 M"; "58,176" below a million. */
+const char *cmd_parameters(char *buffer, size_t size, int64_t count);
+
 #endif
