@@ -1,9 +1,10 @@
 /* A model's logits of one document, into a file. */
-#include "loss/loss.h"
 #include "model/model.h"
 #include "verb/verb.h"
 
 #include <kd/model.h>
+
+enum { CHUNK_BYTES = 32 << 20 }; /* of logits at a time */
 
 typedef struct logits_job {
     kd_model *model;
@@ -91,7 +92,7 @@ static kd_status plan(logits_job *job)
     const int64_t v = job->model->config.vocabulary;
     kd_device_info info;
     kd_device_describe(&info, job->exec.device);
-    job->chunk = kd_min_i64(kd_objective_chunk(job->rows, v, KD_F32, info.memory), job->rows);
+    job->chunk = kd_min_i64(kd_max_i64(CHUNK_BYTES / (4 * v), 1), job->rows);
     KD_TRY(KD_ARENA_ARRAY(&job->host, job->arena, job->chunk * v));
     KD_TRY(kd_stack_plan(&job->stack, job->arena));
     job->exec.stack = &job->stack;

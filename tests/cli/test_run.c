@@ -104,6 +104,30 @@ Test(run, init_makes_models_that_open, .init = setup, .fini = teardown)
     free(b);
 }
 
+/* Seven layers of a model that is otherwise as small as can be. */
+static const char seven_json[] =
+    "{\"architectures\": [\"LlamaForCausalLM\"], \"model_type\": \"llama\", \"hidden_act\": "
+    "\"silu\", "
+    "\"hidden_size\": 4, \"intermediate_size\": 4, \"num_attention_heads\": 1, "
+    "\"num_key_value_heads\": 1, \"num_hidden_layers\": 7, \"vocab_size\": 5, "
+    "\"max_position_embeddings\": 8, \"rms_norm_eps\": 1e-5, \"rope_theta\": 1e4, "
+    "\"tie_word_embeddings\": true}";
+
+Test(run, init_spreads_layers_evenly, .init = setup, .fini = teardown)
+{
+    static const char *const kept[] = { "0",         "0,6",         "0,3,6",        "0,2,4,6",
+                                        "0,2,3,5,6", "0,1,2,4,5,6", "0,1,2,3,4,5,6" };
+    write_text("seven.json", seven_json);
+    expect_code(run("init --config seven.json --out seven"), 0, "init");
+    for (int n = 1; n <= KD_COUNT(kept); n++) {
+        char wanted[64];
+        const result r = run("init --teacher seven --layers %d --out out%d", n, n);
+        expect_code(r, 0, "init --layers");
+        snprintf(wanted, sizeof wanted, "; layers %s of 7\n", kept[n - 1]);
+        cr_expect(strstr(r.out, wanted), "%d layers: \"%s\" lacks \"%s\"", n, r.out, wanted);
+    }
+}
+
 /* ---- a run ------------------------------------------------------------------------------------ */
 
 enum { TOKENS = 3000, VOCABULARY = 101, DOCUMENTS = 12 };
