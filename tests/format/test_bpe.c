@@ -208,7 +208,10 @@ Test(bpe, linear_time, .timeout = 60)
             for (; n < most; n += strlen(units[i])) memcpy(text + n, units[i], strlen(units[i]));
             const double start = kd_clock();
             const kd_status status = kd_tokenizer_encode(&ids, &count, t, text, n, false);
-            if (nfc) continue;
+            if (nfc) {
+                free(ids);
+                continue;
+            }
             cr_assert(status == KD_OK, "%s: \"%s\": %s", kinds[k], units[i], kd_last_error());
             cr_expect(kd_clock() - start < 5.0, "%s: %zu bytes of \"%s\" took %.1f s", kinds[k], n,
                       units[i], kd_clock() - start);
