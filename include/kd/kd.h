@@ -7,6 +7,7 @@
  *     kd/tensor.h      typed, strided views
  *     kd/device.h      where models run
  *     kd/model.h       Hugging Face directories: what they are, logits, new students
+ *     kd/generate.h    a model continues a prompt
  *     kd/loss.h        the losses over rows of logits
  *     kd/trainer.h     a run: configuration, estimate, training, evaluation
  *     kd/checkpoint.h  what a run left on disk
@@ -21,6 +22,7 @@
 
 #include <kd/checkpoint.h>
 #include <kd/device.h>
+#include <kd/generate.h>
 #include <kd/log.h>
 #include <kd/loss.h>
 #include <kd/model.h>

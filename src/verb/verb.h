@@ -1,8 +1,8 @@
 /*
- * verb.h - what the command does besides training; declared for users in kd/model.h, kd/loss.h,
- * kd/checkpoint.h and kd/kd.h.
+ * verb.h - what the command does besides training; declared for users in kd/model.h, kd/generate.h,
+ * kd/loss.h, kd/checkpoint.h and kd/kd.h.
  *
- * logits.c loss.c inspect.c init.c list.c checkpoint.c integers.c
+ * logits.c generate.c loss.c inspect.c init.c list.c checkpoint.c integers.c
  */
 #ifndef KD_VERB_H
 #define KD_VERB_H

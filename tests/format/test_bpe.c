@@ -201,20 +201,18 @@ Test(bpe, linear_time, .timeout = 60)
     for (int k = 0; k < KD_COUNT(kinds); k++) {
         kd_tokenizer *t = open_golden(kinds[k]);
         for (int i = 0; i < KD_COUNT(units); i++) {
-            const bool nfc = strcmp(kinds[k], "qwen2") == 0 && strstr("\xcd\x8f\xcc\x81", units[i]);
+            const bool moves = strcmp(kinds[k], "qwen2") == 0 && strcmp(units[i], "\xcc\x81") == 0;
             size_t n = 0;
             int32_t *ids = NULL;
             int64_t count = 0;
             for (; n < most; n += strlen(units[i])) memcpy(text + n, units[i], strlen(units[i]));
             const double start = kd_clock();
             const kd_status status = kd_tokenizer_encode(&ids, &count, t, text, n, false);
-            if (nfc) {
-                free(ids);
-                continue;
-            }
-            cr_assert(status == KD_OK, "%s: \"%s\": %s", kinds[k], units[i], kd_last_error());
+            cr_assert(status == (moves ? KD_ENOTSUP : KD_OK), "%s: \"%s\": %s", kinds[k], units[i],
+                      kd_last_error());
             cr_expect(kd_clock() - start < 5.0, "%s: %zu bytes of \"%s\" took %.1f s", kinds[k], n,
                       units[i], kd_clock() - start);
+            if (moves) continue;
             char *back;
             size_t bytes;
             cr_assert(kd_tokenizer_decode(&back, &bytes, t, ids, count, false) == KD_OK);

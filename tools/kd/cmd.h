@@ -18,6 +18,7 @@
       "compare models on held-out tokens: perplexity, KL to the teacher, agreement")               \
     X(init, "--out DIR (--teacher DIR (--keep LIST | --layers N) | --config FILE)",                \
       "make a student from a teacher's layers, or with fresh weights")                             \
+    X(generate, "--model DIR (--prompt TEXT | --ids LIST)", "continue a prompt")                   \
     X(logits, "--model DIR --tokens FILE --out FILE", "write a model's logits of one document")    \
     X(loss, "NAME --in FILE --out FILE", "apply one loss to logits in a file")                     \
     X(inspect, "PATH", "show the architecture of a directory, or the tensors of a file")           \
@@ -73,5 +74,8 @@ void cmd_json_bool(cmd_json *json, const char *key, bool value);
 
 /* "18.31 +/- 0.21": the error with two digits, the mean as far as that; "-" for a mean that is NaN. */
 const char *cmd_measure(char *buffer, size_t size, kd_measure measure, const char *unit);
+
+/* "494.0 M"; "58,176" below a million. */
+const char *cmd_parameters(char *buffer, size_t size, int64_t count);
 
 #endif

@@ -21,18 +21,12 @@ static const char *bytes(char *buffer, double value)
     return kd_format_bytes(buffer, NUMBER, value);
 }
 
-static const char *millions(char *buffer, int64_t parameters)
-{
-    snprintf(buffer, NUMBER, "%.1f M", (double)parameters / 1e6);
-    return buffer;
-}
-
 static void print_models(const kd_estimate *e)
 {
     char a[NUMBER], b[NUMBER], c[NUMBER];
-    printf("student %s  %s", e->student, millions(a, e->student_parameters));
+    printf("student %s  %s", e->student, cmd_parameters(a, NUMBER, e->student_parameters));
     if (e->teacher_parameters)
-        printf("    teacher %s  %s", e->teacher, millions(b, e->teacher_parameters));
+        printf("    teacher %s  %s", e->teacher, cmd_parameters(b, NUMBER, e->teacher_parameters));
     printf("    %lld x %lld tokens per micro-batch\n", (long long)e->micro, (long long)e->sequence);
     printf("  student        %s of weights, gradients and moments (%.0f B/parameter)\n",
            bytes(a, e->student_bytes), e->student_bytes / (double)e->student_parameters);
@@ -67,9 +61,9 @@ static void print_work(const kd_estimate *e)
     printf("  work           %.3g GFLOP/token: teacher %.3g, student %.3g\n",
            e->flops_per_token / 1e9, e->teacher_flops / 1e9, e->student_flops / 1e9);
     if (e->predicted_tokens_per_s > 0.0)
-        printf("  speed          %.0f tokens/s PREDICTED from half of the card's stated peak, "
+        printf("  speed          %s tokens/s PREDICTED from half of the card's stated peak, "
                "not measured\n",
-               e->predicted_tokens_per_s);
+               kd_format_count(a, NUMBER, (int64_t)e->predicted_tokens_per_s));
     printf("  run            %lld updates of %lld x %lld micro-batches; %lld checkpoints of %s",
            (long long)e->updates, (long long)e->accumulate, (long long)e->micro,
            (long long)e->checkpoints, bytes(a, e->checkpoint_bytes));

@@ -46,7 +46,6 @@ static void print_row(const kd_eval_row *row, const kd_eval_row *teacher, int wi
 {
     char parameters[CELL], ratio[CELL], ppl[CELL], kl[CELL], same[CELL], kept[CELL];
     const kd_measure share = { 100.0 * row->same_top.mean, 100.0 * row->same_top.error };
-    snprintf(parameters, CELL, "%.1f M", (double)row->parameters / 1e6);
     snprintf(ratio, CELL, "-");
     snprintf(kept, CELL, "-");
     if (teacher) {
@@ -54,9 +53,9 @@ static void print_row(const kd_eval_row *row, const kd_eval_row *teacher, int wi
         snprintf(kept, CELL, "%.0f %%", 100.0 * row->retained);
     }
     printf("%-*s  %10s  %8.1f  %5s  %8.2f  %-20s  %-20s  %-18s  %8s\n", widest, row->name,
-           parameters, (double)row->bytes / 1e6, ratio, row->ms_per_token,
-           cmd_measure(ppl, CELL, row->ppl, ""), cmd_measure(kl, CELL, row->kl, ""),
-           cmd_measure(same, CELL, share, " %"), kept);
+           cmd_parameters(parameters, CELL, row->parameters), (double)row->bytes / 1e6, ratio,
+           row->ms_per_token, cmd_measure(ppl, CELL, row->ppl, ""),
+           cmd_measure(kl, CELL, row->kl, ""), cmd_measure(same, CELL, share, " %"), kept);
 }
 
 static void print_pair(const kd_eval_report *r)

@@ -65,13 +65,13 @@ kd_status cmd_loss(int argc, char **argv)
     char fallback[32];
     options o = { .number = -1 };
     memcpy(rows, common, sizeof common);
-    if (argc > 1 && argv[1][0] != '-') {
+    const bool named = argc > 1 && argv[1][0] != '-';
+    if (!named && (argc < 2 || (strcmp(argv[1], "--help") != 0 && strcmp(argv[1], "-h") != 0)))
+        return kd_fail(KD_EINVAL, "loss: expected the name of a loss first; see kd loss --help");
+    if (named) {
         KD_TRY(kd_loss_find(&o.number, argv[1]));
         KD_TRY(kd_loss_describe(&info, o.number));
         if (info.option) rows[OPTION] = option_row(&info, fallback, sizeof fallback);
-    } else if (argc > 1 && strcmp(argv[1], "--help") != 0 && strcmp(argv[1], "-h") != 0) {
-        return kd_fail(KD_EINVAL, "loss: expected the name of a loss before %s; see kd loss --help",
-                       argv[1]);
     }
     return cmd_run(&spec, &o, apply, argc, argv);
 }

@@ -83,3 +83,10 @@ const char *cmd_measure(char *buffer, size_t size, kd_measure measure, const cha
     }
     return buffer;
 }
+
+const char *cmd_parameters(char *buffer, size_t size, int64_t count)
+{
+    if (count < 1000000) return kd_format_count(buffer, size, count);
+    snprintf(buffer, size, "%.1f M", (double)count / 1e6);
+    return buffer;
+}

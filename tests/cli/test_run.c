@@ -1,0 +1,285 @@
+/* The built program on models: their logits, and a student's whole way from a teacher's layers to a
+ * report. */
+#include "cli/command.h"
+
+#include <fcntl.h>
+#include <float.h>
+#include <math.h>
+#include <signal.h>
+#include <sys/stat.h>
+
+/* ---- models ----------------------------------------------------------------------------------- */
+
+static const char *const models[] = { "gpt2",    "llama_llama3", "llama_tied",
+                                      "mistral", "qwen2",        "qwen3" };
+
+/* Sums along a row's way, each rounded to f32: Q, K and V, scores, output, MLP up and down of every
+ * layer, then the head.  What is summed for a logit near 0 is as large as for the row's largest. */
+static double row_tolerance(const double *row, const kd_config *c)
+{
+    double largest = 1.0;
+    for (int64_t i = 0; i < c->vocabulary; i++) largest = fmax(largest, fabs(row[i]));
+    return FLT_EPSILON * largest * sqrt((double)(c->layers * (4 * c->width + c->ffn) + c->width));
+}
+
+static void check_logits(const char *model, const int32_t *tokens, const double *want, int64_t rows,
+                         const kd_config *config)
+{
+    const column input = { "tokens", KD_I32, { rows }, tokens };
+    int64_t n;
+    write_file("tokens.safetensors", &input, 1);
+    const result r = run(
+        "logits --model golden/models/%s --tokens tokens.safetensors --out out.safetensors", model);
+    expect_code(r, 0, model);
+    cr_expect(!*r.out, "%s: stdout is \"%s\"", model, r.out);
+    float *got = read_tensor(&n, "out.safetensors", "logits", KD_F32);
+    cr_assert_eq(n, rows * config->vocabulary, "%s: %lld logits", model, (long long)n);
+    for (int64_t i = 0; i < n; i++) {
+        const int64_t row = i / config->vocabulary, class = i % config->vocabulary;
+        const double most = row_tolerance(want + row * config->vocabulary, config);
+        cr_expect(fabs((double)got[i] - want[i]) <= most,
+                  "%s, row %lld, class %lld: %.9g, expected %.9g within %.2g", model,
+                  (long long)row, (long long)class, (double)got[i], want[i], most);
+    }
+    free(got);
+}
+
+Test(run, logits_are_those_of_transformers, .init = setup, .fini = teardown)
+{
+    kd_arena *arena;
+    cr_assert_eq(kd_arena_create(&arena), KD_OK);
+    for (int m = 0; m < KD_COUNT(models); m++) {
+        char path[128], folder[64];
+        kd_config config;
+        int64_t n, borders, logits;
+        snprintf(folder, sizeof folder, "golden/models/%s", models[m]);
+        snprintf(path, sizeof path, "%s/golden.safetensors", folder);
+        cr_assert_eq(kd_config_read(&config, arena, folder), KD_OK, "%s", kd_last_error());
+        int32_t *tokens = read_tensor(&n, path, "tokens", KD_I32);
+        int64_t *documents = read_tensor(&borders, path, "documents", KD_I64);
+        float *golden = read_tensor(&logits, path, "logits", KD_F32);
+        double *want = malloc((size_t)logits * sizeof *want);
+        for (int64_t i = 0; i < logits; i++) want[i] = golden[i];
+        for (int64_t d = 0; d + 1 < borders; d++)
+            check_logits(models[m], tokens + documents[d], want + documents[d] * config.vocabulary,
+                         documents[d + 1] - documents[d], &config);
+        free(tokens);
+        free(documents);
+        free(golden);
+        free(want);
+        json_decref(config.raw);
+    }
+    kd_arena_destroy(arena);
+}
+
+Test(run, init_makes_models_that_open, .init = setup, .fini = teardown)
+{
+    static const struct {
+        const char *options, *kept;
+    } cases[] = { { "--teacher golden/models/qwen2 --keep 0-1", "layers 0,1 of 2" },
+                  { "--teacher golden/models/qwen2 --layers 2", "layers 0,1 of 2" },
+                  { "--teacher golden/models/qwen2 --layers 1", "layers 0 of 2" },
+                  { "--teacher golden/models/qwen2 --keep 1", "layers 1 of 2" },
+                  { "--config golden/models/qwen2/config.json --dtype bf16", "Qwen2ForCausalLM" },
+                  { "--config golden/models/gpt2/config.json --seed 3", "GPT2LMHeadModel" } };
+    for (int i = 0; i < KD_COUNT(cases); i++) {
+        char out[16];
+        snprintf(out, sizeof out, "s%d", i);
+        result r = run("init --out %s %s", out, cases[i].options);
+        expect_code(r, 0, cases[i].options);
+        cr_expect(strstr(r.out, cases[i].kept), "kd init %s: \"%s\"", cases[i].options, r.out);
+        r = run("inspect %s", out);
+        expect_code(r, 0, out);
+        cr_expect(strstr(r.out, "1 file"), "%s: \"%s\"", out, r.out);
+        r = run("init --out %s %s", out, cases[i].options);
+        expect_code(r, 3, cases[i].options);
+    }
+    /* All of a teacher's layers are the teacher, byte for byte. */
+    int64_t n, m;
+    float *a = read_tensor(&n, "s0/model.safetensors", "model.layers.1.mlp.up_proj.weight", KD_F32);
+    float *b = read_tensor(&m, "golden/models/qwen2/model.safetensors",
+                           "model.layers.1.mlp.up_proj.weight", KD_F32);
+    cr_expect(n == m && memcmp(a, b, (size_t)n * sizeof *a) == 0);
+    free(a);
+    free(b);
+}
+
+/* ---- a run ------------------------------------------------------------------------------------ */
+
+enum { TOKENS = 3000, VOCABULARY = 101, DOCUMENTS = 12 };
+
+/* A token is mostly the one before it plus 1, so that there is something to learn. */
+static void write_corpus(const char *path, uint64_t seed)
+{
+    uint16_t tokens[TOKENS];
+    int64_t borders[DOCUMENTS + 1];
+    tokens[0] = 1;
+    for (int i = 1; i < TOKENS; i++)
+        tokens[i] =
+            (uint16_t)((tokens[i - 1] + 1 + (int)(3 * kd_random_uniform(seed, 0, (uint64_t)i))) %
+                       VOCABULARY);
+    for (int d = 0; d <= DOCUMENTS; d++) borders[d] = (int64_t)d * TOKENS / DOCUMENTS;
+    const column columns[] = { { "tokens", KD_U16, { TOKENS }, tokens },
+                               { "documents", KD_I64, { DOCUMENTS + 1 }, borders } };
+    write_file(path, columns, 2);
+}
+
+static const char run_yaml[] = "teacher: {model: golden/models/qwen2}\n"
+                               "student: {model: student}\n"
+                               "data: {train: train.safetensors, valid: valid.safetensors, "
+                               "sequence: 32}\n"
+                               "loss: {ce: {weight: 0.1}, kl: {weight: 0.9, temperature: 2}}\n"
+                               "optim: {lr: 3e-3}\n"
+                               "batch: {samples: 8}\n"
+                               "run: {steps: 12, out: out}\n";
+
+static void prepare_run(void)
+{
+    write_corpus("train.safetensors", 1);
+    write_corpus("valid.safetensors", 2);
+    write_text("run.yaml", run_yaml);
+    const result r = run("init --teacher golden/models/qwen2 --layers 1 --out student");
+    expect_code(r, 0, "init");
+}
+
+static double number_at(const json_t *row, const char *key, const char *part)
+{
+    const json_t *value = json_object_get(row, key);
+    if (part) value = json_object_get(value, part);
+    return json_is_number(value) ? json_number_value(value) : NAN;
+}
+
+/* The student got nearer to its teacher; a copy of the teacher is the teacher. */
+static void check_report(const json_t *report)
+{
+    const json_t *rows = json_object_get(report, "models");
+    cr_assert_eq(json_array_size(rows), 4);
+    const json_t *teacher = json_array_get(rows, 0), *before = json_array_get(rows, 1);
+    const json_t *after = json_array_get(rows, 2), *copy = json_array_get(rows, 3);
+    cr_expect(json_is_true(json_object_get(teacher, "teacher")));
+    cr_expect_str_eq(json_string_value(json_object_get(after, "name")), "kd");
+    const double gap = number_at(after, "kl", "mean") - number_at(before, "kl", "mean");
+    cr_expect(gap < -2.0 * number_at(before, "kl", "error"), "KL went by %g", gap);
+    cr_expect(number_at(copy, "kl", "mean") == 0.0 && number_at(copy, "same_top", "mean") == 1.0);
+    cr_expect(number_at(copy, "nll", NULL) == number_at(teacher, "nll", NULL));
+    cr_expect(number_at(copy, "retained", NULL) == 1.0);
+    cr_expect(isnan(number_at(teacher, "kl", "mean")));
+    cr_expect(number_at(report, "unigram_ppl", NULL) < VOCABULARY + 1.0);
+    cr_expect_eq(number_at(report, "documents", NULL), DOCUMENTS);
+    cr_expect_eq(number_at(report, "tokens", NULL), TOKENS - DOCUMENTS);
+}
+
+Test(run, distils_a_student_and_reports_it, .init = setup, .fini = teardown)
+{
+    prepare_run();
+    result r = run("validate run.yaml");
+    expect_code(r, 0, "validate");
+    cr_expect(strstr(r.out, "run.yaml: valid"), "%s", r.out);
+    r = run("train run.yaml --print-config --loss.kl.temperature=4 --no-data.shuffle");
+    expect_code(r, 0, "train --print-config");
+    json_t *config = answer(&r, "--print-config");
+    const json_t *kl = json_object_get(json_object_get(config, "loss"), "kl");
+    cr_expect(number_at(kl, "temperature", NULL) == 4.0);
+    json_decref(config);
+
+    static const char *const bad[][2] = {
+        { "--loss.kl.temprature=4", "--loss.kl.temprature: unknown option; nearest: temperature" },
+        { "--run.steps=x", "--run.steps: expected int" },
+        { "--lss.kl=1", "unknown section; nearest: loss" },
+        { "--steps=4", "--steps: unknown option" },
+    };
+    for (int i = 0; i < KD_COUNT(bad); i++) {
+        r = run("train run.yaml %s", bad[i][0]);
+        expect_code(r, 2, bad[i][0]);
+        cr_expect(strstr(r.err, bad[i][1]), "%s: \"%s\"", bad[i][0], r.err);
+    }
+    r = run("train run.yaml");
+    expect_code(r, 0, "train");
+    cr_expect(!*r.out, "train: stdout is \"%s\"", r.out);
+    r = run("inspect out/checkpoint-000012");
+    expect_code(r, 0, "inspect");
+    cr_expect(strstr(r.out, "every file is as it was written"), "%s", r.out);
+    r = run("train run.yaml");
+    expect_code(r, 3, "train again");
+
+    r = run("eval --teacher golden/models/qwen2 --models student,out,golden/models/qwen2 "
+            "--names before,kd,copy --data valid.safetensors --train train.safetensors "
+            "--sequence 32 --json");
+    expect_code(r, 0, "eval");
+    json_t *report = answer(&r, "eval");
+    check_report(report);
+    json_decref(report);
+    r = run("eval --teacher golden/models/qwen2 --models student,out --data valid.safetensors "
+            "--sequence 32");
+    expect_code(r, 0, "eval");
+    cr_expect(strstr(r.out, "out - student: KL -") && strstr(r.out, "of 12 documents better"), "%s",
+              r.out);
+}
+
+Test(run, estimate_plans_from_configurations_alone, .init = setup, .fini = teardown)
+{
+    /* Folders with a config.json and nothing else; no data either. */
+    cr_assert(mkdir("t", 0777) == 0 && mkdir("student", 0777) == 0);
+    cr_assert_eq(kd_file_copy("t/config.json", "golden/configs/SmolLM2-135M.json"), KD_OK);
+    cr_assert_eq(kd_file_copy("student/config.json", "golden/configs/SmolLM2-135M.json"), KD_OK);
+    write_text("run.yaml", run_yaml);
+    const char *line = "run.yaml --teacher.model t --batch.micro=4 --device";
+    result r = run("estimate %s h100-80g --json", line);
+    expect_code(r, 0, "estimate");
+    json_t *e = answer(&r, "estimate");
+    cr_expect_eq(number_at(e, "student_parameters", NULL), 134515008);
+    /* f32 weights, gradients and two moments, padded at each parameter. */
+    cr_expect(number_at(e, "student_bytes", NULL) / 134515008.0 - 16.0 < 0.01);
+    cr_expect(number_at(e, "student_bytes", NULL) >= 16.0 * 134515008.0);
+    cr_expect(number_at(e, "largest_micro", NULL) >= 4.0 &&
+              json_is_true(json_object_get(e, "fits")));
+    const double peak = number_at(e, "peak_bytes", NULL);
+    json_decref(e);
+    r = run("estimate %s 2GB", line);
+    expect_code(r, 4, "estimate");
+    cr_expect(strstr(r.out, "does not fit") && strstr(r.err, "does not fit"), "%s", r.out);
+    /* The border is where the plan says. */
+    r = run("estimate %s %.9fGB", line, (peak + 1.0) / 1e9);
+    expect_code(r, 0, "estimate");
+    r = run("estimate %s %.9fGB", line, (peak - 1e6) / 1e9);
+    expect_code(r, 4, "estimate");
+    cr_expect(strstr(r.err, "the largest batch.micro is 3"), "%s", r.err);
+    r = run("estimate %s h100", line);
+    expect_code(r, 2, "estimate");
+}
+
+/* Starts kd without a shell, so that the signal reaches it. */
+static pid_t start_train(const char *steps)
+{
+    const pid_t child = fork();
+    if (child != 0) return child;
+    const int log = open("train.txt", O_WRONLY | O_CREAT | O_TRUNC, 0666);
+    (void)dup2(log, STDERR_FILENO);
+    execl(KD_COMMAND, "kd", "train", "run.yaml", steps, (char *)NULL);
+    _exit(127);
+}
+
+Test(run, a_signal_ends_train_with_a_checkpoint_and_75, .init = setup, .fini = teardown)
+{
+    prepare_run();
+    const pid_t child = start_train("--run.steps=100000");
+    cr_assert(child > 0);
+    struct stat metrics = { 0 };
+    for (int i = 0; i < 600 && metrics.st_size == 0; i++) {
+        usleep(50000);
+        (void)stat("out/metrics.jsonl", &metrics);
+    }
+    cr_assert(metrics.st_size > 0, "no step was done in 30 s");
+    cr_assert(kill(child, SIGTERM) == 0);
+    int status;
+    cr_assert(waitpid(child, &status, 0) == child);
+    cr_assert(WIFEXITED(status) && WEXITSTATUS(status) == 75, "status %d", status);
+    cr_expect(!kd_file_exists("out/config.json"), "a stopped run is no finished model");
+    /* The same command with an end in sight goes on and is refused: it is another run. */
+    char *log = NULL;
+    cr_expect(strstr(slurp(&log, "train.txt"), "kd: "), "%s", log);
+    free(log);
+    const result r = run("inspect out/$(ls out | grep checkpoint-)");
+    expect_code(r, 0, "inspect");
+    cr_expect(strstr(r.out, "every file is as it was written"), "%s", r.out);
+}

@@ -1,0 +1,259 @@
+#include "support/lesson.h"
+
+#include "support/support.h"
+
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+enum { CLASSES = 61, LAYERS = 2, WIDTH = 24, HEADS = 3, POSITIONS = 64 };
+
+/* ---- models ----------------------------------------------------------------------------------- */
+
+static kd_config config_of(const test_pupil *p)
+{
+    const bool gpt2 = p->family && strcmp(p->family, "gpt2") == 0;
+    const int64_t width = p->width ? p->width : WIDTH;
+    const int64_t heads = width % HEADS == 0 ? HEADS : 2;
+    return (kd_config){ .family = p->family ? p->family : "llama",
+                        .architecture = gpt2        ? "GPT2LMHeadModel"
+                                        : p->family ? "Qwen3ForCausalLM"
+                                                    : "LlamaForCausalLM",
+                        .layers = p->layers ? p->layers : LAYERS,
+                        .width = width,
+                        .heads = heads,
+                        .kv_heads = gpt2 ? heads : 1,
+                        .head_size = width / heads,
+                        .ffn = 3 * width / 2 + 1,
+                        .vocabulary = p->vocabulary ? p->vocabulary : CLASSES,
+                        .max_positions = POSITIONS,
+                        .norm = gpt2 ? KD_NORM_LAYER : KD_NORM_RMS,
+                        .norm_eps = 1e-5,
+                        .position = gpt2 ? KD_POSITION_LEARNED : KD_POSITION_ROPE,
+                        .rope_theta = 10000,
+                        .rotary_share = 1,
+                        .qkv_bias = gpt2,
+                        .output_bias = gpt2,
+                        .mlp_bias = gpt2,
+                        .qk_norm = p->family && !gpt2,
+                        .tied = p->tied || gpt2,
+                        .causal = true,
+                        .mlp = gpt2 ? KD_MLP_GELU_TANH : KD_MLP_SWIGLU,
+                        .bos = -1,
+                        .eos = { -1 },
+                        .pad = -1 };
+}
+
+static bool is_vocabulary(const kd_model *model, int param)
+{
+    return param == model->embedding || param == model->head_weight;
+}
+
+/* Gains around 1, all else around 0; wide enough that a wrong term is seen. */
+static float draw(const kd_param *p, uint64_t seed, int param, int64_t element)
+{
+    const float x = (float)kd_random_normal(seed, (uint64_t)param, (uint64_t)element);
+    const bool gain = p->shape.rank == 1 && !strstr(p->name, "bias");
+    return gain ? 1.0f + 0.1f * x : 0.25f * x;
+}
+
+static kd_status fill_param(const kd_slab *slab, int index, const test_pupil *pupil, int64_t limit)
+{
+    const kd_param *p = &slab->params.items[index];
+    const kd_tensor master = kd_slab_master(slab, index), weight = kd_slab_weight(slab, index);
+    const int64_t n = kd_tensor_elements(&weight);
+    float *values = malloc((size_t)n * sizeof *values);
+    if (!values) return kd_fail(KD_ENOMEM, "%s: no memory", p->name);
+    for (int64_t i = 0; i < n; i++)
+        values[i] = i < limit ? draw(p, pupil->seed, index, i) : (float)pupil->junk;
+    kd_status status = kd_convert(weight.data, weight.dtype, values, KD_F32, n);
+    if (status == KD_OK && slab->trainable)
+        status = kd_convert(master.data, KD_F32, values, KD_F32, n);
+    free(values);
+    return status;
+}
+
+static kd_status open_pupil(kd_model **model, kd_device *device, const test_pupil *pupil,
+                            const test_lesson_options *o)
+{
+    const kd_model_options options = { .label = pupil->label       ? pupil->label
+                                                : pupil->trainable ? "student"
+                                                                   : "teacher",
+                                       .dtype = o->dtype,
+                                       .trainable = pupil->trainable,
+                                       .moments = pupil->trainable ? 2 : 0,
+                                       .recompute = pupil->recompute };
+    if (pupil->dir) return kd_model_open(model, device, pupil->dir, &options);
+    const kd_config config = config_of(pupil);
+    const int64_t classes = o->classes ? o->classes : CLASSES;
+    KD_TRY(kd_model_create(model, device, &config, &options));
+    for (int i = 0; i < (*model)->slab.params.count; i++) {
+        const bool cut = is_vocabulary(*model, i) && pupil->junk != 0.0;
+        KD_TRY(fill_param(&(*model)->slab, i, pupil, cut ? classes * config.width : INT64_MAX));
+    }
+    return KD_OK;
+}
+
+/* ---- the step --------------------------------------------------------------------------------- */
+
+int test_distil(kd_term *terms, int student, int teacher)
+{
+    terms[0] = (kd_term){ .name = "ce",
+                          .kind = KD_ROW_cross_entropy,
+                          .weight = { 0.4, 0.4, 0 },
+                          .temperature = 1,
+                          .student = student,
+                          .teacher = -1 };
+    terms[1] = (kd_term){ .name = "kl",
+                          .kind = KD_ROW_forward_kl,
+                          .weight = { 0.6, 0.6, 0 },
+                          .temperature = 2,
+                          .t_squared = true,
+                          .student = student,
+                          .teacher = teacher };
+    return 2;
+}
+
+/* Buckets of another size than the engine's own. */
+static kd_status cut_buckets(test_lesson *l, int64_t elements)
+{
+    for (int m = 0; m < l->count && elements; m++)
+        if (l->models[m]->slab.trainable)
+            KD_TRY(kd_buckets_create(&l->step.members[m].buckets, l->step.arena, l->comm,
+                                     &l->models[m]->slab, elements));
+    return KD_OK;
+}
+
+static kd_status open_step(test_lesson *l, const test_lesson_options *o)
+{
+    int terms = o->term_count;
+    memcpy(l->terms, o->terms, sizeof l->terms);
+    if (terms == 0) terms = test_distil(l->terms, 1, 0);
+    const kd_step_options options = { .device = l->device,
+                                      .comm = l->comm,
+                                      .models = l->models,
+                                      .count = l->count,
+                                      .terms = l->terms,
+                                      .term_count = terms,
+                                      .classes = o->classes ? o->classes : CLASSES,
+                                      .rows = o->rows,
+                                      .chunk = o->chunk,
+                                      .optim = { .type = KD_OPTIM_ADAMW,
+                                                 .schedule = KD_SCHEDULE_COSINE,
+                                                 .lr = o->lr > 0 ? o->lr : 1e-3,
+                                                 .min_lr = 0.1,
+                                                 .warmup = "2 steps",
+                                                 .decay = "0 steps",
+                                                 .weight_decay = 0.1,
+                                                 .beta1 = 0.9,
+                                                 .beta2 = 0.95,
+                                                 .eps = 1e-8,
+                                                 .clip = 1 },
+                                      .steps = o->steps ? o->steps : 100 };
+    KD_TRY(kd_step_plan(&l->step, &options));
+    KD_TRY(cut_buckets(l, o->bucket));
+    KD_TRY(kd_step_open(&l->step));
+    /* NaN: what a step does not write it does not read. */
+    memset(l->step.stack.base, 0xff, l->step.stack.capacity);
+    return KD_OK;
+}
+
+kd_status test_lesson_open(test_lesson *l, const test_lesson_options *o)
+{
+    kd_status status;
+    *l = (test_lesson){ .comm = o->comm, .own_comm = !o->comm };
+    KD_TRY_GOTO(kd_device_open(&l->device, "cpu"), status, failed);
+    if (l->own_comm) KD_TRY_GOTO(kd_comm_solo(&l->comm), status, failed);
+    for (; l->count < o->count; l->count++)
+        KD_TRY_GOTO(open_pupil(&l->models[l->count], l->device, &o->models[l->count], o), status,
+                    failed);
+    KD_TRY_GOTO(open_step(l, o), status, failed);
+    return KD_OK;
+failed:
+    test_lesson_close(l);
+    return status;
+}
+
+void test_lesson_close(test_lesson *l)
+{
+    kd_step_close(&l->step);
+    for (int m = 0; m < TEST_LESSON_MODELS; m++) kd_model_close(l->models[m]);
+    if (l->own_comm && l->comm) kd_comm_close(l->comm);
+    if (l->device) kd_device_close(l->device);
+    *l = (test_lesson){ 0 };
+}
+
+kd_status test_lesson_step(test_lesson *l, kd_step_result *result, const kd_step_batch *batch,
+                           int64_t index)
+{
+    const kd_step_result *found;
+    KD_TRY(kd_step_run(&l->step, batch, index));
+    KD_TRY(kd_step_result_of(&found, &l->step, index));
+    if (result) *result = *found;
+    return KD_OK;
+}
+
+/* ---- what it left ----------------------------------------------------------------------------- */
+
+float *test_lesson_gradient(const test_lesson *l, int model)
+{
+    const kd_tensor *gradients = &l->models[model]->slab.gradients;
+    float *copy = malloc(kd_tensor_bytes(gradients));
+    if (copy) memcpy(copy, gradients->data, kd_tensor_bytes(gradients));
+    return copy;
+}
+
+static size_t copy_bits(unsigned char *to, const test_lesson *l)
+{
+    size_t total = 0;
+    for (int m = 0; m < l->count; m++) {
+        const kd_slab *s = &l->models[m]->slab;
+        const kd_tensor *arrays[] = { &s->weights, &s->masters, &s->moment[0], &s->moment[1] };
+        if (!s->trainable) continue;
+        for (int i = 0; i < KD_COUNT(arrays); i++) {
+            if (!kd_present(arrays[i])) continue;
+            if (to) memcpy(to + total, arrays[i]->data, kd_tensor_bytes(arrays[i]));
+            total += kd_tensor_bytes(arrays[i]);
+        }
+    }
+    return total;
+}
+
+unsigned char *test_lesson_bits(const test_lesson *l, size_t *bytes)
+{
+    *bytes = copy_bits(NULL, l);
+    unsigned char *copy = malloc(*bytes);
+    if (copy) copy_bits(copy, l);
+    return copy;
+}
+
+void test_near_gradient(const float *got, const kd_model *got_model, const float *want,
+                        const kd_model *model, double most, const char *fmt, ...)
+{
+    char what[256];
+    va_list args;
+    va_start(args, fmt);
+    vsnprintf(what, sizeof what, fmt, args);
+    va_end(args);
+    for (int i = 0; i < model->slab.params.count; i++) {
+        const kd_param *a = &got_model->slab.params.items[i], *b = &model->slab.params.items[i];
+        const kd_tensor ta = kd_tensor_of(NULL, KD_F32, a->shape);
+        const kd_tensor tb = kd_tensor_of(NULL, KD_F32, b->shape);
+        const int64_t n = kd_tensor_elements(&tb);
+        double difference = 0, size = 0;
+        for (int64_t k = 0; k < n; k++) {
+            const double x = (double)got[a->offset + k], y = (double)want[b->offset + k];
+            difference += (x - y) * (x - y);
+            size += y * y;
+        }
+        /* Not `>`: that would let NaN pass. */
+        cr_assert(sqrt(difference) <= most * sqrt(size),
+                  "%s: gradient of %s is off by %.3g of its norm %.3g, more than %.3g", what,
+                  b->name, sqrt(difference / size), sqrt(size), most);
+        for (int64_t k = n; k < kd_tensor_elements(&ta); k++)
+            cr_assert(got[a->offset + k] == 0.0f, "%s: gradient of %s is %g in padded row %lld",
+                      what, b->name, (double)got[a->offset + k],
+                      (long long)(k / a->shape.dim[a->shape.rank - 1]));
+    }
+}

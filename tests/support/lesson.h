@@ -1,0 +1,74 @@
+/*
+ * lesson.h - one distillation step over small models, for tests of whole steps: models with random
+ * weights or from a directory, the step over them, and what it left in gradients and slabs.
+ *
+ * These return a status instead of failing the test, since ranks run them in threads of their own.
+ */
+#ifndef KD_TEST_LESSON_H
+#define KD_TEST_LESSON_H
+
+#include "train/train.h"
+
+enum { TEST_LESSON_MODELS = 3, TEST_LESSON_TERMS = 4 };
+
+/* Random weights are functions of (seed, parameter, element): a model with more vocabulary rows has
+ * the same weights in the rows that both have. */
+typedef struct test_pupil {
+    const char *dir;    /* a Hugging Face directory; NULL: random weights */
+    const char *family; /* NULL: "llama"; also "qwen3" (QK-norm) and "gpt2" (LayerNorm, biases) */
+    const char *label;  /* NULL: "student" or "teacher" */
+    int64_t layers, width, vocabulary; /* 0: 2, 24, 61 */
+    bool tied, trainable;
+    kd_recompute recompute;
+    uint64_t seed;
+    double junk; /* what vocabulary rows from the lesson's classes on hold; 0: random, as others */
+} test_pupil;
+
+typedef struct test_lesson_options {
+    test_pupil models[TEST_LESSON_MODELS];
+    int count;
+    kd_dtype dtype;
+    kd_term terms[TEST_LESSON_TERMS]; /* count 0: test_distil(0, 1, ...) of the models 1 and 0 */
+    int term_count;
+    int64_t classes; /* 0: 61 */
+    int64_t rows;    /* of a micro-batch */
+    int64_t chunk;   /* 0: the engine's choice */
+    int64_t bucket;  /* least elements of a bucket; 0: the engine's choice */
+    int64_t steps;   /* of the schedule; 0: 100 */
+    double lr;       /* 0: 1e-3 */
+    kd_comm *comm;   /* NULL: one rank */
+} test_lesson_options;
+
+typedef struct test_lesson {
+    kd_device *device;
+    kd_comm *comm;
+    bool own_comm;
+    kd_model *models[TEST_LESSON_MODELS];
+    int count;
+    kd_term terms[TEST_LESSON_TERMS];
+    kd_step step;
+} test_lesson;
+
+/* 0.4 cross entropy + 0.6 forward KL at T = 2 with T^2, of `student` under `teacher`. */
+int test_distil(kd_term *terms, int student, int teacher);
+
+KD_MUST_CHECK kd_status test_lesson_open(test_lesson *lesson, const test_lesson_options *options);
+void test_lesson_close(test_lesson *lesson);
+
+/* Step `index` over `batch`; `result` (may be NULL) is copied. */
+KD_MUST_CHECK kd_status test_lesson_step(test_lesson *lesson, kd_step_result *result,
+                                         const kd_step_batch *batch, int64_t index);
+
+/* The gradient slab of a model, freed by free(). */
+float *test_lesson_gradient(const test_lesson *lesson, int model);
+
+/* All bits that training moves (weights, masters, moments) of all trained models; freed by free(). */
+unsigned char *test_lesson_bits(const test_lesson *lesson, size_t *bytes);
+
+/* Fails, naming the case by `fmt` and the parameter, unless |got - want| <= most |want| for each
+ * parameter in the Euclidean norm over the elements that `want` has: those of `model`, whose
+ * vocabulary may be smaller than that of `got_model`, where gradients must be zero. */
+void test_near_gradient(const float *got, const kd_model *got_model, const float *want,
+                        const kd_model *model, double most, const char *fmt, ...) KD_PRINTF(6, 7);
+
+#endif
