@@ -217,5 +217,8 @@ done:
 size_t kd_model_bytes(const kd_model *model)
 {
     const kd_slab *slab = &model->slab;
-    return kd_slab_bytes(&slab->params, slab->dtype, slab->trainable, slab->moments);
+    const size_t frequencies =
+        kd_present(&model->frequencies) ? kd_tensor_bytes(&model->frequencies) : 0;
+    return kd_slab_bytes(&slab->params, slab->dtype, slab->trainable, slab->moments) +
+           kd_round_up(frequencies, KD_STACK_ALIGN);
 }

@@ -80,7 +80,7 @@ KD_OP(row_loss, INOUT(student) OUT(loss) OUT(same_top) IN(teacher) IN(labels) IN
 KD_OP(clip, INOUT(scalars) IN(sum_squares) IN(losses) ARG(float, max_norm))
 /* param f32 masters; weights: their copy in the compute type, or absent.  Nothing moves while
  * scalars->verdict is not zero. */
-KD_OP(adamw, INOUT(param) INOUT(m) INOUT(v) OUT(weights) IN(gradient) IN(scalars) ARG(float, beta1)
-                 ARG(float, beta2) ARG(float, eps) ARG(float, decay))
-KD_OP(sgd, INOUT(param) INOUT(m) OUT(weights) IN(gradient) IN(scalars) ARG(float, momentum)
+KD_OP(adamw, INOUT(param) INOUT(m) INOUT(v) INOUT(weights) IN(gradient) IN(scalars)
+                 ARG(float, beta1) ARG(float, beta2) ARG(float, eps) ARG(float, decay))
+KD_OP(sgd, INOUT(param) INOUT(m) INOUT(weights) IN(gradient) IN(scalars) ARG(float, momentum)
                ARG(bool, nesterov) ARG(float, decay))

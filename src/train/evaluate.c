@@ -37,6 +37,7 @@ static kd_status download(kd_step *step, kd_measured *out, int terms)
         KD_TRY(kd_download(&step->exec, out->kl, &kl));
         return kd_download(&step->exec, out->same, &out->device.same_top);
     }
+    if (kd_planning(&step->exec)) return KD_OK;
     for (int64_t i = 0; i < step->target_rows; i++) out->kl[i] = out->same[i] = NAN;
     return KD_OK;
 }

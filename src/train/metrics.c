@@ -12,6 +12,13 @@
 
 /* ---- metrics.jsonl ---------------------------------------------------------------------------- */
 
+/* A record of training is numbered by the steps before it, one of an evaluation by the steps done. */
+static bool is_before(const json_t *record, int64_t step)
+{
+    const int64_t at = json_integer_value(json_object_get(record, "step"));
+    return json_object_get(record, "split") ? at <= step : at < step;
+}
+
 /* Records of steps that a resumed run will take again are dropped. */
 static kd_status keep_until(const char *path, int64_t step)
 {
@@ -24,7 +31,7 @@ static kd_status keep_until(const char *path, int64_t step)
         const char *end = memchr(text + at, '\n', bytes - at);
         const size_t next = end ? (size_t)(end - text) + 1 : bytes;
         json_t *record = end ? json_loadb(text + at, next - at, 0, NULL) : NULL;
-        const bool keep = record && json_integer_value(json_object_get(record, "step")) < step;
+        const bool keep = record && is_before(record, step);
         json_decref(record);
         if (keep) {
             memmove(text + kept, text + at, next - at);

@@ -13,7 +13,8 @@ static bool trained(const kd_member *member) { return member->model->slab.traina
 
 kd_status kd_step_upload(kd_step *step, const kd_micro_batch *micro)
 {
-    for (int64_t i = 0; i < step->target_rows; i++) {
+    /* An estimate plans for far more rows than there will be: nothing is written for them. */
+    for (int64_t i = 0; i < step->target_rows && !kd_planning(&step->exec); i++) {
         const int32_t row = i < micro->rows ? micro->valid[i] : -1;
         step->host_rows[i] = row;
         step->host_labels[i] = row < 0 ? -1 : micro->labels[row];

@@ -1,7 +1,9 @@
 /* kd - the command. */
 #include "cmd.h"
 
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 typedef struct verb {
     const char *name, *arguments, *help;
@@ -118,8 +120,17 @@ static kd_status run_command(int argc, char **argv)
     return run_verb(argc - 1, argv + 1);
 }
 
+/* OpenMP threads that wait by spinning are worth microseconds on an idle machine and cost a factor of
+ * ten and more on a busy one.  The runtime reads its policy before main, hence the second start. */
+static void wait_without_spinning(char **argv)
+{
+    if (getenv("OMP_WAIT_POLICY") || getenv("GOMP_SPINCOUNT")) return;
+    if (setenv("OMP_WAIT_POLICY", "passive", 1) == 0) execv("/proc/self/exe", argv);
+}
+
 int main(int argc, char **argv)
 {
+    wait_without_spinning(argv); /* returns where it cannot start again: slower, not wrong */
     kd_status status = run_command(argc, argv);
     /* An answer that was not written is not an answer: a full disk behind stdout. */
     if ((fflush(stdout) != 0 || ferror(stdout)) && status == KD_OK)

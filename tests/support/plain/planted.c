@@ -17,10 +17,9 @@ Test(planted, leak)
 
 Test(planted, overrun)
 {
-    char *bytes = calloc(7, 1);
-    kept = bytes;
-    bytes[number - INT_MAX + 7] = 1;
-    free(bytes);
+    kept = calloc(7, 1);
+    memset(kept, 1, (size_t)(number - INT_MAX + 8));
+    free(kept);
 }
 
 Test(planted, overflow) { number = number + 1; }

@@ -1,0 +1,447 @@
+/*
+ * Same bits: a run taken twice, and a run that is stopped after any of its steps and goes on from its
+ * checkpoint, have the same weights, optimizer state and losses to the last bit, whether driven step
+ * by step or by kd_run_train; and a step that is not finite moves nothing.
+ */
+#include "support/golden.h"
+#include "support/lesson.h"
+#include "support/students.h"
+#include "support/text_file.h"
+
+#include <math.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+enum { STEPS = 12, SEQUENCE = 10, STEP_SAMPLES = 4, CLASSES = 61, TOKENS = 700 };
+
+/* Documents of all sizes, more tokens than a run takes: an epoch ends within it. */
+static const char *write_tokens(const char *name, int64_t vocabulary)
+{
+    static int64_t tokens[TOKENS], borders[TOKENS + 1];
+    static uint8_t mask[TOKENS];
+    int64_t documents = 0;
+    for (int64_t i = 0; i < TOKENS; i++) {
+        tokens[i] = (int64_t)(kd_random_uniform(4, 1, (uint64_t)i) * (double)vocabulary);
+        mask[i] = i % 6 != 2;
+        if (kd_random_uniform(4, 2, (uint64_t)i) < 0.1 && i > 0) borders[++documents] = i;
+    }
+    borders[++documents] = TOKENS;
+    return test_text_write(name, &(test_text){ .dtype = "U16",
+                                               .tokens = tokens,
+                                               .count = TOKENS,
+                                               .documents = borders,
+                                               .borders = documents + 1,
+                                               .mask = mask,
+                                               .mask_count = TOKENS });
+}
+
+/* ---- a run, step by step ---------------------------------------------------------------------- */
+
+typedef struct run {
+    test_lesson lesson;
+    kd_loader *loader;
+    kd_model *students[TEST_LESSON_MODELS];
+    kd_checkpoint checkpoint;
+    kd_step_result results[STEPS];
+} run;
+
+typedef struct variant {
+    const char *name;
+    kd_dtype dtype;
+    bool mutual;
+    kd_recompute recompute;
+} variant;
+
+static const variant variants[] = {
+    { "f32", KD_F32, false, KD_RECOMPUTE_NONE },
+    { "bf16", KD_BF16, false, KD_RECOMPUTE_BLOCKS },
+    { "two students", KD_BF16, true, KD_RECOMPUTE_NONE },
+};
+
+static test_lesson_options lesson_options(const variant *v)
+{
+    test_lesson_options o = {
+        .models = { { .seed = 1, .label = "first", .trainable = v->mutual },
+                    { .seed = 2,
+                      .label = "second",
+                      .tied = true,
+                      .trainable = true,
+                      .recompute = v->recompute } },
+        .count = 2,
+        .dtype = v->dtype,
+        .rows = 2 * SEQUENCE,
+        .chunk = 6,
+        .steps = STEPS,
+        .lr = 0.01,
+    };
+    o.term_count = test_distil(o.terms, 1, 0);
+    if (v->mutual) o.term_count += test_distil(o.terms + 2, 0, 1);
+    return o;
+}
+
+static void open_run(run *r, const variant *v, const char *path)
+{
+    const test_lesson_options options = lesson_options(v);
+    const kd_loader_options data = { .files = { path },
+                                     .weights = { 1 },
+                                     .sources = 1,
+                                     .vocabulary = CLASSES,
+                                     .sequence = SEQUENCE,
+                                     .step_samples = STEP_SAMPLES,
+                                     .micro_samples = 2,
+                                     .ranks = 1,
+                                     .seed = 6,
+                                     .shuffle = true };
+    *r = (run){ .checkpoint = { .students = r->students,
+                                .config = "{}",
+                                .contract = "a test",
+                                .progress = { .best_step = -1 } } };
+    test_ok(test_lesson_open(&r->lesson, &options));
+    test_ok(kd_loader_open(&r->loader, &data));
+    for (int m = 0; m < r->lesson.count; m++)
+        if (r->lesson.models[m]->slab.trainable)
+            r->students[r->checkpoint.student_count++] = r->lesson.models[m];
+}
+
+static void close_run(run *r)
+{
+    kd_loader_close(r->loader);
+    test_lesson_close(&r->lesson);
+}
+
+static void take_step(run *r)
+{
+    const kd_step_batch *batch;
+    kd_progress *p = &r->checkpoint.progress;
+    test_ok(kd_loader_next(&batch, r->loader, NULL));
+    test_ok(test_lesson_step(&r->lesson, &r->results[p->step], batch, p->step));
+    p->step++;
+    p->tokens += STEP_SAMPLES * SEQUENCE;
+    kd_loader_cursor(&p->cursor, r->loader);
+}
+
+static void same_results(const run *got, const run *want, int64_t step, const char *what)
+{
+    for (int m = 0; m < want->lesson.count; m++) {
+        if (!want->lesson.models[m]->slab.trainable) continue;
+        const kd_student_result *a = &got->results[step].student[m];
+        const kd_student_result *b = &want->results[step].student[m];
+        cr_assert(memcmp(a, b, sizeof *a) == 0,
+                  "%s: step %lld, model %d has loss %.17g and norm %.17g, expected %.17g and %.17g",
+                  what, (long long)step, m, a->loss, a->gradient_norm, b->loss, b->gradient_norm);
+    }
+}
+
+static void same_bits(const run *got, const unsigned char *want, const char *what, int64_t step)
+{
+    size_t bytes;
+    unsigned char *bits = test_lesson_bits(&got->lesson, &bytes);
+    cr_assert(memcmp(bits, want, bytes) == 0, "%s: other weights or moments after step %lld", what,
+              (long long)step);
+    free(bits);
+}
+
+/* Goes on from the checkpoint of step k, in an engine that has seen nothing of the run. */
+static void resume(const run *whole, unsigned char *const *bits, const variant *v, const char *path,
+                   const char *dir, int64_t k)
+{
+    char what[64];
+    run r;
+    snprintf(what, sizeof what, "%s, resumed after step %lld", v->name, (long long)k);
+    open_run(&r, v, path);
+    test_ok(kd_checkpoint_load(&r.checkpoint.progress, dir, &r.checkpoint));
+    test_ok(kd_loader_seek(r.loader, &r.checkpoint.progress.cursor));
+    cr_assert(r.checkpoint.progress.step == k, "%s: step %lld", what,
+              (long long)r.checkpoint.progress.step);
+    same_bits(&r, bits[k], what, k);
+    for (int64_t step = k; step < STEPS; step++) {
+        take_step(&r);
+        same_results(&r, whole, step, what);
+        same_bits(&r, bits[step + 1], what, step + 1);
+    }
+    close_run(&r);
+}
+
+Test(bits, a_run_resumed_after_any_step_is_the_run)
+{
+    for (int i = 0; i < KD_COUNT(variants); i++) {
+        const variant *v = &variants[i];
+        const char *path = write_tokens("bits", CLASSES), *out = test_folder();
+        const char *dirs[STEPS + 1];
+        unsigned char *bits[STEPS + 1];
+        kd_arena *arena;
+        size_t bytes;
+        run whole, again;
+        test_ok(kd_arena_create(&arena));
+        open_run(&whole, v, path);
+        open_run(&again, v, path);
+        for (int64_t k = 0; k <= STEPS; k++) {
+            if (k > 0) take_step(&whole);
+            bits[k] = test_lesson_bits(&whole.lesson, &bytes);
+            test_ok(kd_checkpoint_save(&dirs[k], arena, out, &whole.checkpoint));
+            cr_assert(k == 0 || memcmp(bits[k], bits[k - 1], bytes) != 0,
+                      "%s: step %lld moved nothing", v->name, (long long)k);
+        }
+        for (int64_t k = 0; k < STEPS; k++) {
+            take_step(&again);
+            same_results(&again, &whole, k, "the same run again");
+            same_bits(&again, bits[k + 1], "the same run again", k + 1);
+        }
+        for (int64_t k = 0; k < STEPS; k++) resume(&whole, bits, v, path, dirs[k], k);
+        for (int64_t k = 0; k <= STEPS; k++) free(bits[k]);
+        close_run(&whole);
+        close_run(&again);
+        kd_arena_destroy(arena);
+        test_ok(kd_dir_remove(out));
+    }
+    test_text_remove();
+}
+
+/* ---- a run by its file ------------------------------------------------------------------------ */
+
+typedef struct run_case {
+    const char *dtype;
+    const char *train, *valid, *folder;
+} run_case;
+
+static kd_run *make_run(const run_case *c, const char *out)
+{
+    kd_run *made;
+    const char *const settings[][2] = {
+        { "teacher.model", KD_GOLDEN "/step/teacher" },
+        { "teacher.dtype", c->dtype },
+        { "student.model", KD_GOLDEN "/step/student" },
+        { "student.dtype", c->dtype },
+        { "data.train", c->train },
+        { "data.valid", c->valid },
+        { "data.sequence", "10" },
+        { "loss.ce.weight", "0.4" },
+        { "loss.kl", "{weight: {from: 0.1, to: 0.6, steps: 7}, temperature: 2}" },
+        { "optim.lr", "1e-2" },
+        { "optim.warmup", "3 steps" },
+        { "batch.samples", "4" },
+        { "batch.micro", "2" },
+        { "run.steps", "12" },
+        { "run.device", "cpu" },
+        { "run.out", test_path(c->folder, out) },
+        { "run.checkpoint.every", "1 steps" },
+        { "run.checkpoint.keep", "20" },
+        { "eval.every", "3 steps" },
+    };
+    test_ok(kd_run_create(&made));
+    for (int i = 0; i < KD_COUNT(settings); i++)
+        test_ok(kd_run_set(made, settings[i][0], settings[i][1]));
+    return made;
+}
+
+static kd_status train(const run_case *c, const char *out)
+{
+    kd_run *made = make_run(c, out);
+    const kd_status status = kd_run_train(made);
+    kd_run_destroy(made);
+    return status;
+}
+
+/* The records of metrics.jsonl without their times; `evaluations`: those of data.valid too. */
+static char *read_metrics(const char *out, bool evaluations)
+{
+    char *text;
+    size_t bytes, kept = 0;
+    test_ok(kd_file_read(&text, &bytes, test_path(out, "metrics.jsonl"), 1 << 20));
+    for (char *line = text, *next; *line; line = next) {
+        char *end = strchr(line, '\n'), *times = strstr(line, ",\"seconds\"");
+        cr_assert(end != NULL, "%s: metrics.jsonl ends within a line", out);
+        next = end + 1;
+        const bool valid = strncmp(strchr(line, ','), ",\"model\":\"student\",\"split\"", 26) == 0;
+        if (valid && !evaluations) continue;
+        const size_t length = (size_t)((times && times < end ? times : end) - line);
+        memmove(text + kept, line, length);
+        text[kept + length] = '\n';
+        kept += length + 1;
+    }
+    text[kept] = '\0';
+    return text;
+}
+
+static void same_file(const char *a, const char *b, const char *name)
+{
+    kd_hash x, y;
+    test_ok(kd_hash_file(&x, test_path(a, name)));
+    test_ok(kd_hash_file(&y, test_path(b, name)));
+    cr_assert(strcmp(x.hex, y.hex) == 0, "%s and %s: other bytes in %s", a, b, name);
+}
+
+static void same_checkpoint(const char *a, const char *b, int64_t step)
+{
+    char name[64], left[512], right[512];
+    snprintf(name, sizeof name, "checkpoint-%06lld", (long long)step);
+    snprintf(left, sizeof left, "%s", test_path(a, name));
+    snprintf(right, sizeof right, "%s", test_path(b, name));
+    same_file(left, right, "model.safetensors");
+    same_file(left, right, "engine/optimizer.safetensors");
+}
+
+static void same_text(const char *got, const char *want, const char *what)
+{
+    size_t at = 0;
+    while (got[at] && got[at] == want[at]) at++;
+    cr_assert(got[at] == want[at], "%s: from byte %zu \"%.60s\", expected \"%.60s\"", what, at,
+              got + at, want + at);
+}
+
+/* As a run that died after step k: later checkpoints and the finished model are not there. */
+static void forget_after(const char *out, int64_t k)
+{
+    char name[64];
+    for (int64_t step = k + 1; step <= STEPS; step++) {
+        snprintf(name, sizeof name, "checkpoint-%06lld", (long long)step);
+        test_ok(kd_dir_remove(test_path(out, name)));
+    }
+    cr_assert(remove(test_path(out, "config.json")) == 0 &&
+                  remove(test_path(out, "model.safetensors")) == 0,
+              "%s: no finished model", out);
+}
+
+static void open_runs(run_case *c, const char *dtype)
+{
+    *c = (run_case){ .dtype = dtype, .folder = test_folder() };
+    c->train = write_tokens("train", 89);
+    c->valid = write_tokens("valid", 80);
+    (void)test_log();
+}
+
+static void close_runs(run_case *c)
+{
+    kd_log_redirect(NULL, NULL);
+    test_ok(kd_dir_remove(c->folder));
+    test_text_remove();
+}
+
+/* Twelve processes' worth: each takes one step, meets a signal and leaves a checkpoint. */
+Test(bits, a_run_stopped_by_a_signal_after_each_step_is_the_run)
+{
+    static const char *const dtypes[] = { "f32", "bf16" };
+    for (int i = 0; i < KD_COUNT(dtypes); i++) {
+        run_case c;
+        open_runs(&c, dtypes[i]);
+        test_ok(train(&c, "whole"));
+        for (int64_t k = 1; k <= STEPS; k++) {
+            kd_stop_install();
+            cr_assert(raise(SIGTERM) == 0);
+            const kd_status status = train(&c, "pieces"), want = k < STEPS ? KD_ESTOPPED : KD_OK;
+            cr_assert(status == want, "%s, step %lld: %s, %s", dtypes[i], (long long)k,
+                      kd_status_text(status), kd_last_error());
+            kd_stop_reset();
+            same_checkpoint(test_path(c.folder, "whole"), test_path(c.folder, "pieces"), k);
+        }
+        same_file(test_path(c.folder, "whole"), test_path(c.folder, "pieces"), "model.safetensors");
+        char *want = read_metrics(test_path(c.folder, "whole"), false);
+        char *got = read_metrics(test_path(c.folder, "pieces"), false);
+        same_text(got, want, dtypes[i]);
+        free(got);
+        free(want);
+        close_runs(&c);
+    }
+}
+
+Test(bits, a_run_that_died_goes_on_with_the_same_records)
+{
+    static const int64_t died[] = { 0, 2, 6, 9, 11 };
+    char whole[512];
+    run_case c;
+    open_runs(&c, "f32");
+    snprintf(whole, sizeof whole, "%s", test_path(c.folder, "whole"));
+    test_ok(train(&c, "whole"));
+    char *want = read_metrics(whole, true);
+    for (int i = 0; i < KD_COUNT(died); i++) {
+        char copy[512], name[64];
+        snprintf(name, sizeof name, "died-%d", i);
+        snprintf(copy, sizeof copy, "%s", test_path(c.folder, name));
+        test_ok(train(&c, name));
+        forget_after(copy, died[i]);
+        test_ok(train(&c, name));
+        for (int64_t k = died[i] + 1; k <= STEPS; k++) same_checkpoint(whole, copy, k);
+        same_file(whole, copy, "model.safetensors");
+        char *got = read_metrics(copy, true);
+        snprintf(name, sizeof name, "died after step %lld", (long long)died[i]);
+        same_text(got, want, name);
+        free(got);
+    }
+    free(want);
+    close_runs(&c);
+}
+
+/* ---- a step that is not finite ---------------------------------------------------------------- */
+
+typedef struct poison {
+    const char *name;
+    int model;
+    float value;
+    const char *component; /* named in the message */
+} poison;
+
+Test(bits, a_step_that_is_not_finite_moves_nothing)
+{
+    static const poison poisons[] = {
+        { "NaN in the teacher", 0, NAN, "kl" },
+        { "infinity in the teacher", 0, INFINITY, "kl" },
+        { "NaN in the student", 1, NAN, "ce" },
+    };
+    const char *path = write_tokens("finite", CLASSES);
+    for (int i = 0; i < 2 * KD_COUNT(poisons); i++) {
+        const poison *p = &poisons[i / 2];
+        const variant v = { p->name, i % 2 ? KD_BF16 : KD_F32, false, KD_RECOMPUTE_NONE };
+        const kd_step_batch *batch;
+        size_t bytes;
+        run r;
+        open_run(&r, &v, path);
+        take_step(&r);
+        const kd_model *model = r.lesson.models[p->model];
+        const kd_tensor weight = kd_slab_weight(&model->slab, model->final_norm.weight);
+        test_set(&weight, 3, (double)p->value);
+        unsigned char *before = test_lesson_bits(&r.lesson, &bytes);
+        test_ok(kd_loader_next(&batch, r.loader, NULL));
+        const kd_status status = test_lesson_step(&r.lesson, NULL, batch, 1);
+        const char *message = kd_last_error();
+        cr_assert(status == KD_ENONFINITE && strstr(message, "step 1") &&
+                      strstr(message, "rank 0") && strstr(message, "second") &&
+                      strstr(message, p->component),
+                  "%s: %s, \"%s\"", p->name, kd_status_text(status), message);
+        same_bits(&r, before, p->name, 1);
+        free(before);
+        close_run(&r);
+    }
+    test_text_remove();
+}
+
+/* The same through kd_run_train: no checkpoint of it is ever written. */
+Test(bits, a_run_that_is_not_finite_stops)
+{
+    char broken[512];
+    run_case c;
+    kd_device *device;
+    kd_model *teacher;
+    const kd_model_options options = { .label = "teacher", .dtype = KD_F32 };
+    open_runs(&c, "f32");
+    snprintf(broken, sizeof broken, "%s", test_path(c.folder, "broken"));
+    test_ok(kd_device_open(&device, "cpu"));
+    test_ok(kd_model_open(&teacher, device, KD_GOLDEN "/step/teacher", &options));
+    const kd_tensor weight = kd_slab_weight(&teacher->slab, teacher->final_norm.weight);
+    test_set(&weight, 0, NAN);
+    test_ok(kd_model_save(teacher, broken, KD_F32));
+    kd_model_close(teacher);
+    kd_device_close(device);
+
+    kd_run *made = make_run(&c, "out");
+    test_ok(kd_run_set(made, "teacher.model", broken));
+    test_ok(kd_run_set(made, "run.checkpoint.every", "never"));
+    const kd_status status = kd_run_train(made);
+    cr_assert(status == KD_ENONFINITE && strstr(kd_last_error(), "step 0"), "%s: %s",
+              kd_status_text(status), kd_last_error());
+    cr_assert(test_count(test_path(c.folder, "out"), "checkpoint-") == 0 &&
+                  !test_exists(test_path(c.folder, "out"), "model.safetensors"),
+              "something was written");
+    kd_run_destroy(made);
+    close_runs(&c);
+}
