@@ -1,6 +1,6 @@
 /*
- * Known cost: nothing is allocated after the first step; what is planned is what is allocated, to
- * the byte; and what is resident is what was planned.
+ * Known cost: nothing is allocated after the first step, and what is planned is what is allocated, to
+ * the byte.  slow_memory.c looks at what is resident.
  *
  * Two libraries take memory within a call and give it back: dnnl_primitive_execute some list nodes
  * (see device/cpu_dnn.c), and libgomp a team when a parallel region has another number of threads than
@@ -13,7 +13,6 @@
 #include "support/text_file.h"
 #include "train/session.h"
 
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -216,53 +215,6 @@ Test(memory, of_the_plan_is_what_is_allocated)
         kd_session_close(&session);
         kd_run_destroy(run);
     }
-    test_ok(kd_dir_remove(folder));
-    test_text_remove();
-}
-
-/* ---- resident memory of a run above a gigabyte ------------------------------------------------ */
-
-static const char *const large_config =
-    "{\"architectures\": [\"LlamaForCausalLM\"], \"model_type\": \"llama\", \"hidden_size\": 512, "
-    "\"intermediate_size\": 1024, \"num_hidden_layers\": 2, \"num_attention_heads\": 8, "
-    "\"num_key_value_heads\": 2, \"vocab_size\": 100000, \"max_position_embeddings\": 512, "
-    "\"rms_norm_eps\": 1e-5, \"tie_word_embeddings\": true, \"hidden_act\": \"silu\"}";
-
-static void make_large(const char *folder, const char *name, uint64_t seed)
-{
-    const char *config = test_path(folder, "large.json");
-    test_ok(kd_file_write_atomic(config, large_config, strlen(large_config)));
-    test_ok(kd_init_fresh(test_path(folder, name), config, NULL, KD_F32, seed));
-}
-
-/* Slow: writes 0.4 GB and takes 1.5 GB.  KD_TEST_FULL=1 runs it. */
-Test(memory, resident_is_what_was_planned)
-{
-    if (!getenv("KD_TEST_FULL")) cr_skip_test("takes 1.5 GB; KD_TEST_FULL=1 runs it");
-    const char *folder = test_folder();
-    kd_session session;
-    kd_run *run = make_run(folder, "f32", "none");
-    make_large(folder, "teacher", 1);
-    make_large(folder, "student", 2);
-    test_ok(kd_run_set(run, "teacher.model", test_path(folder, "teacher")));
-    test_ok(kd_run_set(run, "student.model", test_path(folder, "student")));
-    test_ok(kd_run_set(run, "data.sequence", "128"));
-    test_ok(kd_session_open(&session, run));
-    for (int64_t step = 0; step < 2; step++) {
-        const kd_step_batch *batch;
-        const kd_step_result *result;
-        test_ok(kd_loader_next(&batch, session.train, NULL));
-        test_ok(kd_step_run(&session.step, batch, step));
-        test_ok(kd_step_result_of(&result, &session.step, step));
-    }
-    const double planned = (double)kd_session_bytes(&session);
-    const double resident = (double)kd_resident_bytes();
-    cr_assert(planned > 0x1p30, "the plan is only %.0f bytes", planned);
-    cr_assert(fabs(resident - planned) <= 0.05 * planned, "%.0f bytes resident, %.0f planned",
-              resident, planned);
-    kd_log(KD_LOG_INFO, "%.3f GB resident, %.3f GB planned", resident / 1e9, planned / 1e9);
-    kd_session_close(&session);
-    kd_run_destroy(run);
     test_ok(kd_dir_remove(folder));
     test_text_remove();
 }
