@@ -18,7 +18,8 @@ kd_log_level kd_log_get_level(void);
 /* Writes one line; a newline is added.  Safe from any thread; one write(2) per line. */
 void kd_log(kd_log_level level, const char *fmt, ...) KD_PRINTF(2, 3);
 
-/* The line that is rewritten in place on a terminal, and an ordinary line elsewhere. */
+/* A line that the next one rewrites, on a terminal; elsewhere it is not written at all, so what must
+ * be seen in a file goes through kd_log. */
 void kd_log_live(const char *fmt, ...) KD_PRINTF(1, 2);
 
 /* Receives every line in place of stderr (tests, embedding).  NULL restores stderr. */

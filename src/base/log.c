@@ -44,7 +44,7 @@ static void put(kd_log_level at, char *line, bool rewrite)
     pthread_mutex_lock(&lock);
     if (sink) {
         sink(sink_context, at, line);
-    } else {
+    } else if (!rewrite || isatty(STDERR_FILENO)) {
         const bool terminal = isatty(STDERR_FILENO);
         char out[LINE_BYTES + 16];
         const int n = snprintf(out, sizeof out, "%s%s%s", live && terminal ? "\r\033[K" : "", line,

@@ -229,19 +229,20 @@ kd_status kd_model_save(const kd_model *model, const char *dir, kd_dtype dtype)
     const char *path;
     kd_status status;
     KD_TRY(kd_arena_create(&arena));
-    KD_TRY_GOTO(kd_dir_create(dir), status, failed);
-    KD_TRY_GOTO(kd_path_join(&path, arena, dir, "config.json"), status, failed);
-    KD_TRY_GOTO(kd_config_write(&model->config, path, dtype), status, failed);
-    KD_TRY_GOTO(kd_path_join(&path, arena, dir, "model.safetensors"), status, failed);
-    KD_TRY_GOTO(kd_st_writer_create(&writer, path), status, failed);
-    KD_TRY_GOTO(kd_st_writer_metadata(writer, "format", "pt"), status, failed);
-    KD_TRY_GOTO(each_tensor(model, writer, dtype, declare_tensor), status, failed);
-    KD_TRY_GOTO(kd_st_writer_begin(writer), status, failed);
-    KD_TRY_GOTO(each_tensor(model, writer, dtype, write_tensor), status, failed);
+    KD_TRY_GOTO(kd_dir_create(dir), status, done);
+    KD_TRY_GOTO(kd_path_join(&path, arena, dir, "model.safetensors"), status, done);
+    KD_TRY_GOTO(kd_st_writer_create(&writer, path), status, done);
+    KD_TRY_GOTO(kd_st_writer_metadata(writer, "format", "pt"), status, done);
+    KD_TRY_GOTO(each_tensor(model, writer, dtype, declare_tensor), status, done);
+    KD_TRY_GOTO(kd_st_writer_begin(writer), status, done);
+    KD_TRY_GOTO(each_tensor(model, writer, dtype, write_tensor), status, done);
     status = kd_st_writer_close(writer);
-    kd_arena_destroy(arena);
-    return status;
-failed:
+    writer = NULL;
+    if (status != KD_OK) goto done;
+    /* Last: a folder without config.json is no model. */
+    KD_TRY_GOTO(kd_path_join(&path, arena, dir, "config.json"), status, done);
+    KD_TRY_GOTO(kd_config_write(&model->config, path, dtype), status, done);
+done:
     kd_st_writer_abort(writer);
     kd_arena_destroy(arena);
     return status;

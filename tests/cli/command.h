@@ -57,9 +57,10 @@ static inline result run(const char *fmt, ...)
     return (result){ WEXITSTATUS(status), slurp(&out, "stdout.txt"), slurp(&err, "stderr.txt") };
 }
 
-#define expect_code(r, wanted, what)                                                               \
-    cr_expect_eq((r).code, (wanted), "kd %s: exit %d, expected %d; %s", (what), (r).code,          \
-                 (wanted), (r).err)
+static inline void expect_code(result r, int wanted, const char *what)
+{
+    cr_expect_eq(r.code, wanted, "kd %s: exit %d, expected %d; %s", what, r.code, wanted, r.err);
+}
 
 /* The whole of stdout as JSON, which also says that nothing else is on it. */
 static inline json_t *answer(const result *r, const char *what)
