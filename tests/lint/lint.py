@@ -33,19 +33,24 @@ class Tree:
     def __init__(self, root, library=None):
         self.root = os.path.abspath(root)
         self.library = library
-        self.paths = sorted(self._git() or self._walk())
         self._texts = {}
+        self.paths = sorted(self._git() or self._walk())
 
     def _git(self):
-        if not os.path.exists(os.path.join(self.root, ".git")):
+        if not os.path.exists(os.path.join(self.root, ".git")) or not shutil.which("git"):
             return None
         listed = run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=self.root).stdout
         return [p for p in listed.split("\0") if os.path.isfile(os.path.join(self.root, p))]
 
     def _walk(self):
-        for folder, _, names in os.walk(self.root):
-            for name in names:
-                yield os.path.relpath(os.path.join(folder, name), self.root)
+        ignored = [".git", ".git/"]
+        if os.path.exists(os.path.join(self.root, ".gitignore")):
+            ignored += self.text(".gitignore").split()
+        for folder, below, names in os.walk(self.root):
+            at = os.path.relpath(folder, self.root) + "/"
+            at = "/" if at == "./" else f"/{at}"
+            below[:] = [b for b in below if not ignores(ignored, at, b + "/")]
+            yield from ((at + n)[1:] for n in names if not ignores(ignored, at, n))
 
     def text(self, path):
         """The file's text, "" of what is not UTF-8 text."""
@@ -68,6 +73,11 @@ class Tree:
         if path not in self.paths:
             raise SystemExit(f"{path}: not found; lint holds the tree to it")
         return self.text(path)
+
+
+def ignores(patterns, folder, name):
+    """As git reads those patterns that our .gitignore has: "/top/", "folder/", "*.suffix"."""
+    return any(fnmatch.fnmatch(folder + name if p[0] == "/" else name, p) for p in patterns)
 
 
 def run(command, **options):

@@ -168,6 +168,15 @@ class Lint(unittest.TestCase):
                 self.assertTrue(any(words in line for line in found), f"{words!r} not in {found}")
                 self.assertLessEqual(len(found), 4, found)
 
+    def test_a_tree_without_git_is_read_as_git_reads_it(self):
+        self.write(".gitignore", "build*/\n/out/\n*.pyc\n")
+        for path in ("build-x/a.c", "src/build/a.c", "out/a.c", "src/a.pyc", ".git/a.c"):
+            self.write(path, LATER)
+        kept = lint.Tree(self.root).paths
+        self.write("src/out/a.c", LATER)
+        self.assertEqual(kept, sorted([*GOOD, ".gitignore"]))
+        self.assertIn("src/out/a.c", lint.Tree(self.root).paths)
+
     def test_what_is_missing_is_no_pass(self):
         with self.assertRaises(SystemExit):
             self.report("symbols", "no/such/libkd.a")
