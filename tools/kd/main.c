@@ -125,7 +125,11 @@ static kd_status run_command(int argc, char **argv)
 static void wait_without_spinning(char **argv)
 {
     if (getenv("OMP_WAIT_POLICY") || getenv("GOMP_SPINCOUNT")) return;
-    if (setenv("OMP_WAIT_POLICY", "passive", 1) == 0) execv("/proc/self/exe", argv);
+    char path[4096]; /* the resolved name, so that ps and pkill know the process */
+    const ssize_t n = readlink("/proc/self/exe", path, sizeof path - 1);
+    if (n <= 0 || setenv("OMP_WAIT_POLICY", "passive", 1) != 0) return;
+    path[n] = '\0';
+    execv(path, argv);
 }
 
 int main(int argc, char **argv)
