@@ -71,6 +71,8 @@ static kd_status load_history(trainer *t, const char *dir)
     KD_TRY(kd_path_join(&path, t->session.run->arena, dir, "trainer_state.json"));
     KD_TRY(kd_json_read(&state, path));
     json_t *history = json_object_get(state, "log_history");
+    const json_t *last = json_array_get(history, json_array_size(history) - 1);
+    if (last) t->evaluated = json_integer_value(json_object_get(last, "step"));
     if (json_is_array(history) && json_array_extend(t->history, history) != 0) {
         json_decref(state);
         return kd_fail(KD_ENOMEM, "%s: no memory for log_history", path);
@@ -330,6 +332,9 @@ static kd_status train(trainer *t)
 {
     const int64_t steps = t->session.steps;
     kd_log_header(&t->session.step);
+    /* A stop at a step that was to be evaluated left that to us. */
+    const int64_t every = t->evaluate_every.steps, begun = t->progress.step;
+    if (begun > 0 && begun < steps && every > 0 && begun % every == 0) KD_TRY(evaluate(t));
     while (t->progress.step < steps) {
         KD_TRY(one_step(t));
         const int64_t done = t->progress.step;
