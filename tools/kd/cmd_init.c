@@ -16,7 +16,7 @@ static const kd_option rows[] = {
     { "keep", KD_STRING, offsetof(options, keep), "", 0, 0, "",
       "layers of the teacher, ascending from 0: 0,2,4-9" },
     { "layers", KD_INT, offsetof(options, layers), "0", 0, 1e6, "layers",
-      "instead of keep: so many, evenly spread, the first and the last among them" },
+      "instead of keep: so many; every second layer about the middle goes" },
     { "config", KD_STRING, offsetof(options, config), "", 0, 0, "",
       "instead of a teacher: a config.json, for fresh weights" },
     { "tokenizer", KD_STRING, offsetof(options, tokenizer), "", 0, 0, "",
@@ -70,15 +70,23 @@ static kd_status parse_keep(layer_list *list, const char *text)
     }
 }
 
-/* Layer i of n is the teacher's layer i (L - 1) / (n - 1), rounded: the first and the last stay. */
-static kd_status spread(layer_list *list, int64_t count, int64_t all)
+/* Which of `all` layers a student of `count` keeps.  Every second layer about the middle goes: early
+ * and late layers do what no neighbour can stand in for, and no two neighbours go together.  Where more
+ * than half go, layer i of n is layer i (L - 1) / (n - 1), rounded.  Measured in src/DECISIONS.md. */
+static kd_status choose(layer_list *list, int64_t count, int64_t all)
 {
+    const int64_t gone = all - count, first = (all - 2 * gone + 2) / 2;
     if (count > all || count > MAX_LAYERS)
         return kd_fail(KD_EINVAL, "--layers: %lld; the teacher has %lld", (long long)count,
                        (long long)all);
-    for (int64_t i = 0; i < count; i++)
-        list->items[i] = count > 1 ? (2 * i * (all - 1) + count - 1) / (2 * (count - 1)) : 0;
-    list->count = count;
+    list->count = 0;
+    for (int64_t i = 0; i < count && 2 * gone >= all; i++)
+        list->items[list->count++] =
+            count > 1 ? (2 * i * (all - 1) + count - 1) / (2 * (count - 1)) : 0;
+    for (int64_t i = 0; i < all && 2 * gone < all; i++) {
+        const bool goes = i >= first && i < first + 2 * gone && (i - first) % 2 == 0;
+        if (!goes) list->items[list->count++] = i;
+    }
     return KD_OK;
 }
 
@@ -111,7 +119,7 @@ static kd_status init_from_teacher(const options *o)
     if (o->keep[0])
         KD_TRY(parse_keep(&list, o->keep));
     else
-        KD_TRY(spread(&list, o->layers, teacher.layers));
+        KD_TRY(choose(&list, o->layers, teacher.layers));
     KD_TRY(kd_student_from_layers(o->out, o->teacher, list.items, list.count));
     return report(o, &list, teacher.layers);
 }
