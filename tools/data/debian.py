@@ -26,6 +26,9 @@ PACKAGES = {
 }
 
 # Long-form argument and two technical manuals: 22 MB to fetch, 4 million tokens.
+# As root apt drops to a user of its own, who may not write to our cache, and warns about it.
+AS_ROOT = ["-o", "APT::Sandbox::User=root"] if os.geteuid() == 0 else []
+
 DEFAULT = ("anarchism", "postgresql-doc-15", "python3.11-doc")
 
 
@@ -36,7 +39,7 @@ def archive_of(package, cache):
     found = sorted(glob.glob(pattern))
     if not found:
         os.makedirs(cache, exist_ok=True)
-        if subprocess.run(["apt-get", "download", "--quiet", package], cwd=cache, check=False,
+        if subprocess.run(["apt-get", "download", "--quiet", *AS_ROOT, package], cwd=cache, check=False,
                           stdout=subprocess.DEVNULL).returncode != 0:
             raise Refused(f"{package}: apt-get could not download it (apt-get update may help); "
                           f"or put its .deb into {cache}")
