@@ -97,7 +97,9 @@ static kd_status parse_option(parser *p, const char *word)
     }
     const kd_option *off = strncmp(name, "no-", 3) == 0 ? find_row(p, name + 3, length - 3) : NULL;
     if (off && off->kind == KD_BOOL && !value) return put(p, off->name, "false");
-    if (p->take_settings && strchr(name, '.')) return parse_setting(p, name, value);
+    /* A whole section, `--loss={ce: {weight: 1}}`, has no dot; who takes settings knows its sections. */
+    const bool section = value && (value[0] == '{' || value[0] == '[');
+    if (p->take_settings && (section || strchr(name, '.'))) return parse_setting(p, name, value);
     return put(p, name, ""); /* kd_options_parse says that no row knows it, and which is near */
 }
 
