@@ -71,20 +71,19 @@ Test(args, reads_every_way_to_write_an_option)
 
 Test(args, keeps_settings_of_a_run_apart)
 {
-    static const char *const words[WORDS] = { "a.yaml",
-                                              "--loss.kl.weight=0.5",
-                                              "--data.shuffle",
-                                              "b.yaml",
-                                              "--no-data.pack",
-                                              "--run.steps",
-                                              "-3",
-                                              "--model=m" };
-    static const char *const want[] = { "loss.kl.weight", "0.5",   "data.shuffle", "true",
-                                        "data.pack",      "false", "run.steps",    "-3" };
+    static const char *const words[WORDS] = {
+        "a.yaml", "--loss.kl.weight=0.5",     "--data.shuffle",
+        "b.yaml", "--no-data.pack",           "--run.steps",
+        "-3",     "--loss={ce: {weight: 1}}", "--model=m"
+    };
+    static const char *const want[] = {
+        "loss.kl.weight", "0.5",       "data.shuffle", "true", "data.pack",
+        "false",          "run.steps", "-3",           "loss", "{ce: {weight: 1}}"
+    };
     kd_args args;
     options o;
     cr_assert_eq(parse(&args, &o, words, true), KD_OK, "%s", kd_last_error());
-    cr_assert_eq(args.setting_count, 4);
+    cr_assert_eq(args.setting_count, 5);
     for (int i = 0; i < KD_COUNT(want); i++) cr_expect_str_eq(args.settings[i], want[i], "%d", i);
     cr_assert_eq(args.operand_count, 2);
     cr_expect_str_eq(args.operands[0], "a.yaml");
