@@ -20,7 +20,7 @@ static const kd_option rows[] = {
     { 0 },
 };
 
-enum { WORDS = 8 };
+enum { WORDS = 9 };
 
 static int count_words(const char *const *words)
 {
