@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 
-SEQUENCE, SAMPLES, WARM, STEPS = 256, 4, 3, 8
+SEQUENCE, SAMPLES, WARM, STEPS = 256, 4, 2, 5
 KL, CE, LR = 0.9, 0.1, 3e-4
 
 
