@@ -1,6 +1,7 @@
 #include "train/session.h"
 
 #include <omp.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 /* Share of a device that a plan may fill: the rest is the system's, the libraries' and the code's. */
@@ -200,13 +201,19 @@ static kd_status count_tokens(kd_session *s)
     return KD_OK;
 }
 
-static kd_status refuse_size(const kd_session *s)
+/* Names the largest micro-batch that would fit. */
+static kd_status refuse_size(kd_session *s)
 {
+    const double bytes = (double)kd_session_bytes(s);
+    const char *phase = s->step.stack.peak_phase;
+    const int64_t micro = s->micro;
+    char largest[64] = "not even one sample fits";
+    KD_TRY(plan_auto(s));
+    if (fits(s)) snprintf(largest, sizeof largest, "batch.micro: %lld fits", (long long)s->micro);
     return kd_fail(KD_ENOMEM,
-                   "the run needs %.2f GB of %.2f GB, most of it at %s; smaller batch.micro (now "
-                   "%lld), student.recompute: blocks or dtype: bf16 take less",
-                   (double)kd_session_bytes(s) / 1e9, (double)s->memory / 1e9,
-                   s->step.stack.peak_phase, (long long)s->micro);
+                   "the run needs %.2f GB of %.2f GB, most of it at %s, with batch.micro %lld; %s; "
+                   "student.recompute: blocks and dtype: bf16 take less",
+                   bytes / 1e9, (double)s->memory / 1e9, phase, (long long)micro, largest);
 }
 
 kd_status kd_session_open(kd_session *s, kd_run *run)
