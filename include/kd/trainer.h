@@ -32,7 +32,8 @@ KD_MUST_CHECK kd_status kd_run_set(kd_run *run, const char *path, const char *te
 /* Every option of every section with its range, unit and default. */
 void kd_run_help(FILE *out);
 
-/* The effective configuration, defaults included, as YAML that parses back to it. */
+/* The effective configuration, defaults included, as YAML that parses back to it; numbers have 15
+ * digits. */
 KD_MUST_CHECK kd_status kd_run_print(kd_run *run, FILE *out);
 
 /* Trains until the run's tokens, steps or epochs are done, or goes on with an interrupted run.

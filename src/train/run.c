@@ -11,6 +11,8 @@ static const kd_option model_rows[] = {
       "Hugging Face directory" },
     { "dtype", KD_CHOICE, offsetof(kd_model_section, dtype), "f32", 0, 0, "f32|bf16",
       "of weights and activations; a trained bf16 model keeps f32 masters" },
+    { "master", KD_CHOICE, offsetof(kd_model_section, master), "f32", 0, 0, "f32",
+      "of a trained model's weights, whatever they compute in" },
     { "recompute", KD_CHOICE, offsetof(kd_model_section, recompute), "none", 0, 0, "none|blocks",
       "blocks: keep block inputs only and compute the rest again in backward" },
     { "trainable", KD_BOOL, offsetof(kd_model_section, trainable), "false", 0, 0, "",
@@ -63,6 +65,8 @@ static const kd_option run_rows[] = {
       "auto, cpu, cuda, cuda:1" },
     { "resume", KD_STRING, offsetof(kd_run_section, resume), "auto", 0, 0, "",
       "auto: go on with an interrupted run; never; or a checkpoint's directory" },
+    { "deterministic", KD_BOOL, offsetof(kd_run_section, deterministic), "true", 0, 0, "",
+      "the same bits every time; a CPU always gives them for the same number of threads" },
     { "log_every", KD_INT, offsetof(kd_run_section, log_every), "10", 1, 1e9, "updates",
       "one line per so many" },
     { 0 },
@@ -150,6 +154,27 @@ static kd_status parse_data(kd_run *run)
     return KD_OK;
 }
 
+/* Bits of kd_eval_section.metrics, in order. */
+static const char *const metric_names[] = { "kl", "ppl", "same_top", NULL };
+
+/* eval.metrics: a list of what an evaluation reports; absent: everything. */
+static kd_status parse_metrics(kd_run *run, const kd_node *eval)
+{
+    const kd_node *list = kd_node_find(eval, "metrics");
+    run->eval.metrics = list ? 0 : ~0u;
+    for (const kd_node *n = list ? list->child : NULL; n; n = n->next) {
+        int at = 0;
+        while (metric_names[at] &&
+               (n->kind != KD_NODE_SCALAR || strcmp(metric_names[at], n->text) != 0))
+            at++;
+        if (!metric_names[at])
+            return kd_node_fail(n, "eval.metrics", "found \"%s\", expected kl, ppl or same_top",
+                                n->kind == KD_NODE_SCALAR ? n->text : "a map");
+        run->eval.metrics |= 1u << at;
+    }
+    return KD_OK;
+}
+
 static kd_status parse_terms(kd_run *run)
 {
     int students[KD_MAX_MODELS], teachers[KD_MAX_MODELS], student_count = 0, teacher_count = 0;
@@ -180,7 +205,8 @@ static kd_status check_sections(const kd_run *run)
 
 kd_status kd_run_parse(kd_run *run)
 {
-    static const char *const nested[] = { "checkpoint", NULL };
+    static const char *const nested[] = { "checkpoint", NULL }, *const listed[] = { "metrics",
+                                                                                    NULL };
     if (run->parsed) return KD_OK;
     kd_arena *arena = run->arena;
     const kd_node *section = kd_node_find(run->root, "run");
@@ -195,8 +221,9 @@ kd_status kd_run_parse(kd_run *run)
     KD_TRY(kd_options_parse(&run->run, run_rows, arena, section, "run", nested));
     KD_TRY(kd_options_parse(&run->checkpoint, checkpoint_rows, arena,
                             kd_node_find(section, "checkpoint"), "run.checkpoint", NULL));
-    KD_TRY(kd_options_parse(&run->eval, eval_rows, arena, kd_node_find(run->root, "eval"), "eval",
-                            NULL));
+    const kd_node *eval = kd_node_find(run->root, "eval");
+    KD_TRY(kd_options_parse(&run->eval, eval_rows, arena, eval, "eval", listed));
+    KD_TRY(parse_metrics(run, eval));
     run->parsed = true;
     return KD_OK;
 }
@@ -322,7 +349,10 @@ static kd_status put_rows(json_t *map, const void *target, const kd_option *rows
     for (const kd_option *row = rows; row->name; row++) {
         char text[1024];
         KD_TRY(kd_option_print(text, sizeof text, target, row));
-        if (json_object_set_new(map, row->name, json_string(text)) != 0)
+        /* The text is YAML: numbers, booleans and quoted strings are JSON too, bare words are not. */
+        json_t *value = json_loads(text, JSON_DECODE_ANY, NULL);
+        if (!value) value = json_string(text);
+        if (json_object_set_new(map, row->name, value) != 0)
             return kd_fail(KD_ENOMEM, "configuration: no memory");
     }
     return KD_OK;
@@ -370,6 +400,15 @@ static kd_status put_data(json_t *root, const kd_run *run)
     return KD_OK;
 }
 
+static kd_status put_metrics(json_t *eval, unsigned metrics)
+{
+    json_t *list = json_array();
+    bool ok = json_object_set_new(eval, "metrics", list) == 0;
+    for (int i = 0; ok && metric_names[i]; i++)
+        if (metrics >> i & 1u) ok = json_array_append_new(list, json_string(metric_names[i])) == 0;
+    return ok ? KD_OK : kd_fail(KD_ENOMEM, "configuration: no memory");
+}
+
 static kd_status effective(json_t **out, kd_run *run)
 {
     json_t *root = json_object();
@@ -385,6 +424,7 @@ static kd_status effective(json_t **out, kd_run *run)
         put_section(json_object_get(root, "run"), "checkpoint", &run->checkpoint, checkpoint_rows),
         status, failed);
     KD_TRY_GOTO(put_section(root, "eval", &run->eval, eval_rows), status, failed);
+    KD_TRY_GOTO(put_metrics(json_object_get(root, "eval"), run->eval.metrics), status, failed);
     *out = root;
     return KD_OK;
 failed:
@@ -409,7 +449,7 @@ kd_status kd_run_print(kd_run *run, FILE *out)
 {
     json_t *root;
     KD_TRY(effective(&root, run));
-    const int failed = json_dumpf(root, out, JSON_INDENT(2));
+    const int failed = json_dumpf(root, out, JSON_INDENT(2) | JSON_REAL_PRECISION(15));
     json_decref(root);
     fputc('\n', out);
     return failed ? kd_fail(KD_EIO, "the configuration could not be written") : KD_OK;

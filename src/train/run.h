@@ -8,6 +8,7 @@ typedef struct kd_model_section {
     const char *model; /* directory */
     const char *label; /* "teacher", "student", "students[1]" */
     int dtype;         /* 0 f32, 1 bf16 */
+    int master;        /* 0: f32 */
     int recompute;     /* kd_recompute */
     bool trainable;
 } kd_model_section;
@@ -34,6 +35,7 @@ typedef struct kd_run_section {
     int64_t seed;
     const char *out, *device, *resume;
     int64_t log_every;
+    bool deterministic;
 } kd_run_section;
 
 typedef struct kd_checkpoint_section {
@@ -45,6 +47,7 @@ typedef struct kd_checkpoint_section {
 typedef struct kd_eval_section {
     const char *every;
     int64_t tokens;
+    unsigned metrics; /* bits: 1 kl, 2 ppl, 4 same_top */
 } kd_eval_section;
 
 struct kd_run {

@@ -237,6 +237,20 @@ static kd_status add_history(trainer *t, const kd_measure *nll, const kd_measure
                : kd_fail(KD_ENOMEM, "history of evaluations: no memory");
 }
 
+static void log_evaluation(const trainer *t, const char *model, const kd_measure *nll,
+                           const kd_measure *kl, const kd_measure *same)
+{
+    const unsigned wanted = t->session.run->eval.metrics;
+    const double ppl = exp(nll->mean);
+    char text[3][64] = { "", "", "" };
+    if (wanted & 1u) snprintf(text[0], sizeof text[0], "  kl %.4f +/- %.4f", kl->mean, kl->error);
+    if (wanted & 2u)
+        snprintf(text[1], sizeof text[1], "  ppl %.3f +/- %.3f", ppl, ppl * nll->error);
+    if (wanted & 4u) snprintf(text[2], sizeof text[2], "  same top %.1f %%", 100.0 * same->mean);
+    kd_log(KD_LOG_INFO, "%6lld  %s valid%s%s%s", (long long)t->progress.step, model, text[0],
+           text[1], text[2]);
+}
+
 static kd_status report_evaluation(trainer *t, int m)
 {
     const kd_scores *scores = &t->scores[m];
@@ -245,9 +259,7 @@ static kd_status report_evaluation(trainer *t, int m)
     const kd_measure kl = kd_scores_mean(scores, scores->kl);
     const kd_measure same = kd_scores_mean(scores, scores->same);
     const double ppl = exp(nll.mean);
-    kd_log(KD_LOG_INFO, "%6lld  %s valid  ppl %.3f +/- %.3f  kl %.4f +/- %.4f  same top %.1f %%",
-           (long long)t->progress.step, model->label, ppl, ppl * nll.error, kl.mean, kl.error,
-           100.0 * same.mean);
+    log_evaluation(t, model->label, &nll, &kl, &same);
     KD_TRY(kd_metrics_evaluation(&t->metrics, model->label, t->progress.step, &nll, &kl, &same));
     if (model != t->students[0]) return KD_OK;
     KD_TRY(add_history(t, &nll, &kl));

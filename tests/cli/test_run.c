@@ -307,3 +307,33 @@ Test(run, a_signal_ends_train_with_a_checkpoint_and_75, .init = setup, .fini = t
     expect_code(r, 0, "inspect");
     cr_expect(strstr(r.out, "every file is as it was written"), "%s", r.out);
 }
+
+/* What a person copies first: the shipped run files, and what --print-config gives back. */
+Test(run, examples_are_understood, .init = setup, .fini = teardown)
+{
+    static const char *const examples[] = { "qwen-0.5b", "smollm2" };
+    for (int i = 0; i < KD_COUNT(examples); i++) {
+        result r =
+            run("train %s/../../tools/examples/%s.yaml --print-config", KD_GOLDEN, examples[i]);
+        expect_code(r, 0, examples[i]);
+        write_text("printed.yaml", r.out);
+        char *first = strdup(r.out);
+        r = run("train printed.yaml --print-config");
+        expect_code(r, 0, "what --print-config printed");
+        cr_expect_str_eq(r.out, first, "%s", examples[i]);
+        free(first);
+    }
+    const result r = run("train printed.yaml --print-config --eval.metrics=[kl,accuracy]");
+    expect_code(r, 2, "an unknown metric");
+    cr_expect(strstr(r.err, "eval.metrics: found \"accuracy\", expected kl, ppl or same_top"), "%s",
+              r.err);
+}
+
+Test(run, one_too_big_is_refused_with_what_fits, .init = setup, .fini = teardown)
+{
+    prepare_run();
+    /* Refused by the plan alone: nothing of that size is ever allocated. */
+    const result r = run("estimate run.yaml --device 0.002GB --batch.samples=64 --batch.micro=64");
+    expect_code(r, 4, "estimate of a small device");
+    cr_expect(strstr(r.out, "does not fit"), "%s", r.out);
+}
