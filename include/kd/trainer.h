@@ -68,7 +68,9 @@ typedef struct kd_estimate {
     double full_logits_bytes; /* what two [B*T, V] logits would take */
     double checkpoint_bytes;
     int64_t checkpoints;
-    int64_t largest_micro;         /* 0: not even one sample fits */
+    int64_t largest_micro;    /* 0: not even one sample fits */
+    kd_plan_entry instead[2]; /* keys that would take less, and by how many bytes */
+    int instead_count;
     double predicted_tokens_per_s; /* 0: nothing to predict with */
     bool fits;
 } kd_estimate;

@@ -98,6 +98,29 @@ kd_status kd_micro_fits(bool *fits, kd_run *run, kd_device *device, int64_t micr
     return status;
 }
 
+/* Peak of the same run with every trained model recomputing blocks, or every model in bf16. */
+static kd_status try_instead(kd_estimate *e, kd_run *run, kd_device *device, bool recompute,
+                             const char *name)
+{
+    kd_model_section keep[KD_MAX_MODELS];
+    kd_session s = { .device = NULL };
+    memcpy(keep, run->models, sizeof keep);
+    for (int m = 0; m < run->model_count; m++) {
+        if (!recompute) run->models[m].dtype = 1;
+        if (recompute && run->models[m].trainable) run->models[m].recompute = KD_RECOMPUTE_BLOCKS;
+    }
+    const kd_status status = kd_session_plan(&s, run, device, e->micro);
+    const double saved = status == KD_OK ? e->peak_bytes - bytes_needed(e, &s) : 0.0;
+    memcpy(run->models, keep, sizeof keep);
+    s.device = NULL; /* the caller's */
+    kd_session_close(&s);
+    if (saved <= 0.0) return status;
+    kd_plan_entry *entry = &e->instead[e->instead_count++];
+    snprintf(entry->name, sizeof entry->name, "%s", name);
+    entry->bytes = saved;
+    return KD_OK;
+}
+
 static kd_status count_checkpoints(kd_estimate *e, const kd_session *s)
 {
     int64_t steps;
@@ -149,6 +172,10 @@ kd_status kd_run_estimate(kd_estimate *estimate, kd_run *run, const char *name)
     KD_TRY_GOTO(kd_session_plan(&s, run, device, 0), status, done);
     KD_TRY_GOTO(fill(estimate, &s, name), status, done);
     KD_TRY_GOTO(find_largest(estimate, run, device), status, done);
+    KD_TRY_GOTO(try_instead(estimate, run, device, true, "student: {recompute: blocks}"), status,
+                done);
+    KD_TRY_GOTO(try_instead(estimate, run, device, false, "dtype: bf16 of every model"), status,
+                done);
 done:
     s.device = NULL;
     kd_session_close(&s);

@@ -79,6 +79,11 @@ static void print_text(const kd_estimate *e)
     print_models(e);
     print_peak(e);
     print_work(e);
+    for (int i = 0; i < e->instead_count; i++) {
+        char less[NUMBER];
+        printf("  %-14s %-30s -%s\n", i ? "" : "instead", e->instead[i].name,
+               bytes(less, e->instead[i].bytes));
+    }
     printf("  verdict        %s\n", e->fits ? "fits" : "does not fit");
 }
 
@@ -114,6 +119,14 @@ static void print_json(const kd_estimate *e)
     }
     cmd_json_close(&json);
     cmd_json_integer(&json, "largest_micro", e->largest_micro);
+    cmd_json_open(&json, "instead", '[');
+    for (int i = 0; i < e->instead_count; i++) {
+        cmd_json_open(&json, NULL, '{');
+        cmd_json_text(&json, "name", e->instead[i].name);
+        cmd_json_number(&json, "saves_bytes", e->instead[i].bytes);
+        cmd_json_close(&json);
+    }
+    cmd_json_close(&json);
     cmd_json_number(&json, "full_logits_bytes", e->full_logits_bytes);
     cmd_json_number(&json, "flops_per_token", e->flops_per_token);
     cmd_json_number(&json, "teacher_flops", e->teacher_flops);
