@@ -43,6 +43,10 @@ struct kd_device {
     bool poison; /* debug: outputs are filled with NaN before an op runs */
 };
 
+/* KD_ENOTSUP naming every op that `ops` lacks; `device` is for the message.  In ops/ops.c; opening
+ * asks it, so that an empty slot is never met in the middle of a run. */
+KD_MUST_CHECK kd_status kd_ops_complete(const kd_ops *ops, const char *device);
+
 /* Where and with what an op runs.  One per thread of host control. */
 typedef struct kd_exec {
     kd_device *device;

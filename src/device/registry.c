@@ -5,10 +5,18 @@
 
 const kd_device_type *const kd_device_types[] = { &kd_device_cuda, &kd_device_cpu, NULL };
 
+static kd_status open_whole(kd_device **device, const kd_device_type *type, int index)
+{
+    KD_TRY(type->open(device, index));
+    const kd_status status = kd_ops_complete((*device)->ops, type->name);
+    if (status != KD_OK) type->close(*device);
+    return status;
+}
+
 static kd_status open_auto(kd_device **device)
 {
     for (int i = 0; kd_device_types[i]; i++)
-        if (kd_device_types[i]->count() > 0) return kd_device_types[i]->open(device, 0);
+        if (kd_device_types[i]->count() > 0) return open_whole(device, kd_device_types[i], 0);
     return kd_fail(KD_EDEVICE, "no device found");
 }
 
@@ -26,7 +34,7 @@ kd_status kd_device_open(kd_device **device, const char *name)
         if (index < 0 || index >= type->count())
             return kd_fail(KD_EDEVICE, "device \"%s\": this machine and build have %d of type %s",
                            name, type->count(), type->name);
-        return type->open(device, (int)index);
+        return open_whole(device, type, (int)index);
     }
     return kd_fail(KD_EINVAL, "device \"%s\": expected auto, cpu, cuda or cuda:N", name);
 }

@@ -124,7 +124,4 @@ KD_MUST_CHECK kd_status kd_op_run(kd_exec *exec, kd_op_id op, const void *args);
 
 #define KD_RUN(exec, op, ...) kd_op_run((exec), KD_OP_##op, &(const kd_##op##_args){ __VA_ARGS__ })
 
-/* KD_ENOTSUP naming every op that `ops` lacks; `device` is for the message. */
-KD_MUST_CHECK kd_status kd_ops_complete(const kd_ops *ops, const char *device);
-
 #endif

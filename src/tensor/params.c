@@ -36,10 +36,3 @@ void kd_params_layout(kd_params *params)
     }
     params->elements = at;
 }
-
-int kd_params_find(const kd_params *params, const char *name)
-{
-    for (int i = 0; i < params->count; i++)
-        if (strcmp(params->items[i].name, name) == 0) return i;
-    return -1;
-}

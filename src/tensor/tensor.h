@@ -135,7 +135,6 @@ typedef struct kd_params {
 KD_MUST_CHECK kd_status kd_params_declare(int *index, kd_params *params, const char *name,
                                           kd_shape shape, unsigned flags, int block);
 void kd_params_layout(kd_params *params);
-int kd_params_find(const kd_params *params, const char *name); /* -1: none */
 
 /* ---- taps: what a forward pass shows, and where losses leave their gradients ------------------ */
 
