@@ -124,13 +124,17 @@ static void gelu_tanh_backward_strip(float *dx, const float *dy, const float *x,
 
 /* ---- SwiGLU ----------------------------------------------------------------------------------- */
 
-kd_status kd_swiglu_cpu(kd_exec *exec, const kd_swiglu_args *args)
+kd_status kd_swiglu_check(const kd_swiglu_args *args)
 {
     KD_TRY(kd_expect_rows(args->gate, "gate"));
     const kd_shape shape = kd_shape_of(args->gate);
     const kd_dtype dtype = args->gate->dtype;
     KD_TRY(kd_expect_rows_of(args->up, "up", dtype, shape));
-    KD_TRY(kd_expect_rows_of(args->y, "y", dtype, shape));
+    return kd_expect_rows_of(args->y, "y", dtype, shape);
+}
+
+kd_status kd_swiglu_cpu(kd_exec *exec, const kd_swiglu_args *args)
+{
     if (kd_planning(exec)) return KD_OK;
     const int64_t rows = kd_tensor_rows(args->gate), columns = kd_tensor_columns(args->gate);
 #pragma omp parallel for schedule(static) if (rows * columns > KD_PARALLEL_ABOVE)
@@ -165,7 +169,7 @@ static void swiglu_backward_row(const kd_swiglu_backward_args *args, int64_t r)
     }
 }
 
-kd_status kd_swiglu_backward_cpu(kd_exec *exec, const kd_swiglu_backward_args *args)
+kd_status kd_swiglu_backward_check(const kd_swiglu_backward_args *args)
 {
     KD_TRY(kd_expect_rows(args->gate, "gate"));
     const kd_shape shape = kd_shape_of(args->gate);
@@ -173,7 +177,11 @@ kd_status kd_swiglu_backward_cpu(kd_exec *exec, const kd_swiglu_backward_args *a
     KD_TRY(kd_expect_rows_of(args->up, "up", dtype, shape));
     KD_TRY(kd_expect_rows_of(args->dy, "dy", dtype, shape));
     KD_TRY(kd_expect_rows_of(args->dgate, "dgate", dtype, shape));
-    KD_TRY(kd_expect_rows_of(args->dup, "dup", dtype, shape));
+    return kd_expect_rows_of(args->dup, "dup", dtype, shape);
+}
+
+kd_status kd_swiglu_backward_cpu(kd_exec *exec, const kd_swiglu_backward_args *args)
+{
     if (kd_planning(exec)) return KD_OK;
     const int64_t rows = kd_tensor_rows(args->gate), columns = kd_tensor_columns(args->gate);
 #pragma omp parallel for schedule(static) if (rows * columns > KD_PARALLEL_ABOVE)
@@ -183,10 +191,14 @@ kd_status kd_swiglu_backward_cpu(kd_exec *exec, const kd_swiglu_backward_args *a
 
 /* ---- GELU ------------------------------------------------------------------------------------- */
 
-kd_status kd_gelu_cpu(kd_exec *exec, const kd_gelu_args *args)
+kd_status kd_gelu_check(const kd_gelu_args *args)
 {
     KD_TRY(kd_expect_rows(args->x, "x"));
-    KD_TRY(kd_expect_rows_of(args->y, "y", args->x->dtype, kd_shape_of(args->x)));
+    return kd_expect_rows_of(args->y, "y", args->x->dtype, kd_shape_of(args->x));
+}
+
+kd_status kd_gelu_cpu(kd_exec *exec, const kd_gelu_args *args)
+{
     if (kd_planning(exec)) return KD_OK;
     const int64_t rows = kd_tensor_rows(args->x), columns = kd_tensor_columns(args->x);
 #pragma omp parallel for schedule(static) if (rows * columns > KD_PARALLEL_ABOVE)
@@ -203,11 +215,15 @@ kd_status kd_gelu_cpu(kd_exec *exec, const kd_gelu_args *args)
     return KD_OK;
 }
 
-kd_status kd_gelu_backward_cpu(kd_exec *exec, const kd_gelu_backward_args *args)
+kd_status kd_gelu_backward_check(const kd_gelu_backward_args *args)
 {
     KD_TRY(kd_expect_rows(args->x, "x"));
     KD_TRY(kd_expect_rows_of(args->dy, "dy", args->x->dtype, kd_shape_of(args->x)));
-    KD_TRY(kd_expect_rows_of(args->dx, "dx", args->x->dtype, kd_shape_of(args->x)));
+    return kd_expect_rows_of(args->dx, "dx", args->x->dtype, kd_shape_of(args->x));
+}
+
+kd_status kd_gelu_backward_cpu(kd_exec *exec, const kd_gelu_backward_args *args)
+{
     if (kd_planning(exec)) return KD_OK;
     const int64_t rows = kd_tensor_rows(args->x), columns = kd_tensor_columns(args->x);
 #pragma omp parallel for schedule(static) if (rows * columns > KD_PARALLEL_ABOVE)

@@ -148,29 +148,36 @@ static kd_status check_offsets(const kd_tensor *cu, const char *what, int64_t ro
     return KD_OK;
 }
 
-kd_status kd_attention_check(problem *p, const kd_exec *exec, const kd_tensor *cu_q,
-                             const kd_tensor *cu_k, const kd_tensor *lse)
+kd_status kd_attention_check(const kd_attention_args *a)
 {
-    KD_TRY(kd_expect_rows(p->q, "q"));
-    KD_TRY(kd_tensor_expect(p->q, "q", -1, KD_SHAPE(-1, -1, -1)));
-    KD_TRY(kd_expect_rows(p->k, "k"));
-    KD_TRY(kd_tensor_expect(p->k, "k", -1, KD_SHAPE(-1, -1, p->q->shape[2])));
-    KD_TRY(check_like(p->v, "v", p->k));
-    KD_TRY(kd_tensor_expect(lse, "lse", KD_F32, KD_SHAPE(p->q->shape[1], p->q->shape[0])));
-    KD_TRY(kd_expect_list(cu_q, "cu_q", KD_I32, cu_q ? kd_tensor_elements(cu_q) : 0));
-    KD_TRY(kd_expect_list(cu_k, "cu_k", KD_I32, kd_tensor_elements(cu_q)));
-    const int64_t heads = p->q->shape[1], groups = p->k->shape[1], d = p->q->shape[2];
-    if (kd_tensor_elements(cu_q) < 1) return kd_fail(KD_EINVAL, "cu_q: empty");
+    KD_TRY(kd_expect_rows(a->q, "q"));
+    KD_TRY(kd_tensor_expect(a->q, "q", -1, KD_SHAPE(-1, -1, -1)));
+    KD_TRY(kd_expect_rows(a->k, "k"));
+    KD_TRY(kd_tensor_expect(a->k, "k", (int)a->q->dtype, KD_SHAPE(-1, -1, a->q->shape[2])));
+    KD_TRY(check_like(a->v, "v", a->k));
+    KD_TRY(check_like(a->o, "o", a->q));
+    KD_TRY(kd_tensor_expect(a->lse, "lse", KD_F32, KD_SHAPE(a->q->shape[1], a->q->shape[0])));
+    if (!kd_present(a->cu_q)) return kd_fail(KD_EINVAL, "cu_q: absent");
+    KD_TRY(kd_expect_list(a->cu_q, "cu_q", KD_I32, kd_tensor_elements(a->cu_q)));
+    KD_TRY(kd_expect_list(a->cu_k, "cu_k", KD_I32, kd_tensor_elements(a->cu_q)));
+    const int64_t heads = a->q->shape[1], groups = a->k->shape[1], d = a->q->shape[2];
+    if (kd_tensor_elements(a->cu_q) < 1) return kd_fail(KD_EINVAL, "cu_q: empty");
     if (groups < 1 || heads % groups != 0)
         return kd_fail(KD_EINVAL, "q has %lld heads, no multiple of the %lld of k",
                        (long long)heads, (long long)groups);
     if (d < 1 || d > MAX_HEAD)
         return kd_fail(KD_ENOTSUP, "head size %lld, expected 1 to %d", (long long)d, MAX_HEAD);
+    return KD_OK;
+}
+
+kd_status kd_attention_problem(problem *p, const kd_exec *exec, const kd_tensor *cu_q,
+                               const kd_tensor *cu_k)
+{
     p->documents = kd_tensor_elements(cu_q) - 1;
-    p->heads = heads;
-    p->group = heads / groups;
-    p->d = d;
-    p->ld = kd_ceil_div(d, PANEL) * PANEL;
+    p->heads = p->q->shape[1];
+    p->group = p->heads / p->k->shape[1];
+    p->d = p->q->shape[2];
+    p->ld = kd_ceil_div(p->d, PANEL) * PANEL;
     p->cu_q = cu_q->data;
     p->cu_k = cu_k->data;
     if (kd_planning(exec)) return KD_OK;
@@ -185,8 +192,7 @@ kd_status kd_attention_cpu(kd_exec *exec, const kd_attention_args *args)
     problem p = {
         .q = args->q, .k = args->k, .v = args->v, .scale = args->scale, .softcap = args->softcap
     };
-    KD_TRY(kd_attention_check(&p, exec, args->cu_q, args->cu_k, args->lse));
-    KD_TRY(check_like(args->o, "o", args->q));
+    KD_TRY(kd_attention_problem(&p, exec, args->cu_q, args->cu_k));
     set_window(&p, args->causal, args->window);
     const int64_t wide = TILE * p.ld;
     kd_tensor scratch;

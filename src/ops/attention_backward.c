@@ -173,17 +173,28 @@ static kd_status backward_scratch(sums *to, kd_tensor *tiles, kd_exec *exec, con
                    KD_SHAPE(omp_get_max_threads(), 9 * TILE * p->ld + 2 * TILE * TILE));
 }
 
+kd_status kd_attention_backward_check(const kd_attention_backward_args *args)
+{
+    const kd_attention_args forward = { .o = args->o,
+                                        .lse = args->lse,
+                                        .q = args->q,
+                                        .k = args->k,
+                                        .v = args->v,
+                                        .cu_q = args->cu_q,
+                                        .cu_k = args->cu_k };
+    KD_TRY(kd_attention_check(&forward));
+    KD_TRY(check_like(args->dout, "dout", args->q));
+    KD_TRY(check_like(args->dq, "dq", args->q));
+    KD_TRY(check_like(args->dk, "dk", args->k));
+    return check_like(args->dv, "dv", args->k);
+}
+
 kd_status kd_attention_backward_cpu(kd_exec *exec, const kd_attention_backward_args *args)
 {
     problem p = {
         .q = args->q, .k = args->k, .v = args->v, .scale = args->scale, .softcap = args->softcap
     };
-    KD_TRY(kd_attention_check(&p, exec, args->cu_q, args->cu_k, args->lse));
-    KD_TRY(check_like(args->o, "o", args->q));
-    KD_TRY(check_like(args->dout, "dout", args->q));
-    KD_TRY(check_like(args->dq, "dq", args->q));
-    KD_TRY(check_like(args->dk, "dk", args->k));
-    KD_TRY(check_like(args->dv, "dv", args->k));
+    KD_TRY(kd_attention_problem(&p, exec, args->cu_q, args->cu_k));
     set_window(&p, args->causal, args->window);
     const int64_t wide = TILE * p.ld;
     sums to;

@@ -253,12 +253,12 @@ static inline float *take(float **at, int64_t count)
 static inline kd_status check_like(const kd_tensor *t, const char *what, const kd_tensor *like)
 {
     KD_TRY(kd_expect_rows(t, what));
-    return kd_tensor_expect(t, what, -1, kd_shape_of(like));
+    return kd_tensor_expect(t, what, (int)like->dtype, kd_shape_of(like));
 }
 
-/* Checks q, k, v and what goes with them and fills `p` but for `scale` and `softcap`; the offsets
- * are read unless the exec plans. */
-KD_MUST_CHECK kd_status kd_attention_check(problem *p, const kd_exec *exec, const kd_tensor *cu_q,
-                                           const kd_tensor *cu_k, const kd_tensor *lse);
+/* Fills `p`, whose q, k and v are set, but for `scale` and `softcap`; the offsets are read and
+ * checked unless the exec plans. */
+KD_MUST_CHECK kd_status kd_attention_problem(problem *p, const kd_exec *exec, const kd_tensor *cu_q,
+                                             const kd_tensor *cu_k);
 
 #endif

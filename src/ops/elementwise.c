@@ -11,9 +11,10 @@
 
 /* ---- fill and copy ---------------------------------------------------------------------------- */
 
+kd_status kd_fill_check(const kd_fill_args *args) { return kd_expect_rows(args->y, "y"); }
+
 kd_status kd_fill_cpu(kd_exec *exec, const kd_fill_args *args)
 {
-    KD_TRY(kd_expect_rows(args->y, "y"));
     if (kd_planning(exec)) return KD_OK;
     const int64_t rows = kd_tensor_rows(args->y), columns = kd_tensor_columns(args->y);
     const float value = args->value;
@@ -66,7 +67,7 @@ static void copy_row(kd_row y, int64_t y_stride, kd_row x, int64_t x_stride, int
     }
 }
 
-kd_status kd_copy_cpu(kd_exec *exec, const kd_copy_args *args)
+kd_status kd_copy_check(const kd_copy_args *args)
 {
     const kd_tensor *x = args->x, *y = args->y;
     if (!kd_present(x)) return kd_fail(KD_EINVAL, "x: absent");
@@ -74,7 +75,13 @@ kd_status kd_copy_cpu(kd_exec *exec, const kd_copy_args *args)
     if (x->dtype > KD_F16 || y->dtype > KD_F16)
         return kd_fail(KD_ENOTSUP, "from %s to %s, expected f32, bf16 or f16",
                        kd_dtype_name(x->dtype), kd_dtype_name(y->dtype));
+    return KD_OK;
+}
+
+kd_status kd_copy_cpu(kd_exec *exec, const kd_copy_args *args)
+{
     if (kd_planning(exec)) return KD_OK;
+    const kd_tensor *x = args->x, *y = args->y;
     const int64_t rows = kd_tensor_rows(x), columns = kd_tensor_columns(x);
     const int64_t y_stride = y->rank && columns > 1 ? y->stride[y->rank - 1] : 1;
     const int64_t x_stride = x->rank && columns > 1 ? x->stride[x->rank - 1] : 1;
@@ -99,12 +106,16 @@ static void add_row(kd_row y, kd_row a, kd_row b, int64_t columns)
     }
 }
 
-kd_status kd_add_cpu(kd_exec *exec, const kd_add_args *args)
+kd_status kd_add_check(const kd_add_args *args)
 {
     KD_TRY(kd_expect_rows(args->a, "a"));
     const kd_shape shape = kd_shape_of(args->a);
     KD_TRY(kd_expect_rows_of(args->b, "b", args->a->dtype, shape));
-    KD_TRY(kd_expect_rows_of(args->y, "y", args->a->dtype, shape));
+    return kd_expect_rows_of(args->y, "y", args->a->dtype, shape);
+}
+
+kd_status kd_add_cpu(kd_exec *exec, const kd_add_args *args)
+{
     if (kd_planning(exec)) return KD_OK;
     const int64_t rows = kd_tensor_rows(args->a), columns = kd_tensor_columns(args->a);
 #pragma omp parallel for schedule(static) if (rows * columns > KD_PARALLEL_ABOVE)
@@ -126,9 +137,13 @@ static kd_status check_chosen(const kd_tensor *many, const char *many_name, cons
     return kd_expect_list(rows, "rows", KD_I32, few->shape[0]);
 }
 
+kd_status kd_gather_rows_check(const kd_gather_rows_args *args)
+{
+    return check_chosen(args->x, "x", args->y, "y", args->rows);
+}
+
 kd_status kd_gather_rows_cpu(kd_exec *exec, const kd_gather_rows_args *args)
 {
-    KD_TRY(check_chosen(args->x, "x", args->y, "y", args->rows));
     if (kd_planning(exec)) return KD_OK;
     KD_TRY(kd_expect_ids(args->rows, "rows", -1, args->x->shape[0]));
     const int32_t *from = args->rows->data;
@@ -145,9 +160,13 @@ kd_status kd_gather_rows_cpu(kd_exec *exec, const kd_gather_rows_args *args)
     return KD_OK;
 }
 
+kd_status kd_scatter_rows_check(const kd_scatter_rows_args *args)
+{
+    return check_chosen(args->y, "y", args->x, "x", args->rows);
+}
+
 kd_status kd_scatter_rows_cpu(kd_exec *exec, const kd_scatter_rows_args *args)
 {
-    KD_TRY(check_chosen(args->y, "y", args->x, "x", args->rows));
     if (kd_planning(exec)) return KD_OK;
     KD_TRY(kd_expect_ids(args->rows, "rows", -1, args->y->shape[0]));
     const int32_t *to = args->rows->data;

@@ -22,7 +22,7 @@ static void add_row(kd_row y, kd_row table, kd_row add, int64_t columns)
     }
 }
 
-kd_status kd_embedding_cpu(kd_exec *exec, const kd_embedding_args *args)
+kd_status kd_embedding_check(const kd_embedding_args *args)
 {
     KD_TRY(kd_expect_rows(args->table, "table"));
     KD_TRY(kd_tensor_expect(args->table, "table", -1, KD_SHAPE(-1, -1)));
@@ -32,9 +32,15 @@ kd_status kd_embedding_cpu(kd_exec *exec, const kd_embedding_args *args)
     KD_TRY(kd_expect_list(args->ids, "ids", KD_I32, rows));
     if (kd_present(args->add))
         KD_TRY(kd_expect_rows_of(args->add, "add", args->y->dtype, KD_SHAPE(rows, columns)));
+    return KD_OK;
+}
+
+kd_status kd_embedding_cpu(kd_exec *exec, const kd_embedding_args *args)
+{
     if (kd_planning(exec)) return KD_OK;
     KD_TRY(kd_expect_ids(args->ids, "ids", 0, args->table->shape[0]));
 
+    const int64_t rows = args->y->shape[0], columns = args->y->shape[1];
     const int32_t *ids = args->ids->data;
     const size_t bytes = (size_t)columns * kd_dtype_size(args->y->dtype);
 #pragma omp parallel for schedule(static) if (rows * columns > KD_PARALLEL_ABOVE)
@@ -62,15 +68,20 @@ static void add_columns(const kd_embedding_backward_args *args, int64_t at, int6
     }
 }
 
-kd_status kd_embedding_backward_cpu(kd_exec *exec, const kd_embedding_backward_args *args)
+kd_status kd_embedding_backward_check(const kd_embedding_backward_args *args)
 {
     KD_TRY(kd_expect_rows(args->dy, "dy"));
     KD_TRY(kd_tensor_expect(args->dy, "dy", -1, KD_SHAPE(-1, -1)));
     const int64_t rows = args->dy->shape[0], columns = args->dy->shape[1];
     KD_TRY(kd_expect_rows_of(args->dtable, "dtable", KD_F32, KD_SHAPE(-1, columns)));
-    KD_TRY(kd_expect_list(args->ids, "ids", KD_I32, rows));
+    return kd_expect_list(args->ids, "ids", KD_I32, rows);
+}
+
+kd_status kd_embedding_backward_cpu(kd_exec *exec, const kd_embedding_backward_args *args)
+{
     if (kd_planning(exec)) return KD_OK;
     KD_TRY(kd_expect_ids(args->ids, "ids", 0, args->dtable->shape[0]));
+    const int64_t rows = args->dy->shape[0], columns = args->dy->shape[1];
 #pragma omp parallel for schedule(static) if (rows * columns > KD_PARALLEL_ABOVE)
     for (int64_t at = 0; at < columns; at += SHARE)
         add_columns(args, at, kd_min_i64(SHARE, columns - at));

@@ -24,22 +24,30 @@ static kd_status check(const kd_tensor *y, const kd_tensor *a, const kd_tensor *
     return check_dtype(y, "y", KD_F32, a->dtype);
 }
 
-kd_status kd_matmul_cpu(kd_exec *exec, const kd_matmul_args *args)
+kd_status kd_matmul_check(const kd_matmul_args *args)
 {
     KD_TRY(check(args->y, args->a, args->b));
-    if (kd_present(args->bias)) {
-        KD_TRY(kd_tensor_expect(args->bias, "bias", -1, KD_SHAPE(args->y->shape[1])));
-        KD_TRY(check_dtype(args->bias, "bias", KD_F32, args->a->dtype));
-        if (args->bias->shape[0] > 1 && args->bias->stride[0] != 1)
-            return kd_fail(KD_EINVAL, "bias: stride %lld, expected 1",
-                           (long long)args->bias->stride[0]);
-    }
+    if (!kd_present(args->bias)) return KD_OK;
+    KD_TRY(kd_tensor_expect(args->bias, "bias", -1, KD_SHAPE(args->y->shape[1])));
+    KD_TRY(check_dtype(args->bias, "bias", KD_F32, args->a->dtype));
+    if (args->bias->shape[0] > 1 && args->bias->stride[0] != 1)
+        return kd_fail(KD_EINVAL, "bias: stride %lld, expected 1",
+                       (long long)args->bias->stride[0]);
+    return KD_OK;
+}
+
+kd_status kd_matmul_cpu(kd_exec *exec, const kd_matmul_args *args)
+{
     return kd_dnn_matmul(kd_cpu_dnn(exec->device), exec, args->y, args->a, args->b, args->bias,
                          false);
 }
 
+kd_status kd_matmul_add_check(const kd_matmul_add_args *args)
+{
+    return check(args->y, args->a, args->b);
+}
+
 kd_status kd_matmul_add_cpu(kd_exec *exec, const kd_matmul_add_args *args)
 {
-    KD_TRY(check(args->y, args->a, args->b));
     return kd_dnn_matmul(kd_cpu_dnn(exec->device), exec, args->y, args->a, args->b, NULL, true);
 }

@@ -142,34 +142,54 @@ static void forward(const norm *a)
     }
 }
 
+static norm rms_norm_of(const kd_rms_norm_args *args)
+{
+    return (norm){ .y = args->y,
+                   .rstd = args->rstd,
+                   .sum = args->sum,
+                   .x = args->x,
+                   .residual = args->residual,
+                   .weight = args->weight,
+                   .eps = args->eps };
+}
+
+kd_status kd_rms_norm_check(const kd_rms_norm_args *args)
+{
+    const norm a = rms_norm_of(args);
+    return check_forward(&a);
+}
+
 kd_status kd_rms_norm_cpu(kd_exec *exec, const kd_rms_norm_args *args)
 {
-    const norm a = { .y = args->y,
-                     .rstd = args->rstd,
-                     .sum = args->sum,
-                     .x = args->x,
-                     .residual = args->residual,
-                     .weight = args->weight,
-                     .eps = args->eps };
-    KD_TRY(check_forward(&a));
+    const norm a = rms_norm_of(args);
     if (!kd_planning(exec)) forward(&a);
     return KD_OK;
 }
 
-kd_status kd_layer_norm_cpu(kd_exec *exec, const kd_layer_norm_args *args)
+static norm layer_norm_of(const kd_layer_norm_args *args)
 {
-    const norm a = { .y = args->y,
-                     .mean = args->mean,
-                     .rstd = args->rstd,
-                     .sum = args->sum,
-                     .x = args->x,
-                     .residual = args->residual,
-                     .weight = args->weight,
-                     .bias = args->bias,
-                     .eps = args->eps };
+    return (norm){ .y = args->y,
+                   .mean = args->mean,
+                   .rstd = args->rstd,
+                   .sum = args->sum,
+                   .x = args->x,
+                   .residual = args->residual,
+                   .weight = args->weight,
+                   .bias = args->bias,
+                   .eps = args->eps };
+}
+
+kd_status kd_layer_norm_check(const kd_layer_norm_args *args)
+{
+    const norm a = layer_norm_of(args);
     KD_TRY(check_forward(&a));
     KD_TRY(kd_expect_list(a.mean, "mean", KD_F32, kd_tensor_rows(a.x)));
-    KD_TRY(kd_expect_rows_of(a.bias, "bias", a.x->dtype, KD_SHAPE(kd_tensor_columns(a.x))));
+    return kd_expect_rows_of(a.bias, "bias", a.x->dtype, KD_SHAPE(kd_tensor_columns(a.x)));
+}
+
+kd_status kd_layer_norm_cpu(kd_exec *exec, const kd_layer_norm_args *args)
+{
+    const norm a = layer_norm_of(args);
     if (!kd_planning(exec)) forward(&a);
     return KD_OK;
 }
@@ -313,31 +333,51 @@ static kd_status run_backward(kd_exec *exec, norm_backward *a)
     return KD_OK;
 }
 
+static norm_backward rms_norm_backward_of(const kd_rms_norm_backward_args *args)
+{
+    return (norm_backward){ .dx = args->dx,
+                            .dweight = args->dweight,
+                            .dy = args->dy,
+                            .x = args->x,
+                            .rstd = args->rstd,
+                            .weight = args->weight,
+                            .add = args->add };
+}
+
+kd_status kd_rms_norm_backward_check(const kd_rms_norm_backward_args *args)
+{
+    const norm_backward a = rms_norm_backward_of(args);
+    return check_backward(&a);
+}
+
 kd_status kd_rms_norm_backward_cpu(kd_exec *exec, const kd_rms_norm_backward_args *args)
 {
-    norm_backward a = { .dx = args->dx,
-                        .dweight = args->dweight,
-                        .dy = args->dy,
-                        .x = args->x,
-                        .rstd = args->rstd,
-                        .weight = args->weight,
-                        .add = args->add };
-    KD_TRY(check_backward(&a));
+    norm_backward a = rms_norm_backward_of(args);
     return run_backward(exec, &a);
+}
+
+static norm_backward layer_norm_backward_of(const kd_layer_norm_backward_args *args)
+{
+    return (norm_backward){ .dx = args->dx,
+                            .dweight = args->dweight,
+                            .dbias = args->dbias,
+                            .dy = args->dy,
+                            .x = args->x,
+                            .mean = args->mean,
+                            .rstd = args->rstd,
+                            .weight = args->weight,
+                            .add = args->add };
+}
+
+kd_status kd_layer_norm_backward_check(const kd_layer_norm_backward_args *args)
+{
+    const norm_backward a = layer_norm_backward_of(args);
+    KD_TRY(check_backward(&a));
+    return kd_expect_list(a.mean, "mean", KD_F32, kd_tensor_rows(a.x));
 }
 
 kd_status kd_layer_norm_backward_cpu(kd_exec *exec, const kd_layer_norm_backward_args *args)
 {
-    norm_backward a = { .dx = args->dx,
-                        .dweight = args->dweight,
-                        .dbias = args->dbias,
-                        .dy = args->dy,
-                        .x = args->x,
-                        .mean = args->mean,
-                        .rstd = args->rstd,
-                        .weight = args->weight,
-                        .add = args->add };
-    KD_TRY(check_backward(&a));
-    KD_TRY(kd_expect_list(a.mean, "mean", KD_F32, kd_tensor_rows(a.x)));
+    norm_backward a = layer_norm_backward_of(args);
     return run_backward(exec, &a);
 }

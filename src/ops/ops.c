@@ -33,6 +33,7 @@ const kd_ops kd_ops_cpu = {
     {                                                                                              \
         return ops->op(exec, args);                                                                \
     }                                                                                              \
+    static kd_status check_##op(const void *args) { return kd_##op##_check(args); }                \
     static bool present_##op(const kd_ops *ops) { return ops->op != NULL; }
 #include "ops/op_list.h"
 #undef KD_OP
@@ -42,7 +43,7 @@ const kd_ops kd_ops_cpu = {
 #undef OUT
 
 const kd_op_info kd_op_infos[KD_OP_COUNT] = {
-#define KD_OP(op, parts) { #op, operands_of_##op, call_##op, present_##op },
+#define KD_OP(op, parts) { #op, operands_of_##op, check_##op, call_##op, present_##op },
 #include "ops/op_list.h"
 #undef KD_OP
 };
@@ -74,8 +75,9 @@ kd_status kd_op_run(kd_exec *exec, kd_op_id op, const void *args)
     const kd_op_info *info = &kd_op_infos[op];
     const kd_ops *ops = exec->device->ops;
     const kd_mark mark = kd_stack_mark(exec->stack);
-    if (exec->device->poison && !kd_planning(exec)) poison(info, args);
-    kd_status status = info->call(ops, exec, args);
+    kd_status status = info->check(args);
+    if (status == KD_OK && exec->device->poison && !kd_planning(exec)) poison(info, args);
+    if (status == KD_OK) status = info->call(ops, exec, args);
     kd_stack_release(exec->stack, mark); /* an op's scratch dies with it */
     if (status != KD_OK) status = kd_fail(status, "%s: %s", info->name, kd_last_error());
     return status;

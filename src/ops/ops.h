@@ -67,6 +67,13 @@ typedef struct kd_step_scalars {
 
 /* ---- from the list ---------------------------------------------------------------------------- */
 
+/*
+ * kd_<op>_check refuses operands whose presence, type, shape or strides do not fit: the same of
+ * every device, so it reads no element.  kd_op_run calls it before the device's own function, which
+ * may rely on it.  What only the elements tell, the CPU refuses (ids, labels, offsets, temperatures)
+ * and a GPU answers with NaN, which stops the run before its update.
+ */
+
 #define OUT(x)       const kd_tensor *x;
 #define INOUT(x)     const kd_tensor *x;
 #define IN(x)        const kd_tensor *x;
@@ -75,6 +82,7 @@ typedef struct kd_step_scalars {
     typedef struct kd_##name##_args {                                                              \
         operands                                                                                   \
     } kd_##name##_args;                                                                            \
+    kd_status kd_##name##_check(const kd_##name##_args *args);                                     \
     kd_status kd_##name##_cpu(kd_exec *exec, const kd_##name##_args *args);                        \
     kd_status kd_##name##_cuda(kd_exec *exec, const kd_##name##_args *args);
 #include "ops/op_list.h"
@@ -90,7 +98,7 @@ struct kd_ops {
 #undef KD_OP
 };
 
-extern const kd_ops kd_ops_cpu, kd_ops_meta;
+extern const kd_ops kd_ops_cpu, kd_ops_meta, kd_ops_cuda;
 
 typedef enum kd_op_id {
 #define KD_OP(name, operands) KD_OP_##name,
@@ -112,13 +120,14 @@ typedef struct kd_operand {
 typedef struct kd_op_info {
     const char *name;
     const kd_operand *(*operands)(int *count);
+    kd_status (*check)(const void *args);
     kd_status (*call)(const kd_ops *ops, kd_exec *exec, const void *args);
     bool (*present)(const kd_ops *ops);
 } kd_op_info;
 
 extern const kd_op_info kd_op_infos[KD_OP_COUNT];
 
-/* Runs one op: poisons its outputs on a debug device, gives its scratch back, and puts the op's
+/* Runs one op: checks its operands, poisons its outputs on a debug device, gives its scratch back, and puts the op's
  * name before the message of a failure. */
 KD_MUST_CHECK kd_status kd_op_run(kd_exec *exec, kd_op_id op, const void *args);
 

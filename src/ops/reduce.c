@@ -12,12 +12,16 @@ enum {
     BLOCK = 1 << 16, /* elements of one block of sum_squares */
 };
 
-kd_status kd_sum_columns_cpu(kd_exec *exec, const kd_sum_columns_args *args)
+kd_status kd_sum_columns_check(const kd_sum_columns_args *args)
 {
     KD_TRY(kd_expect_rows(args->x, "x"));
-    const int64_t rows = kd_tensor_rows(args->x), columns = kd_tensor_columns(args->x);
-    KD_TRY(kd_expect_list(args->y, "y", KD_F32, columns));
+    return kd_expect_list(args->y, "y", KD_F32, kd_tensor_columns(args->x));
+}
+
+kd_status kd_sum_columns_cpu(kd_exec *exec, const kd_sum_columns_args *args)
+{
     if (kd_planning(exec)) return KD_OK;
+    const int64_t rows = kd_tensor_rows(args->x), columns = kd_tensor_columns(args->x);
     float *y = args->y->data;
 #pragma omp parallel for schedule(static) if (rows * columns > KD_PARALLEL_ABOVE)
     for (int64_t at = 0; at < columns; at += SHARE) {
@@ -35,13 +39,17 @@ kd_status kd_sum_columns_cpu(kd_exec *exec, const kd_sum_columns_args *args)
     return KD_OK;
 }
 
-kd_status kd_sum_rows_cpu(kd_exec *exec, const kd_sum_rows_args *args)
+kd_status kd_sum_rows_check(const kd_sum_rows_args *args)
 {
     KD_TRY(kd_expect_rows(args->x, "x"));
     KD_TRY(kd_expect_rows_of(args->x, "x", KD_F32, kd_shape_of(args->x)));
-    const int64_t rows = kd_tensor_rows(args->x), columns = kd_tensor_columns(args->x);
-    KD_TRY(kd_expect_list(args->y, "y", KD_F32, rows));
+    return kd_expect_list(args->y, "y", KD_F32, kd_tensor_rows(args->x));
+}
+
+kd_status kd_sum_rows_cpu(kd_exec *exec, const kd_sum_rows_args *args)
+{
     if (kd_planning(exec)) return KD_OK;
+    const int64_t rows = kd_tensor_rows(args->x), columns = kd_tensor_columns(args->x);
     float *y = args->y->data;
 #pragma omp parallel for schedule(static) if (rows * columns > KD_PARALLEL_ABOVE)
     for (int64_t row = 0; row < rows; row++) {
@@ -62,12 +70,16 @@ static double block_of_squares(const float *x, int64_t n)
     return total;
 }
 
-kd_status kd_sum_squares_cpu(kd_exec *exec, const kd_sum_squares_args *args)
+kd_status kd_sum_squares_check(const kd_sum_squares_args *args)
 {
     if (!kd_present(args->x)) return kd_fail(KD_EINVAL, "x: absent");
+    KD_TRY(kd_expect_list(args->x, "x", KD_F32, kd_tensor_elements(args->x)));
+    return kd_expect_list(args->y, "y", KD_F32, 1);
+}
+
+kd_status kd_sum_squares_cpu(kd_exec *exec, const kd_sum_squares_args *args)
+{
     const int64_t count = kd_tensor_elements(args->x), blocks = kd_ceil_div(count, BLOCK);
-    KD_TRY(kd_expect_list(args->x, "x", KD_F32, count));
-    KD_TRY(kd_expect_list(args->y, "y", KD_F32, 1));
     kd_tensor scratch; /* doubles, for which there is no element type */
     KD_TRY(kd_push(&scratch, exec, "sum_squares.blocks", KD_I64, KD_SHAPE(blocks)));
     if (kd_planning(exec)) return KD_OK;

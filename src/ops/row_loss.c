@@ -423,7 +423,7 @@ static kd_status check_logits(const kd_tensor *t, const char *what, int64_t rows
     return KD_OK;
 }
 
-static kd_status check_shapes(const kd_row_loss_args *args)
+kd_status kd_row_loss_check(const kd_row_loss_args *args)
 {
     const kd_row_terms *terms = args->terms;
     if (!terms || terms->count < 1 || terms->count > KD_MAX_ROW_TERMS)
@@ -479,7 +479,6 @@ static kd_status check_values(const kd_row_loss_args *args, const kd_term_scalar
 
 kd_status kd_row_loss_cpu(kd_exec *exec, const kd_row_loss_args *args)
 {
-    KD_TRY(check_shapes(args));
     const kd_row_terms *terms = args->terms;
     job j = { .args = args, .columns = kd_ceil_div(args->classes, BLOCK) * BLOCK };
     for (int k = 0; k < terms->count; k++) j.teacher |= kd_row_types[terms->kind[k]].teacher;

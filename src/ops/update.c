@@ -33,15 +33,18 @@ static kd_status check_scalars(const kd_tensor *scalars)
     return KD_OK;
 }
 
-kd_status kd_clip_cpu(kd_exec *exec, const kd_clip_args *args)
+kd_status kd_clip_check(const kd_clip_args *args)
 {
     KD_TRY(check_scalars(args->scalars));
     KD_TRY(kd_expect_list(args->sum_squares, "sum_squares", KD_F32, 1));
     if (!kd_present(args->losses)) return kd_fail(KD_EINVAL, "losses: absent");
-    const int64_t count = kd_tensor_elements(args->losses);
-    KD_TRY(kd_expect_list(args->losses, "losses", KD_F32, count));
-    if (kd_planning(exec)) return KD_OK;
+    return kd_expect_list(args->losses, "losses", KD_F32, kd_tensor_elements(args->losses));
+}
 
+kd_status kd_clip_cpu(kd_exec *exec, const kd_clip_args *args)
+{
+    if (kd_planning(exec)) return KD_OK;
+    const int64_t count = kd_tensor_elements(args->losses);
     kd_step_scalars *s = args->scalars->data;
     const float *losses = args->losses->data;
     s->norm = sqrtf(*(const float *)args->sum_squares->data);
@@ -100,14 +103,18 @@ static void adam_block(float *restrict param, float *restrict m, float *restrict
     }
 }
 
-kd_status kd_adamw_cpu(kd_exec *exec, const kd_adamw_args *args)
+kd_status kd_adamw_check(const kd_adamw_args *args)
 {
     KD_TRY(check_update(args->param, args->weights, args->gradient, args->scalars));
     const int64_t count = kd_tensor_elements(args->param);
     KD_TRY(kd_expect_list(args->m, "m", KD_F32, count));
-    KD_TRY(kd_expect_list(args->v, "v", KD_F32, count));
-    if (kd_planning(exec)) return KD_OK;
+    return kd_expect_list(args->v, "v", KD_F32, count);
+}
 
+kd_status kd_adamw_cpu(kd_exec *exec, const kd_adamw_args *args)
+{
+    if (kd_planning(exec)) return KD_OK;
+    const int64_t count = kd_tensor_elements(args->param);
     const kd_step_scalars *s = args->scalars->data;
     if (s->verdict != KD_VERDICT_GOOD) return KD_OK;
     const adam_factors f = { .clip = s->clip,
@@ -151,15 +158,20 @@ static void momentum_block(float *restrict param, float *restrict m, const float
     }
 }
 
-kd_status kd_sgd_cpu(kd_exec *exec, const kd_sgd_args *args)
+kd_status kd_sgd_check(const kd_sgd_args *args)
 {
     KD_TRY(check_update(args->param, args->weights, args->gradient, args->scalars));
     const int64_t count = kd_tensor_elements(args->param);
     if (args->momentum != 0) KD_TRY(kd_expect_list(args->m, "m", KD_F32, count));
     if (args->nesterov && args->momentum == 0)
         return kd_fail(KD_EINVAL, "nesterov: found momentum 0, expected more");
-    if (kd_planning(exec)) return KD_OK;
+    return KD_OK;
+}
 
+kd_status kd_sgd_cpu(kd_exec *exec, const kd_sgd_args *args)
+{
+    if (kd_planning(exec)) return KD_OK;
+    const int64_t count = kd_tensor_elements(args->param);
     const kd_step_scalars *s = args->scalars->data;
     if (s->verdict != KD_VERDICT_GOOD) return KD_OK;
     const sgd_factors f = { s->clip, s->lr, args->decay, args->momentum, args->nesterov };
