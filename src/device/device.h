@@ -1,7 +1,7 @@
 /*
  * device.h - where memory, queues and fast matrix products come from.
  *
- * registry.c cpu.c cpu_dnn.c slab.c cuda_stub.c meta.c
+ * registry.c cpu.c cpu_dnn.c slab.c meta.c; cuda.c cuda_blas.c, or without CUDA cuda_stub.c
  */
 #ifndef KD_DEVICE_INTERNAL_H
 #define KD_DEVICE_INTERNAL_H
@@ -91,6 +91,23 @@ kd_dnn *kd_cpu_dnn(kd_device *device); /* of a CPU device */
 KD_MUST_CHECK kd_status kd_dnn_matmul(kd_dnn *dnn, kd_exec *exec, const kd_tensor *y,
                                       const kd_tensor *a, const kd_tensor *b, const kd_tensor *bias,
                                       bool accumulate);
+
+/* ---- CUDA, for launchers and cuda_blas.c ------------------------------------------------------- */
+
+typedef struct kd_cuda_limits {
+    int capability;      /* 80, 90: of sm_80, sm_90 */
+    int multiprocessors; /* that run blocks at the same time */
+    size_t shared;       /* bytes of shared memory that a block may ask for */
+    size_t cache;        /* bytes of the second-level cache */
+} kd_cuda_limits;
+
+/* Of an exec on a CUDA device; read when it was opened. */
+const kd_cuda_limits *kd_cuda_limits_of(const kd_exec *exec);
+void *kd_cuda_stream(const kd_exec *exec); /* a cudaStream_t */
+
+/* As kd_dnn_matmul; see there. */
+KD_MUST_CHECK kd_status kd_blas_matmul(kd_exec *exec, const kd_tensor *y, const kd_tensor *a,
+                                       const kd_tensor *b, const kd_tensor *bias, bool accumulate);
 
 /* ---- slabs: all parameters of one owner, and what runs parallel to them ------------------------ */
 

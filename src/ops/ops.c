@@ -43,7 +43,8 @@ const kd_ops kd_ops_cpu = {
 #undef OUT
 
 const kd_op_info kd_op_infos[KD_OP_COUNT] = {
-#define KD_OP(op, parts) { #op, operands_of_##op, check_##op, call_##op, present_##op },
+#define KD_OP(op, parts)                                                                           \
+    { #op, sizeof(kd_##op##_args), operands_of_##op, check_##op, call_##op, present_##op },
 #include "ops/op_list.h"
 #undef KD_OP
 };

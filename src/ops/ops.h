@@ -119,6 +119,7 @@ typedef struct kd_operand {
 
 typedef struct kd_op_info {
     const char *name;
+    size_t bytes; /* of the argument struct */
     const kd_operand *(*operands)(int *count);
     kd_status (*check)(const void *args);
     kd_status (*call)(const kd_ops *ops, kd_exec *exec, const void *args);

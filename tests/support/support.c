@@ -200,6 +200,23 @@ static double rounding(kd_dtype dtype, double value)
     return dtype == KD_F16 ? fmax(0x1p-11 * fabs(value), 0x1p-25) : 0;
 }
 
+void test_near_value(double got, double want, kd_dtype dtype, int roundings, double scale,
+                     double length, const char *fmt, ...)
+{
+    const double error = fabs(got - want);
+    const double tolerance = FLT_EPSILON * (fabs(got) + fabs(want) + scale) * sqrt(length) +
+                             roundings * rounding(dtype, want);
+    if (isnan(want) ? isnan(got) : isinf(want) ? got == want : isfinite(got) && error <= tolerance)
+        return;
+    va_list args;
+    va_start(args, fmt);
+    char name[320];
+    vsnprintf(name, sizeof name, fmt, args);
+    va_end(args);
+    cr_assert_fail("%s is %.9g, expected %.9g (error %.3g, tolerance %.3g)", name, got, want, error,
+                   tolerance);
+}
+
 void test_near(const kd_tensor *got, const double *want, double scale, double length,
                const char *fmt, ...)
 {
@@ -207,16 +224,9 @@ void test_near(const kd_tensor *got, const double *want, double scale, double le
     va_start(args, fmt);
     const char *name = case_name(fmt, args);
     va_end(args);
-    for (int64_t i = 0, n = kd_tensor_elements(got); i < n; i++) {
-        const double g = test_get(got, i), w = want[i], error = fabs(g - w);
-        const double tolerance =
-            FLT_EPSILON * (fabs(g) + fabs(w) + scale) * sqrt(length) + rounding(got->dtype, w);
-        const bool same = isnan(w)   ? isnan(g)
-                          : isinf(w) ? g == w
-                                     : isfinite(g) && error <= tolerance;
-        cr_assert(same, "%s: element %lld is %.9g, expected %.9g (error %.3g, tolerance %.3g)",
-                  name, (long long)i, g, w, error, tolerance);
-    }
+    for (int64_t i = 0, n = kd_tensor_elements(got); i < n; i++)
+        test_near_value(test_get(got, i), want[i], got->dtype, 1, scale, length, "%s: element %lld",
+                        name, (long long)i);
 }
 
 void test_same_bits(const kd_tensor *a, const kd_tensor *b, const char *fmt, ...)

@@ -72,6 +72,10 @@ double *test_zeros(test_bench *bench, int64_t count);
 void test_near(const kd_tensor *got, const double *want, double scale, double length,
                const char *fmt, ...) KD_PRINTF(5, 6);
 
+/* The same of one element that was rounded `roundings` times to `dtype`. */
+void test_near_value(double got, double want, kd_dtype dtype, int roundings, double scale,
+                     double length, const char *fmt, ...) KD_PRINTF(7, 8);
+
 /* Fails unless both tensors have the same shape and the same bits. */
 void test_same_bits(const kd_tensor *a, const kd_tensor *b, const char *fmt, ...) KD_PRINTF(3, 4);
 

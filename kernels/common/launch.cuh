@@ -1,0 +1,103 @@
+/*
+ * launch.cuh - what every .cu begins with: the seam to the host's C, shared memory by macro, and the
+ * one way to launch.
+ *
+ * The same file is compiled by nvcc and, for tests, as C++ against tests/cudasim, whose
+ * cuda_runtime.h defines KD_CUDASIM, KD_SHARED and KD_DYN_SHARED itself.
+ */
+#ifndef KD_LAUNCH_CUH
+#define KD_LAUNCH_CUH
+
+#include <cuda_runtime.h>
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#include <jansson.h>
+
+extern "C" {
+#include "ops/ops.h"
+}
+
+/* KD_SHARED(float, tile, [16][17]);  and, sized at launch,  KD_DYN_SHARED(float, buffer); */
+#ifndef KD_CUDASIM
+#define KD_SHARED(T, name, dims) __shared__ T name dims
+#define KD_DYN_SHARED(T, name)                                                                     \
+    extern __shared__ __align__(128) unsigned char kd_dynamic_shared[];                            \
+    T *const name = reinterpret_cast<T *>(kd_dynamic_shared)
+#endif
+
+constexpr int KD_WARP = 32;
+constexpr unsigned KD_ALL_LANES = 0xffffffffu;
+
+/* The shape that C spells KD_SHAPE(rows, columns). */
+template <class... Dims> inline kd_shape kd_shape_make(Dims... dims)
+{
+    return { (int32_t)sizeof...(dims), { (int64_t)dims... } };
+}
+#define KD_SHAPE(...) kd_shape_make(__VA_ARGS__)
+
+/* KD_OK, or KD_EDEVICE naming the call and CUDA's own words for what went wrong. */
+inline kd_status kd_cuda_status(cudaError_t error, const char *call)
+{
+    if (error == cudaSuccess) return KD_OK;
+    return kd_fail(error == cudaErrorMemoryAllocation ? KD_ENOMEM : KD_EDEVICE, "%s: %s (%s)", call,
+                   cudaGetErrorString(error), cudaGetErrorName(error));
+}
+
+struct kd_grid {
+    dim3 blocks, threads;
+    size_t shared = 0; /* bytes of dynamic shared memory */
+};
+
+/*
+ * Enqueues a kernel on the exec's stream.  More than 48 KiB of shared memory is asked for once per
+ * kernel by kd_allow_shared.
+ */
+template <class... Params, class... Args>
+inline kd_status kd_launch(kd_exec *exec, const char *name, void (*kernel)(Params...),
+                           const kd_grid &grid, Args &&...args)
+{
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid.blocks;
+    config.blockDim = grid.threads;
+    config.dynamicSmemBytes = grid.shared;
+    config.stream = (cudaStream_t)kd_cuda_stream(exec);
+    return kd_cuda_status(cudaLaunchKernelEx(&config, kernel, static_cast<Args &&>(args)...), name);
+}
+
+/* Lets `kernel` be launched with `bytes` of dynamic shared memory. */
+template <class... Params> inline kd_status kd_allow_shared(void (*kernel)(Params...), size_t bytes)
+{
+    return kd_cuda_status(cudaFuncSetAttribute((const void *)kernel,
+                                               cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                               (int)bytes),
+                          "cudaFuncSetAttribute");
+}
+
+/* ---- element types ---------------------------------------------------------------------------- */
+
+typedef __nv_bfloat16 bf16;
+
+__device__ __forceinline__ float kd_load(const float *p) { return *p; }
+__device__ __forceinline__ float kd_load(const bf16 *p) { return __bfloat162float(*p); }
+__device__ __forceinline__ void kd_store(float *p, float x) { *p = x; }
+__device__ __forceinline__ void kd_store(bf16 *p, float x) { *p = __float2bfloat16(x); }
+
+/* What storing as T and loading again makes of x. */
+template <class T> __device__ __forceinline__ float kd_rounded(float x);
+template <> __device__ __forceinline__ float kd_rounded<float>(float x) { return x; }
+template <> __device__ __forceinline__ float kd_rounded<bf16>(float x)
+{
+    return __bfloat162float(__float2bfloat16(x));
+}
+
+/* Calls launch<float>(...) or launch<bf16>(...) by `dtype`, which the op's check has narrowed to
+ * these two. */
+#define KD_BY_DTYPE(dtype, launch, ...)                                                            \
+    ((dtype) == KD_F32 ? launch<float>(__VA_ARGS__) : launch<bf16>(__VA_ARGS__))
+
+#endif
