@@ -101,10 +101,19 @@ kd_status rows_run(row_fixture *f, const kd_tensor *student)
 {
     f->loss = test_tensor(f->bench, KD_F32, KD_SHAPE(f->terms.count, f->rows), 3);
     memcpy(f->scalars.data, &f->values, sizeof f->values);
-    return KD_RUN(&f->bench->exec, row_loss, .student = student, .loss = &f->loss,
-                  .same_top = &f->same_top, .teacher = &f->teacher, .labels = &f->labels,
-                  .weight = &f->weight, .scalars = &f->scalars, .terms = &f->terms,
-                  .classes = f->classes);
+    const kd_row_loss_args args = {
+        .student = student,
+        .loss = &f->loss,
+        .same_top = &f->same_top,
+        .teacher = &f->teacher,
+        .labels = &f->labels,
+        .weight = &f->weight,
+        .scalars = &f->scalars,
+        .terms = &f->terms,
+        .classes = f->classes,
+    };
+    return f->run ? f->run(f->context, &args)
+                  : kd_op_run(&f->bench->exec, KD_OP_row_loss, &args);
 }
 
 kd_tensor rows_copy_student(row_fixture *f)

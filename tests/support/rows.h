@@ -36,6 +36,9 @@ typedef struct row_fixture {
     double *s, *t; /* [rows, classes], as rounded */
     kd_row_terms terms;
     kd_step_scalars values;
+    /* Runs the op elsewhere than on the bench; NULL: there. */
+    kd_status (*run)(void *context, const kd_row_loss_args *args);
+    void *context;
 } row_fixture;
 
 /* Everything but the logits' values: student [rows, classes + 5] of `dtype`, teacher
@@ -55,7 +58,7 @@ void rows_add_term(row_fixture *f, kd_row_kind kind, double temperature, double 
 /* A copy of the student to run on, so that one fixture serves many runs. */
 kd_tensor rows_copy_student(row_fixture *f);
 
-/* KD_RUN with a new `loss`; the gradient goes over `student`. */
+/* One run with a new `loss`; the gradient goes over `student`. */
 KD_MUST_CHECK kd_status rows_run(row_fixture *f, const kd_tensor *student);
 
 /* Runs on a copy and checks losses, gradient and same_top of every row. */
