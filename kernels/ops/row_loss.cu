@@ -82,7 +82,7 @@ bool take_mix(Params &p, int first, int second)
 unsigned threads_for(int64_t units)
 {
     unsigned threads = KD_WARP;
-    while (threads < MAX_THREADS && 2 * (int64_t)threads < units) threads *= 2;
+    while (threads < 512 && 2 * (int64_t)threads < units) threads *= 2;
     return threads;
 }
 

@@ -21,8 +21,6 @@
 
 namespace {
 
-constexpr int MAX_THREADS = 512;
-
 /* ---- which terms ------------------------------------------------------------------------------ */
 
 /* In place of a kind: any terms, told at run time; no second term. */
@@ -61,6 +59,8 @@ template <int FIRST, int SECOND> struct Set {
     static constexpr bool always =
         need_of(FIRST) == KD_SUMS_ALWAYS || need_of(SECOND) == KD_SUMS_ALWAYS;
     static constexpr bool clean = fixed && !always; /* worth a sweep of its own for clean rows */
+    /* Threads of a block, so that two of 512 or one of 1024 have what registers they need. */
+    static constexpr int threads = !fixed || FIRST == KD_ROW_jsd ? 512 : 1024;
     static __device__ __forceinline__ int kind(int j, int told)
     {
         return !fixed ? told : j == 0 ? FIRST : SECOND;
@@ -107,14 +107,6 @@ template <class S> struct State {
     bool poisoned; /* a temperature is none */
     bool need;     /* some gradient reads its sums */
     bool clean;    /* no class of either side is dead at any temperature */
-};
-
-/* Read from registers where every index is known, else from where it lies. */
-template <class X, bool COPY> struct held {
-    typedef const X type;
-};
-template <class X> struct held<X, false> {
-    typedef const X &type;
 };
 
 template <class S, bool> struct own_of {
@@ -236,7 +228,12 @@ __device__ __forceinline__ void see(kd_seen &seen, Own &own, int slot, const Fac
 #pragma unroll
     for (int i = 1; i < KD_UNIT; i++) {
         most = fmaxf(most, z[i]);
-        least = i < count ? fminf(least, z[i]) : least;
+        least = fminf(least, z[i]);
+    }
+    if (count < KD_UNIT) {
+        least = z[0];
+#pragma unroll
+        for (int i = 1; i < KD_UNIT; i++) least = i < count ? fminf(least, z[i]) : least;
     }
     seen.min = fminf(seen.min, least);
     if (most > seen.max) {
@@ -259,9 +256,8 @@ __device__ __forceinline__ void see(kd_seen &seen, Own &own, int slot, const Fac
 
 template <bool STAGED, class S, class T, class U, class Own>
 __device__ __forceinline__ void sweep_statistics(kd_seen (&seen)[2], Own &own, const Row<T, U> &row,
-                                                 const Facts<S> &shared, int teacher_slot)
+                                                 const Facts<S> &facts, int teacher_slot)
 {
-    typename held<Facts<S>, S::fixed>::type facts = shared;
     for (int i = 0; i < row.units.mine; i++) {
         const int unit = kd_unit_at(row.units, i);
         float z[KD_UNIT], t[KD_UNIT];
@@ -274,10 +270,9 @@ __device__ __forceinline__ void sweep_statistics(kd_seen (&seen)[2], Own &own, c
 
 /* The sums of every term (own[2 j], own[2 j + 1]), the gradient, or both. */
 template <bool STAGED, bool CLEAN, class S, class T, class U, class Own>
-__device__ __forceinline__ void sweep_terms(Own &own, const Row<T, U> &row, const Facts<S> &shared,
+__device__ __forceinline__ void sweep_terms(Own &own, const Row<T, U> &row, const Facts<S> &facts,
                                             int count, bool sums, bool gradient, bool backward)
 {
-    typename held<Facts<S>, S::fixed>::type facts = shared;
     const float fill = CLEAN ? LOWEST : -INFINITY;
     for (int i = 0; i < row.units.mine; i++) {
         const int unit = kd_unit_at(row.units, backward ? row.units.mine - 1 - i : i);
@@ -510,7 +505,7 @@ __device__ __forceinline__ kd_logits<T> logits_of(const void *data, int64_t stri
 }
 
 template <bool STAGED, class S, class T, class U>
-__global__ void __launch_bounds__(MAX_THREADS) row_loss_kernel(Params p)
+__global__ void __launch_bounds__(S::threads) row_loss_kernel(Params p)
 {
     KD_SHARED(State<S>, shared, [1]);
     State<S> &state = shared[0];
