@@ -77,6 +77,9 @@ struct bench_run {
 const kd_tensor *kd_bench_filled(bench_run *run, int set, kd_dtype dtype, kd_shape shape,
                                  double low, double high, unsigned salt);
 const kd_tensor *kd_bench_zeros(bench_run *run, int set, kd_dtype dtype, kd_shape shape);
+/* The hash: in [0, 1). */
+double kd_bench_hashed(int64_t index, unsigned salt);
+
 /* Host values into a new tensor. */
 const kd_tensor *kd_bench_given(bench_run *run, int set, kd_dtype dtype, kd_shape shape,
                                 const void *values);

@@ -292,11 +292,16 @@ static void open_head(bench_run *r, int set)
                                  .student = 0,
                                  .teacher = kd_row_types[mix_of(s)->kind[k]].teacher ? 1 : -1 };
     h->objective = (kd_objective){ h->terms, mix_of(s)->count, chunk, v };
-    int32_t *each;
-    if (KD_ARENA_ARRAY(&each, r->arena, rows) != KD_OK) return;
-    for (int64_t i = 0; i < rows; i++) each[i] = i < n ? (int32_t)i : -1;
+    int32_t *each, *labels;
+    if (r->status == KD_OK) r->status = KD_ARENA_ARRAY(&each, r->arena, rows);
+    if (r->status == KD_OK) r->status = KD_ARENA_ARRAY(&labels, r->arena, rows);
+    if (r->status != KD_OK) return;
+    for (int64_t i = 0; i < rows; i++) {
+        each[i] = i < n ? (int32_t)i : -1;
+        labels[i] = i < n ? (int32_t)((double)v * kd_bench_hashed(i, 9)) : -1;
+    }
     h->targets.rows = *kd_bench_given(r, set, KD_I32, KD_SHAPE(rows), each);
-    h->targets.labels = *ids(r, set, rows, v);
+    h->targets.labels = *kd_bench_given(r, set, KD_I32, KD_SHAPE(rows), labels);
     h->targets.count = n;
     h->scalars = kd_bench_given(r, set, KD_U8, KD_SHAPE((int64_t)sizeof scalars), &scalars);
     h->totals = kd_bench_zeros(r, set, KD_F32, KD_SHAPE(kd_objective_terms(&h->objective, 0) + 1));

@@ -45,7 +45,7 @@ const kd_tensor *kd_bench_given(bench_run *run, int set, kd_dtype dtype, kd_shap
 }
 
 /* [0, 1) with 24 bits; any language with 64-bit integers can say it. */
-static double hashed(int64_t index, unsigned salt)
+double kd_bench_hashed(int64_t index, unsigned salt)
 {
     const uint64_t mixed = ((uint64_t)index + 1) * 2654435761u + (uint64_t)salt * 40503u;
     const uint64_t folded = (mixed & 0xffffffffu) * 2246822519u;
@@ -57,7 +57,7 @@ static void fill_period(void *to, kd_dtype dtype, int64_t count, double low, dou
 {
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < count; i++) {
-        const double x = low + (high - low) * hashed(i, salt);
+        const double x = low + (high - low) * kd_bench_hashed(i, salt);
         if (dtype == KD_F32) ((float *)to)[i] = (float)x;
         if (dtype == KD_BF16) ((uint16_t *)to)[i] = kd_f32_to_bf16((float)x);
         if (dtype == KD_I32) ((int32_t *)to)[i] = (int32_t)x;
