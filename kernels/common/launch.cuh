@@ -50,7 +50,8 @@ inline kd_status kd_cuda_status(cudaError_t error, const char *call)
 
 struct kd_grid {
     dim3 blocks, threads;
-    size_t shared = 0; /* bytes of dynamic shared memory */
+    size_t shared = 0;    /* bytes of dynamic shared memory */
+    unsigned cluster = 1; /* blocks of a cluster, in x; more than 1 from sm_90 on: cluster.cuh */
 };
 
 /*
@@ -66,6 +67,11 @@ inline kd_status kd_launch(kd_exec *exec, const char *name, void (*kernel)(Param
     config.blockDim = grid.threads;
     config.dynamicSmemBytes = grid.shared;
     config.stream = (cudaStream_t)kd_cuda_stream(exec);
+    cudaLaunchAttribute cluster = {};
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim = { grid.cluster, 1, 1 };
+    config.attrs = &cluster;
+    config.numAttrs = grid.cluster > 1;
     return kd_cuda_status(cudaLaunchKernelEx(&config, kernel, static_cast<Args &&>(args)...), name);
 }
 
