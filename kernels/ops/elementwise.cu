@@ -385,6 +385,9 @@ extern "C" kd_status kd_gather_rows_cuda(kd_exec *exec, const kd_gather_rows_arg
 extern "C" kd_status kd_scatter_rows_cuda(kd_exec *exec, const kd_scatter_rows_args *args)
 {
     kd_tensor winner;
+    if (args->x->shape[0] > INT32_MAX)
+        return kd_fail(KD_ENOTSUP, "x: found %lld rows, expected less than 2^31",
+                       (long long)args->x->shape[0]);
     KD_TRY(kd_push(&winner, exec, "scatter_rows.winner", KD_I32, KD_SHAPE(args->y->shape[0])));
     if (kd_planning(exec) || kd_tensor_elements(args->x) == 0) return KD_OK;
     return KD_BY_DTYPE(args->x->dtype, scatter, exec, args, &winner);

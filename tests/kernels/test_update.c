@@ -33,8 +33,8 @@ static state open_state(parity *p, int64_t n, int64_t shift, int copy, kd_verdic
 /* The copy is what the masters round to, whatever stood there. */
 static void check_copy(parity *p, const state *s, const char *name)
 {
-    const int mark = test_mark(&p->bench);
     if (!kd_present(&s->weights)) return;
+    const int mark = test_mark(&p->bench);
     const kd_tensor want = test_tensor(&p->bench, s->weights.dtype, kd_shape_of(&s->param), 0);
     for (int64_t i = 0, n = kd_tensor_elements(&want); i < n; i++)
         test_set(&want, i, test_get(&s->param, i));
