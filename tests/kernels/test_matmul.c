@@ -62,6 +62,7 @@ Test(matmul, aligned_and_long)
           .bias = true,
           .bias_dtype = KD_F32 },
         { .m = 8, .k = 3000, .n = 8, .dtype = KD_BF16, .y_dtype = KD_F32, .tb = true },
+        { .m = 8, .k = 3000, .n = 8, .dtype = KD_BF16, .y_dtype = KD_BF16, .ta = true },
         { .m = 1, .k = 576, .n = 1536, .dtype = KD_BF16, .y_dtype = KD_BF16, .tb = true },
     };
     parity p;
