@@ -14,7 +14,7 @@
 #include <stdlib.h>
 
 /* Past this many products the table starts afresh, as in cpu_dnn.c. */
-enum { MAX_PRODUCTS = 1024, MAX_ALIGNMENT = 256, VECTOR = 16 };
+enum { MAX_PRODUCTS = 1024, MAX_ALIGNMENT = 256 };
 
 /* What NVIDIA advises: 32 MiB for Hopper, less before. */
 static size_t workspace_limit(const kd_exec *exec)
@@ -252,15 +252,13 @@ static int32_t type_of(const kd_tensor *t)
 }
 
 /* The leading dimension of a matrix, and whether it lies row by row, which cuBLASLt calls
- * transposed.  A matrix of one line may have any: a multiple of a vector is the fastest. */
+ * transposed. */
 static kd_status leading_dimension(int64_t *ld, bool *by_rows, const kd_tensor *t, const char *name)
 {
     int64_t stride[2];
     KD_TRY(kd_matrix_strides(stride, t, name));
     *by_rows = stride[1] == 1;
     *ld = stride[*by_rows ? 0 : 1];
-    const int64_t unit = VECTOR / (int64_t)kd_dtype_size(t->dtype);
-    if (t->shape[*by_rows ? 0 : 1] == 1) *ld = kd_ceil_div(*ld, unit) * unit;
     return KD_OK;
 }
 
@@ -319,6 +317,13 @@ kd_status kd_product_run(const kd_blas *blas, const kd_product *p, int index,
     return KD_OK;
 }
 
+/* cuBLASLt's own conditions on the auxiliary matrix; GELU is fast in its Hopper kernels only. */
+static bool may_fuse(const kd_exec *exec, const kd_product_key *key)
+{
+    return kd_cuda_limits_of(exec)->capability >= 90 && key->align_pre >= 16 &&
+           key->ld_pre % 8 == 0;
+}
+
 /* *found false, and nothing done, where the library has no kernel. */
 static kd_status multiply(bool *found, kd_exec *exec, request *r)
 {
@@ -327,6 +332,8 @@ static kd_status multiply(bool *found, kd_exec *exec, request *r)
     kd_product *p;
     kd_tensor workspace;
     KD_TRY(make_key(&key, r, exec->device->tf32));
+    *found = !has_pre(&key) || may_fuse(exec, &key);
+    if (!*found) return KD_OK;
     KD_TRY(find_product(&p, exec, blas, &key));
     *found = p->candidate_count > 0;
     if (!*found) return KD_OK;
@@ -356,10 +363,6 @@ kd_status kd_blas_matmul(kd_exec *exec, const kd_tensor *y, const kd_tensor *a, 
 kd_status kd_blas_matmul_gelu(bool *fused, kd_exec *exec, const kd_tensor *y, const kd_tensor *pre,
                               const kd_tensor *a, const kd_tensor *b, const kd_tensor *bias)
 {
-    /* cuBLASLt's own conditions on the auxiliary matrix; GELU is fast in its Hopper kernels only. */
-    *fused = kd_cuda_limits_of(exec)->capability >= 90 && alignment_of(pre) >= VECTOR &&
-             (pre->shape[0] == 1 || pre->stride[0] % 8 == 0);
-    if (!*fused) return KD_OK;
     request r = { .y = y, .pre = pre, .a = a, .b = b, .bias = bias };
     return multiply(fused, exec, &r);
 }
