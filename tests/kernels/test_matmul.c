@@ -99,7 +99,7 @@ static void check_gelu(parity *p, const product_case *c)
     test_release(&p->bench, mark);
 }
 
-Test(matmul, gelu)
+static void check_gelus(void)
 {
     static const struct {
         int64_t m, k, n, pad, skip;
@@ -129,6 +129,15 @@ Test(matmul, gelu)
                 check_gelu(&p, &c);
             }
     parity_close(&p);
+}
+
+Test(matmul, gelu) { check_gelus(); }
+
+/* Where the library fuses it. */
+Test(matmul, gelu_on_hopper)
+{
+    setenv("KD_SIM_CAPABILITY", "90", 1);
+    check_gelus();
 }
 
 /* ---- plans ------------------------------------------------------------------------------------ */
