@@ -8,6 +8,7 @@
 typedef struct cuda_device {
     kd_device base;
     cudaStream_t compute;
+    kd_blas *blas;
     kd_cuda_limits limits;
     size_t memory;
     char name[64];
@@ -61,12 +62,13 @@ static kd_status start(cuda_device *cuda)
     KD_TRY(read_limits(cuda));
     CUDA_TRY(index, cudaMemGetInfo(&unused, &cuda->memory));
     CUDA_TRY(index, cudaStreamCreateWithFlags(&cuda->compute, cudaStreamNonBlocking));
-    return KD_OK;
+    return kd_blas_open(&cuda->blas, &cuda->base);
 }
 
 static void cuda_close(kd_device *device)
 {
     cuda_device *cuda = (cuda_device *)device;
+    kd_blas_close(cuda->blas);
     if (cuda->compute) (void)cudaStreamDestroy(cuda->compute);
     free(cuda);
 }
@@ -131,6 +133,8 @@ const kd_cuda_limits *kd_cuda_limits_of(const kd_exec *exec)
     return &((const cuda_device *)exec->device)->limits;
 }
 
+kd_blas *kd_cuda_blas(const kd_exec *exec) { return ((const cuda_device *)exec->device)->blas; }
+
 void *kd_cuda_stream(const kd_exec *exec) { return stream_of(exec->device, exec->queue); }
 
 const kd_device_type kd_device_cuda = {
@@ -143,4 +147,5 @@ const kd_device_type kd_device_cuda = {
     .release = cuda_release,
     .copy = cuda_copy,
     .sync = cuda_sync,
+    .tune = kd_blas_tune,
 };

@@ -1,7 +1,8 @@
 /*
  * device.h - where memory, queues and fast matrix products come from.
  *
- * registry.c cpu.c cpu_dnn.c slab.c meta.c; cuda.c cuda_blas.c, or without CUDA cuda_stub.c
+ * registry.c cpu.c cpu_dnn.c slab.c meta.c; cuda.c cuda_blas.c cuda_blas_cache.c, or without CUDA
+ * cuda_stub.c
  */
 #ifndef KD_DEVICE_INTERNAL_H
 #define KD_DEVICE_INTERNAL_H
@@ -12,6 +13,7 @@
 
 typedef struct kd_queue kd_queue;
 typedef struct kd_ops kd_ops; /* ops/ops.h fills it; device only carries it */
+typedef struct kd_exec kd_exec;
 
 /* What one kind of device can do.  Everything is asynchronous on its queue; the CPU finishing
  * before it returns is a legal case of it. */
@@ -25,6 +27,7 @@ typedef struct kd_device_type {
     void (*release)(kd_device *device, void *memory);
     kd_status (*copy)(kd_device *device, kd_queue *queue, void *to, const void *from, size_t bytes);
     kd_status (*sync)(kd_device *device, kd_queue *queue);
+    kd_status (*tune)(kd_exec *exec); /* see kd_device_tune; NULL: nothing to choose */
 } kd_device_type;
 
 extern const kd_device_type *const kd_device_types[]; /* order of "auto"; NULL-terminated */
@@ -41,6 +44,9 @@ struct kd_device {
     const kd_ops *ops;
     int index;
     bool poison; /* debug: outputs are filled with NaN before an op runs */
+    /* To be set before anything is planned. */
+    bool tf32; /* products of f32 may round their operands to 10 bits of mantissa */
+    bool tune; /* kd_device_tune may choose by the clock: other bits on another day */
 };
 
 /* KD_ENOTSUP naming every op that `ops` lacks; `device` is for the message.  In ops/ops.c; opening
@@ -48,11 +54,11 @@ struct kd_device {
 KD_MUST_CHECK kd_status kd_ops_complete(const kd_ops *ops, const char *device);
 
 /* Where and with what an op runs.  One per thread of host control. */
-typedef struct kd_exec {
+struct kd_exec {
     kd_device *device;
     kd_queue *queue; /* NULL: the device's own */
     kd_stack *stack;
-} kd_exec;
+};
 
 static inline bool kd_planning(const kd_exec *exec) { return exec->stack->planning; }
 
@@ -71,6 +77,10 @@ void kd_device_release(kd_device *device, void *memory); /* NULL is fine */
 KD_MUST_CHECK kd_status kd_upload(kd_exec *exec, const kd_tensor *to, const void *from);
 KD_MUST_CHECK kd_status kd_download(kd_exec *exec, void *to, const kd_tensor *from);
 KD_MUST_CHECK kd_status kd_sync(kd_exec *exec);
+
+/* Chooses the fastest way of everything planned so far, on a device with `tune`; nothing on others.
+ * Takes what is free of the exec's stack, which is open, as scratch.  Not within a step. */
+KD_MUST_CHECK kd_status kd_device_tune(kd_exec *exec);
 
 /* Backs a planned stack with memory: `capacity` = its peak, `used` = 0, no longer planning. */
 KD_MUST_CHECK kd_status kd_stack_open(kd_stack *stack, kd_device *device);
@@ -105,9 +115,22 @@ typedef struct kd_cuda_limits {
 const kd_cuda_limits *kd_cuda_limits_of(const kd_exec *exec);
 void *kd_cuda_stream(const kd_exec *exec); /* a cudaStream_t */
 
-/* As kd_dnn_matmul; see there. */
+typedef struct kd_blas kd_blas;
+
+KD_MUST_CHECK kd_status kd_blas_open(kd_blas **blas, kd_device *device);
+void kd_blas_close(kd_blas *blas);                   /* NULL is fine */
+kd_blas *kd_cuda_blas(const kd_exec *exec);          /* of a CUDA device */
+KD_MUST_CHECK kd_status kd_blas_tune(kd_exec *exec); /* kd_device_tune of CUDA */
+
+/* As kd_dnn_matmul, but no dimension is 0, and a bias is of y's type while y's last stride is 1. */
 KD_MUST_CHECK kd_status kd_blas_matmul(kd_exec *exec, const kd_tensor *y, const kd_tensor *a,
                                        const kd_tensor *b, const kd_tensor *bias, bool accumulate);
+
+/* pre = a b + bias, y = gelu(pre) in its tanh form and before pre is rounded; y and pre of one type
+ * and by rows.  *fused false, and nothing done, where the library cannot. */
+KD_MUST_CHECK kd_status kd_blas_matmul_gelu(bool *fused, kd_exec *exec, const kd_tensor *y,
+                                            const kd_tensor *pre, const kd_tensor *a,
+                                            const kd_tensor *b, const kd_tensor *bias);
 
 /* ---- slabs: all parameters of one owner, and what runs parallel to them ------------------------ */
 

@@ -86,6 +86,12 @@ kd_status kd_sync(kd_exec *exec)
     return kd_planning(exec) ? KD_OK : exec->device->type->sync(exec->device, exec->queue);
 }
 
+kd_status kd_device_tune(kd_exec *exec)
+{
+    const kd_device_type *type = exec->device->type;
+    return type->tune ? type->tune(exec) : KD_OK;
+}
+
 kd_status kd_stack_open(kd_stack *stack, kd_device *device)
 {
     void *base;
