@@ -1,0 +1,8 @@
+/* The gradient of attention on CUDA; src/ops/attention.c has the mathematics. */
+#include "ops/attention.cuh"
+
+extern "C" kd_status kd_attention_backward_cuda(kd_exec *exec,
+                                                const kd_attention_backward_args *args)
+{
+    return kd_attention_backward_plain(exec, args);
+}
