@@ -21,15 +21,16 @@ template <int D> __device__ __forceinline__ bf16 *kd_tile_at(bf16 *tile, int row
 
 /*
  * Starts to copy `rows` rows of d (<= D, a multiple of 8) elements, `stride` elements apart.  The rows of
- * the tile from there to ROWS, and the columns from d to D, become zeros.  All THREADS threads call.
+ * the tile from there to ROWS, and the columns from d to D, become zeros.  All THREADS threads call.  A thread works out UNROLL of its copies at once: fewer leave
+ * more registers to the caller's loop.
  */
-template <int D, int ROWS, int THREADS>
+template <int D, int ROWS, int THREADS, int UNROLL = ROWS *D / 8 / THREADS>
 __device__ __forceinline__ void kd_tile_copy(bf16 *tile, const bf16 *from, int64_t stride, int rows,
                                              int d)
 {
     constexpr int CHUNKS = D / 8;
     static_assert(ROWS * CHUNKS % THREADS == 0, "as many chunks for every thread");
-#pragma unroll
+#pragma unroll UNROLL
     for (int i = 0; i < ROWS * CHUNKS / THREADS; i++) {
         const int at = i * THREADS + (int)threadIdx.x, row = at / CHUNKS, chunk = at % CHUNKS;
         const bool present = row < rows && chunk * 8 < d;

@@ -330,20 +330,25 @@ template <class S> __device__ __forceinline__ Tiles<S> tiles_of(bf16 *shared)
     return { shared, shared + (S::KEPT ? S::KEPT_AT : 0), statistics };
 }
 
-/* Starts to copy other rows [first, end) of a head, as far as a stage goes; and what is known of
- * them where they are queries. */
+/* The first of a stage's other rows, and their head. */
+struct Place {
+    int first, head;
+};
+
+/* Starts to copy other rows from `at` to `end`, as far as a stage goes; and what is known of them
+ * where they are queries. */
 template <class S>
 __device__ __forceinline__ void copy_stage(const Tiles<S> &tiles, int stage, const Params &p,
-                                           int first, int end, int head)
+                                           Place at, int end)
 {
-    kd_tile_copy<S::D, S::STAGE, S::THREADS>(tiles.other(stage, 0), p.other1.at(first, head),
-                                             p.other1.row, end - first, p.d);
-    kd_tile_copy<S::D, S::STAGE, S::THREADS>(tiles.other(stage, 1), p.other2.at(first, head),
-                                             p.other2.row, end - first, p.d);
+    kd_tile_copy<S::D, S::STAGE, S::THREADS, 1>(
+        tiles.other(stage, 0), p.other1.at(at.first, at.head), p.other1.row, end - at.first, p.d);
+    kd_tile_copy<S::D, S::STAGE, S::THREADS, 1>(
+        tiles.other(stage, 1), p.other2.at(at.first, at.head), p.other2.row, end - at.first, p.d);
     if (S::KEYS && threadIdx.x < S::STATISTICS / 2) {
-        const int at = threadIdx.x * 2, row = first / 2 * 2 + at;
-        kd_copy_async(tiles.statistics + stage * S::STATISTICS + at,
-                      p.statistics + head * p.stride + row, row < p.queries);
+        const int pair = threadIdx.x * 2, row = at.first / 2 * 2 + pair;
+        kd_copy_async(tiles.statistics + stage * S::STATISTICS + pair,
+                      p.statistics + at.head * p.stride + row, row < p.queries);
     }
     kd_copy_commit();
 }
@@ -443,24 +448,24 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS) backward_kernel(Params 
     }
     float sum1[S::TILES][S::D / 8][4] = {}, sum2[S::TILES][S::D / 8][4] = {};
 
-    const int stages =
-        block.begin < block.end ? (block.end - block.begin + S::STAGE - 1) / S::STAGE : 0;
-    const int rounds = stages * (S::KEYS ? p.group : 1);
-    if (rounds > 0) copy_stage<S>(tiles, 0, p, block.begin, block.end, other_head);
-    for (int i = 0; i < rounds; i++) {
+    const int last_head = other_head + (S::KEYS ? p.group : 1);
+    Place here = { block.begin, block.begin < block.end ? other_head : last_head };
+    if (here.head < last_head) copy_stage<S>(tiles, 0, p, here, block.end);
+    for (int stage = 0; here.head < last_head; stage ^= 1) {
+        Place next = { here.first + S::STAGE, here.head };
+        if (next.first >= block.end) next = { block.begin, here.head + 1 };
         kd_copy_wait<0>();
         __syncthreads(); /* also: nobody reads the other stage any more */
-        if (i + 1 < rounds)
-            copy_stage<S>(tiles, (i + 1) % 2, p, block.begin + (i + 1) % stages * S::STAGE,
-                          block.end, other_head + (i + 1) / stages);
+        if (next.head < last_head) copy_stage<S>(tiles, stage ^ 1, p, next, block.end);
 #pragma unroll 1
         for (int at = 0; at < S::STAGE; at += S::CHUNK) {
-            const int other = block.begin + i % stages * S::STAGE + at;
+            const int other = here.first + at;
             if (other + S::CHUNK <= own.begin || other >= own.end) continue;
             const bool all_seen = other >= own.inner_begin && other + S::CHUNK <= own.inner_end;
-            add_chunk<S>(sum1, sum2, own1, own2, mine, tiles, i % 2, at, p, own_first, other,
+            add_chunk<S>(sum1, sum2, own1, own2, mine, tiles, stage, at, p, own_first, other,
                          all_seen);
         }
+        here = next;
     }
     if (S::FIRST) store<S>(p.out1, sum1, p, own_first, head, block.poison ? NAN : p.scale);
     if (S::SECOND) store<S>(p.out2, sum2, p, own_first, head, block.poison ? NAN : 1);
