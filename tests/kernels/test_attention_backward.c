@@ -15,6 +15,7 @@ typedef struct backward_case {
     bool cross;           /* keys of other lengths */
     bool small;           /* the short documents alone */
     int64_t pad;          /* elements after each row */
+    bool overflow;        /* the scores of a document are all -inf, of finite operands */
 } backward_case;
 
 static const int32_t query_lengths[DOCUMENTS] = { 0, 1, 2, 63, 0, 64, 65, 130, 3, 70, 0 };
@@ -65,6 +66,11 @@ static operands make_operands(test_bench *bench, const backward_case *c, kd_dtyp
     test_fill(bench, &x.q, -size, size);
     test_fill(bench, &x.k, -size, size);
     test_fill(bench, &x.v, -1, 1);
+    if (c->overflow)
+        for (int64_t row = (int64_t)test_get(&x.cu_q, 6); row < test_get(&x.cu_q, 7); row++) {
+            test_set(&x.q, row * c->heads * c->d, 1e20);
+            test_set(&x.k, row * c->groups * c->d, -1e20);
+        }
     x.dout = test_filled(bench, dtype, KD_SHAPE(nq, c->heads, c->d), 2 * c->pad, -1, 1);
     x.dq = test_tensor(bench, dtype, KD_SHAPE(nq, c->heads, c->d), c->pad);
     x.dk = test_tensor(bench, dtype, KD_SHAPE(nk, c->groups, c->d), c->pad);
@@ -140,6 +146,11 @@ static const backward_case cases[] = {
     { "softcap", 2, 1, 64, .causal = true, .softcap = 1.5, .size = 2, .small = true },
     { "softcap 50", 2, 1, 64, .softcap = 50, .cross = true },
     { "peaked", 2, 1, 64, .causal = true, .size = 10, .small = true },
+    { "overflow", 1, 1, 64, .causal = true, .small = true, .overflow = true },
+    { "head size 96", 2, 1, 96, .causal = true, .small = true, .cross = true },
+    { "head size 128", 2, 1, 128, .causal = true, .pad = 8 },
+    { "head size 136", 2, 1, 136, .causal = true, .small = true },
+    { "head size 192", 2, 2, 192, .small = true },
 };
 
 Test(attention_backward, agrees_with_the_cpu)
