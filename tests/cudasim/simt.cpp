@@ -258,8 +258,8 @@ NOSAN uint64_t warp(op o, unsigned mask, uint64_t val, int arg, site s) {
     return me->res;
 }
 void warp_fn(unsigned mask, void* arg, void (*fn)(void**, unsigned), site s) { cur->fn = fn; warp(FN, mask, (uint64_t)arg, 0, s); }
-void cp_async(void* d, const void* s, unsigned n) {
-    if ((uintptr_t)d % n || (uintptr_t)s % n) trap("cp.async: misaligned address", {"?", 0});
+void cp_async(void* d, const void* s, unsigned n, site here) {
+    if ((uintptr_t)d % n || (uintptr_t)s % n) trap("cp.async: misaligned address", here);
     memset(d, 0xFF, n); cur->cps.push_back({d, s, n, cur->cgroup});
 }
 void cp_commit() { cur->cgroup++; }
@@ -399,6 +399,8 @@ struct CUstream_st { std::deque<std::function<void()>> q; std::mutex m; };
 namespace simt {
 static thread_local CUstream_st legacy; static thread_local std::vector<CUstream_st*> streams;  // an emulated device per OS thread
 static std::map<char*, size_t> allocs;
+static thread_local int device;
+static int capability() { static int c = [] { const char* e = getenv("KD_SIM_CAPABILITY"); return e ? atoi(e) : 80; }(); return c; }
 static bool lazy() { static bool l = [] { const char* e = getenv("KD_SIM_ASYNC"); return e && !strcmp(e, "lazy"); }(); return l; }
 static CUstream_st* S(cudaStream_t s) { return (uintptr_t)s <= 2 ? &legacy : s; }
 static void put(cudaStream_t s, std::function<void()> f) { if (!lazy()) { f(); return; } std::lock_guard<std::mutex> l(S(s)->m); S(s)->q.push_back(std::move(f)); }
@@ -453,12 +455,43 @@ cudaError_t cudaEventQuery(cudaEvent_t e) { return e->fin < e->ver ? cudaErrorNo
 cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned) { uint64_t v = e->ver; CUstream_st* o = e->s; simt::put(s, [=] { while (e->fin < v && simt::step(o)) {} }); return cudaSuccess; }
 cudaError_t cudaGetLastError(void) { cudaError_t e = simt::last; simt::last = cudaSuccess; return e; }
 cudaError_t cudaPeekAtLastError(void) { return simt::last; }
-const char* cudaGetErrorString(cudaError_t e) { return e == cudaSuccess ? "no error" : e == cudaErrorInvalidConfiguration ? "invalid configuration argument" : e == cudaErrorMemoryAllocation ? "out of memory" : "invalid argument"; }
-const char* cudaGetErrorName(cudaError_t e) { return cudaGetErrorString(e); }
 cudaError_t cudaMemGetInfo(size_t* f, size_t* t) { *f = *t = (size_t)16 << 30; return cudaSuccess; }
 cudaError_t cudaGetDeviceCount(int* n) { const char* e = getenv("KD_SIM_DEVICES"); *n = e ? atoi(e) : 1; return cudaSuccess; }
-cudaError_t cudaSetDevice(int) { return cudaSuccess; }
-cudaError_t cudaGetDevice(int* d) { *d = 0; return cudaSuccess; }
-cudaError_t cudaFuncSetAttribute(const void* f, cudaFuncAttribute a, int v) { if (a == cudaFuncAttributeMaxDynamicSharedMemorySize) { if (v > 232448) return err(cudaErrorInvalidValue); simt::smem_limit[f] = v; } return cudaSuccess; }
-cudaError_t cudaDeviceGetAttribute(int* v, cudaDeviceAttr a, int) { *v = a == cudaDevAttrMultiProcessorCount ? 132 : a == cudaDevAttrComputeCapabilityMajor ? 9 : a == cudaDevAttrMaxSharedMemoryPerBlockOptin ? 232448 : 0; return cudaSuccess; }
+cudaError_t cudaSetDevice(int d) { int n; cudaGetDeviceCount(&n); if (d < 0 || d >= n) return err(cudaErrorInvalidDevice); simt::device = d; return cudaSuccess; }
+cudaError_t cudaGetDevice(int* d) { *d = simt::device; return cudaSuccess; }
+cudaError_t cudaFuncSetAttribute(const void* f, cudaFuncAttribute a, int v) { if (a == cudaFuncAttributeMaxDynamicSharedMemorySize) { if (v > (simt::capability() >= 90 ? 232448 : 166912)) return err(cudaErrorInvalidValue); simt::smem_limit[f] = v; } return cudaSuccess; }
+cudaError_t cudaDeviceGetAttribute(int* v, cudaDeviceAttr a, int) {
+    switch (a) {
+        case cudaDevAttrComputeCapabilityMajor: *v = simt::capability() / 10; break;
+        case cudaDevAttrComputeCapabilityMinor: *v = simt::capability() % 10; break;
+        case cudaDevAttrMultiProcessorCount: *v = 4; break;
+        case cudaDevAttrMaxSharedMemoryPerBlockOptin: *v = simt::capability() >= 90 ? 232448 : 166912; break;
+        case cudaDevAttrMaxSharedMemoryPerBlock: *v = 49152; break;
+        case cudaDevAttrL2CacheSize: *v = 40 << 20; break;
+        case cudaDevAttrMaxThreadsPerBlock: *v = 1024; break;
+        case cudaDevAttrWarpSize: *v = 32; break;
+        case cudaDevAttrUnifiedAddressing: case cudaDevAttrMemoryPoolsSupported: *v = 1; break;
+        default: return err(cudaErrorNotSupported);
+    }
+    return cudaSuccess;
+}
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int d) {
+    memset(p, 0, sizeof *p); snprintf(p->name, sizeof p->name, "cudasim"); int v;
+    cudaDeviceGetAttribute(&p->major, cudaDevAttrComputeCapabilityMajor, d); cudaDeviceGetAttribute(&p->minor, cudaDevAttrComputeCapabilityMinor, d);
+    cudaDeviceGetAttribute(&p->multiProcessorCount, cudaDevAttrMultiProcessorCount, d); cudaDeviceGetAttribute(&p->l2CacheSize, cudaDevAttrL2CacheSize, d);
+    cudaDeviceGetAttribute(&v, cudaDevAttrMaxSharedMemoryPerBlockOptin, d); p->sharedMemPerBlockOptin = (size_t)v;
+    p->sharedMemPerBlock = 49152; p->warpSize = 32; p->maxThreadsPerBlock = 1024; p->totalGlobalMem = (size_t)16 << 30; return cudaSuccess;
+}
+cudaError_t cudaDriverGetVersion(int* v) { *v = CUDART_VERSION; return cudaSuccess; }
+cudaError_t cudaRuntimeGetVersion(int* v) { *v = CUDART_VERSION; return cudaSuccess; }
+cudaError_t cudaHostAlloc(void** p, size_t n, unsigned) { return cudaMallocHost(p, n); }
+cudaError_t cudaStreamCreateWithPriority(cudaStream_t* s, unsigned f, int) { return cudaStreamCreateWithFlags(s, f); }
+cudaError_t cudaDeviceGetStreamPriorityRange(int* low, int* high) { *low = 0; *high = -5; return cudaSuccess; }
+cudaError_t cudaLaunchHostFunc(cudaStream_t s, cudaHostFn_t f, void* a) { simt::put(s, [=] { f(a); }); return cudaSuccess; }
+cudaError_t cudaStreamQuery(cudaStream_t s) { simt::step(simt::S(s)); std::lock_guard<std::mutex> l(simt::S(s)->m); return simt::S(s)->q.empty() ? cudaSuccess : cudaErrorNotReady; }
+cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t a, cudaEvent_t b) { if (a->fin < a->ver || b->fin < b->ver) return err(cudaErrorNotReady); *ms = 0; return cudaSuccess; }
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* a, const void* f) {
+    memset(a, 0, sizeof *a); a->maxThreadsPerBlock = 1024; auto it = simt::smem_limit.find(f);
+    a->maxDynamicSharedSizeBytes = it == simt::smem_limit.end() ? 49152 : it->second; return cudaSuccess;
+}
 }
