@@ -114,6 +114,7 @@ const kd_device_type kd_device_cpu = {
     .release = cpu_release,
     .upload = cpu_copy,
     .download = cpu_copy,
+    .copy = cpu_copy,
     .fill = cpu_fill,
     .sync = cpu_sync,
 };

@@ -187,6 +187,14 @@ static kd_status cuda_download(kd_device *device, kd_queue *queue, void *to, con
     return KD_OK;
 }
 
+static kd_status cuda_copy(kd_device *device, kd_queue *queue, void *to, const void *from,
+                           size_t bytes)
+{
+    CUDA_TRY(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice,
+                             kd_cuda_stream_of(device, queue)));
+    return KD_OK;
+}
+
 static kd_status cuda_fill(kd_device *device, kd_queue *queue, void *to, int byte, size_t bytes)
 {
     CUDA_TRY(cudaMemsetAsync(to, byte, bytes, kd_cuda_stream_of(device, queue)));
@@ -262,6 +270,7 @@ const kd_device_type kd_device_cuda = {
     .release_host = cuda_release_host,
     .upload = kd_cuda_upload,
     .download = cuda_download,
+    .copy = cuda_copy,
     .fill = cuda_fill,
     .sync = cuda_sync,
     .communication = cuda_communication,

@@ -38,6 +38,8 @@ typedef struct kd_device_type {
     /* `to` holds the bytes when the queue is through with it, and not before. */
     kd_status (*download)(kd_device *device, kd_queue *queue, void *to, const void *from,
                           size_t bytes);
+    /* Within the device's memory. */
+    kd_status (*copy)(kd_device *device, kd_queue *queue, void *to, const void *from, size_t bytes);
     kd_status (*fill)(kd_device *device, kd_queue *queue, void *to, int byte, size_t bytes);
     kd_status (*sync)(kd_device *device, kd_queue *queue);
 
