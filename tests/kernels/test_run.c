@@ -347,20 +347,19 @@ Test(run, trains_evaluates_and_saves)
     test_text_remove();
 }
 
-/* 32 samples do not fit where 8 do. */
+/* Of the memory, 92 % may be planned with (train/session.c): 8 samples just fit, 16 do not. */
 Test(run, that_does_not_fit_is_refused_with_what_would)
 {
     const char *folder = test_folder();
-    kd_estimate large, small;
+    kd_estimate fits;
     char memory[32];
     if (!EMULATED) cr_skip_test("skipped: only the emulator has memory of any size");
     require_cuda();
     kd_run *made = make_run(folder, "8");
-    test_ok(kd_run_estimate(&small, made, "cpu"));
+    test_ok(kd_run_estimate(&fits, made, "cuda"));
     kd_run_destroy(made);
     made = make_run(folder, "32");
-    test_ok(kd_run_estimate(&large, made, "cpu"));
-    snprintf(memory, sizeof memory, "%.0f", (small.peak_bytes + large.peak_bytes) / 2);
+    snprintf(memory, sizeof memory, "%.0f", (fits.peak_bytes - fits.reserve_bytes) / 0.92 * 1.01);
     cudasim_set("KD_SIM_MEMORY", memory);
     const kd_status status = kd_run_validate(made);
     cr_assert(status == KD_ENOMEM && kd_status_exit_code(status) == 4 &&
@@ -374,7 +373,7 @@ Test(run, that_does_not_fit_is_refused_with_what_would)
 Test(run, names_the_step_whose_call_fails)
 {
     static const char *const settings[] = { "cudaMemcpyAsync:3", "cudaEventSynchronize:1",
-                                            "cudaLaunchKernelExC:2", "cudaGraphLaunch:2" };
+                                            "cudaLaunchKernelEx:2", "cudaGraphLaunch:2" };
     if (!EMULATED) cr_skip_test("skipped: only the emulator fails when it is asked to");
     require_cuda();
     for (int i = 0; i < KD_COUNT(settings); i++) {
