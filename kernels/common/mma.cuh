@@ -44,7 +44,7 @@ struct Product {
 
 KD_ONE_FOR_ALL product(void **lanes, unsigned)
 {
-    float a[16][16], b[8][16];
+    float a[16][16], b[16][8], sum[16][8];
     const auto value = [](uint32_t pair, int half) {
         const uint32_t bits = half ? pair & 0xffff0000u : pair << 16;
         float x;
@@ -56,15 +56,18 @@ KD_ONE_FOR_ALL product(void **lanes, unsigned)
         const int g = lane / 4, t = lane % 4;
         for (int h = 0; h < 2; h++) {
             for (int r = 0; r < 4; r++) a[g + r % 2 * 8][2 * t + h + r / 2 * 8] = value(p->a[r], h);
-            for (int r = 0; r < 2; r++) b[g][2 * t + h + r * 8] = value(p->b[r], h);
+            for (int r = 0; r < 2; r++) b[2 * t + h + r * 8][g] = value(p->b[r], h);
         }
     }
-    for (int lane = 0; lane < 32; lane++) {
-        float *d = ((const Product *)lanes[lane])->d;
-        const int g = lane / 4, t = lane % 4;
+    for (int lane = 0; lane < 32; lane++)
         for (int r = 0; r < 4; r++)
-            for (int k = 0; k < 16; k++) d[r] += a[g + r / 2 * 8][k] * b[2 * t + r % 2][k];
-    }
+            sum[lane / 4 + r / 2 * 8][lane % 4 * 2 + r % 2] = ((const Product *)lanes[lane])->d[r];
+    for (int i = 0; i < 16; i++)
+        for (int k = 0; k < 16; k++)
+            for (int j = 0; j < 8; j++) sum[i][j] += a[i][k] * b[k][j];
+    for (int lane = 0; lane < 32; lane++)
+        for (int r = 0; r < 4; r++)
+            ((const Product *)lanes[lane])->d[r] = sum[lane / 4 + r / 2 * 8][lane % 4 * 2 + r % 2];
 }
 
 struct Matrices {

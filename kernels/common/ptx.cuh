@@ -76,4 +76,10 @@ __device__ __forceinline__ float kd_log2(float x)
 #endif
 }
 
+/* tanh x within an absolute 3e-7. */
+__device__ __forceinline__ float kd_tanh(float x)
+{
+    return 1 - __fdividef(2, 1 + kd_exp2(2.885390082f * x)); /* 2 / ln 2 */
+}
+
 #endif

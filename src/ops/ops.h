@@ -80,7 +80,8 @@ typedef struct kd_step_scalars {
  * kd_<op>_check refuses operands whose presence, type, shape or strides do not fit: the same of
  * every device, so it reads no element.  kd_op_run calls it before the device's own function, which
  * may rely on it.  What only the elements tell, the CPU refuses (ids, labels, offsets, temperatures)
- * and a GPU answers with NaN, which stops the run before its update.
+ * and a GPU answers with NaN, which stops the run before its update.  scatter_rows and
+ * embedding_backward have no row to answer in: there a GPU leaves such a row out.
  */
 
 #define OUT(x)       const kd_tensor *x;
