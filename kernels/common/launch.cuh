@@ -40,12 +40,10 @@ template <class... Dims> inline kd_shape kd_shape_make(Dims... dims)
 }
 #define KD_SHAPE(...) kd_shape_make(__VA_ARGS__)
 
-/* KD_OK, or KD_EDEVICE naming the call and CUDA's own words for what went wrong. */
+/* KD_OK, or the failure naming device, call and CUDA's own words for what went wrong. */
 inline kd_status kd_cuda_status(cudaError_t error, const char *call)
 {
-    if (error == cudaSuccess) return KD_OK;
-    return kd_fail(error == cudaErrorMemoryAllocation ? KD_ENOMEM : KD_EDEVICE, "%s: %s (%s)", call,
-                   cudaGetErrorString(error), cudaGetErrorName(error));
+    return error == cudaSuccess ? KD_OK : kd_cuda_failure((int)error, call);
 }
 
 struct kd_grid {
