@@ -197,19 +197,9 @@ __device__ __forceinline__ void add_products(Sum<S> &sum, const float (&a)[S::TI
 
 /* ---- scores to weights and gradients ---------------------------------------------------------- */
 
-/* The weight of a product; `slope`: what its gradient is multiplied with for the cap. */
-__device__ __forceinline__ float weight_of(float *slope, float product, float lse, const Params &p)
-{
-    *slope = 1;
-    if (p.softcap <= 0) return kd_exp2(product * p.exponent - lse);
-    const float tanh = kd_tanh(product * p.inner);
-    *slope = 1 - tanh * tanh;
-    return kd_exp2(tanh * p.exponent - lse);
-}
-
 /* s becomes p and dp becomes ds.  `mine`: of the rows (row g, row g + 8 of every tile); `theirs`: of
  * the CHUNK other rows. */
-template <class S, int N>
+template <class S, bool CAPPED, int N>
 __device__ __forceinline__ void weigh(float (&s)[S::TILES][N][4], float (&dp)[S::TILES][N][4],
                                       const Statistics (&mine)[S::TILES][2],
                                       const Statistics *theirs, const Params &p)
@@ -227,9 +217,13 @@ __device__ __forceinline__ void weigh(float (&s)[S::TILES][N][4], float (&dp)[S:
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 const Statistics of = S::KEYS ? column[i % 2] : mine[t][i / 2];
-                float slope;
-                s[t][n][i] = weight_of(&slope, s[t][n][i], of.lse, p);
-                if (S::FIRST) dp[t][n][i] = s[t][n][i] * (dp[t][n][i] - of.delta) * slope;
+                float score = s[t][n][i], slope = dp[t][n][i] - of.delta;
+                if (CAPPED) {
+                    score = kd_tanh(score * p.inner);
+                    slope *= 1 - score * score;
+                }
+                s[t][n][i] = kd_exp2(score * p.exponent - of.lse);
+                if (S::FIRST) dp[t][n][i] = s[t][n][i] * slope;
             }
     }
 }
@@ -246,12 +240,13 @@ __device__ __forceinline__ void hide(float (&s)[S::TILES][N][4], float (&dp)[S::
         for (int half = 0; half < 2; half++) {
             const int row = own_first + t * 16 + half * 8 + lane / 4;
             const kd_seen seen = row < p.rows ? p.seen[row] : kd_seen{ 0, 0 };
+            const int begin = seen.begin - other_first - lane % 4 * 2;
+            const int end = seen.end - other_first - lane % 4 * 2;
 #pragma unroll
             for (int n = 0; n < N; n++)
 #pragma unroll
                 for (int i = 0; i < 2; i++) {
-                    const int other = other_first + n * 8 + lane % 4 * 2 + i;
-                    const bool hidden = other < seen.begin || other >= seen.end;
+                    const bool hidden = n * 8 + i < begin || n * 8 + i >= end;
                     if (hidden) s[t][n][half * 2 + i] = 0;
                     if (hidden) dp[t][n][half * 2 + i] = 0;
                 }
@@ -373,7 +368,11 @@ __device__ __forceinline__ void add_chunk(Sum<S> &sum1, Sum<S> &sum2, const Oper
         }
     }
     const int odd = (c.first - c.at) % 2; /* the stage's first row */
-    weigh<S>(s, dp, mine, tiles.statistics + c.stage * S::STATISTICS + c.at + odd, p);
+    const Statistics *theirs = tiles.statistics + c.stage * S::STATISTICS + c.at + odd;
+    if (p.softcap > 0)
+        weigh<S, true>(s, dp, mine, theirs, p);
+    else
+        weigh<S, false>(s, dp, mine, theirs, p);
     if (!all_seen) hide<S>(s, dp, p, own_first, c.first);
     if (S::SECOND) add_products<S>(sum2, s, other2, c.at);
     if (S::FIRST) add_products<S>(sum1, dp, other1, c.at);
