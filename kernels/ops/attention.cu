@@ -30,8 +30,6 @@
 #include "common/rows.cuh"
 #include "common/tile.cuh"
 
-#include <limits.h>
-
 namespace {
 
 constexpr int QUERIES = 128; /* rows of a block */
@@ -65,29 +63,6 @@ template <int D> struct State {
 template <int D> using Scores = float[STRIPS<D>][KEYS<D> / 8][4];
 
 /* ---- who sees what ---------------------------------------------------------------------------- */
-
-/* Keys that some of the rows see, and keys that all of them see. */
-struct Reach {
-    int begin, end, all_begin, all_end;
-};
-
-/* Of rows first to last - 1; the whole warp calls. */
-__device__ Reach reach_of(const kd_seen *seen, int first, int last)
-{
-    Reach r = { INT_MAX, 0, 0, INT_MAX };
-    for (int row = first + (int)threadIdx.x % KD_WARP; row < last; row += KD_WARP) {
-        const kd_seen one = seen[row];
-        if (one.begin < one.end) {
-            r.begin = min(r.begin, one.begin);
-            r.end = max(r.end, one.end);
-        }
-        r.all_begin = max(r.all_begin, one.begin);
-        r.all_end = min(r.all_end, one.end);
-    }
-    return { __reduce_min_sync(KD_ALL_LANES, r.begin), __reduce_max_sync(KD_ALL_LANES, r.end),
-             __reduce_max_sync(KD_ALL_LANES, r.all_begin),
-             __reduce_min_sync(KD_ALL_LANES, r.all_end) };
-}
 
 /* Scores of keys j0 and on that a row does not see become -inf.  `first` is the warp's first row. */
 template <int D>
@@ -298,8 +273,9 @@ template <int D> __global__ void __launch_bounds__(THREADS<D>) flash_kernel(Para
     const int head = blockIdx.x / p.blocks, key_head = head / p.group;
     const int row0 = (p.blocks - 1 - (int)blockIdx.x % p.blocks) * QUERIES;
     const int first = (int)threadIdx.x / KD_WARP * 16 * STRIPS<D>; /* of the warp, in the block */
-    const Reach block = reach_of(p.seen, row0, min(row0 + QUERIES, p.rows));
-    const Reach warp = reach_of(p.seen, row0 + first, min(row0 + first + 16 * STRIPS<D>, p.rows));
+    const kd_reach block = kd_reach_of(p.seen, row0, min(row0 + QUERIES, p.rows));
+    const kd_reach warp =
+        kd_reach_of(p.seen, row0 + first, min(row0 + first + 16 * STRIPS<D>, p.rows));
 
     State<D> state = {};
 #pragma unroll

@@ -15,6 +15,7 @@ typedef struct backward_case {
     bool cross;           /* keys of other lengths */
     bool small;           /* the short documents alone */
     int64_t pad;          /* elements after each row */
+    bool overflow;        /* the scores of a document are all -inf, of finite operands */
 } backward_case;
 
 static const int32_t query_lengths[DOCUMENTS] = { 0, 1, 2, 63, 0, 64, 65, 130, 3, 70, 0 };
@@ -65,6 +66,11 @@ static operands make_operands(test_bench *bench, const backward_case *c, kd_dtyp
     test_fill(bench, &x.q, -size, size);
     test_fill(bench, &x.k, -size, size);
     test_fill(bench, &x.v, -1, 1);
+    if (c->overflow)
+        for (int64_t row = (int64_t)test_get(&x.cu_q, 6); row < test_get(&x.cu_q, 7); row++) {
+            test_set(&x.q, row * c->heads * c->d, 1e20);
+            test_set(&x.k, row * c->groups * c->d, -1e20);
+        }
     x.dout = test_filled(bench, dtype, KD_SHAPE(nq, c->heads, c->d), 2 * c->pad, -1, 1);
     x.dq = test_tensor(bench, dtype, KD_SHAPE(nq, c->heads, c->d), c->pad);
     x.dk = test_tensor(bench, dtype, KD_SHAPE(nk, c->groups, c->d), c->pad);
@@ -93,6 +99,20 @@ static kd_attention_backward_args arguments(const backward_case *c, const operan
                                          .softcap = (float)c->softcap };
 }
 
+/*
+ * Scores have a standard deviation of size^2 / 3, and their errors are errors of the weights.  Tensor
+ * cores take weights p and gradients ds rounded to bf16: a relative 2^-9 of each term; the terms of
+ * a row of dq, scaled, sum up to at most max |dp - delta| |k| / sqrt(d), about 2 size, those of dk
+ * and dv to that for each head of the group, where they are independent.
+ */
+static double scale_of_errors(const backward_case *c, const operands *x, kd_dtype dtype)
+{
+    const double size = c->size > 0 ? c->size : 1, f32 = size * size;
+    if (dtype == KD_F32) return f32;
+    const double group = (double)(c->heads / c->groups);
+    return f32 + 0x1p-8 * size * sqrt(group) / FLT_EPSILON / sqrt(x->length);
+}
+
 static void check(parity *p, const backward_case *c, kd_dtype dtype)
 {
     const int mark = test_mark(&p->bench);
@@ -101,10 +121,8 @@ static void check(parity *p, const backward_case *c, kd_dtype dtype)
     test_ok(KD_RUN(&p->bench.exec, attention, .o = &x.o, .lse = &x.lse, .q = &x.q, .k = &x.k,
                    .v = &x.v, .cu_q = &x.cu_q, .cu_k = &x.cu_k, .scale = args.scale,
                    .causal = c->causal, .window = c->window, .softcap = args.softcap));
-    /* Scores have a standard deviation of size^2 / 3, and their errors are errors of the weights. */
-    const double size = c->size > 0 ? c->size : 1;
     const char *name = parity_name("%s, %s", c->name, kd_dtype_name(dtype));
-    parity_run(p, KD_OP_attention_backward, &args, size * size, x.length, name);
+    parity_run(p, KD_OP_attention_backward, &args, scale_of_errors(c, &x, dtype), x.length, name);
     test_release(&p->bench, mark);
 }
 
@@ -128,6 +146,11 @@ static const backward_case cases[] = {
     { "softcap", 2, 1, 64, .causal = true, .softcap = 1.5, .size = 2, .small = true },
     { "softcap 50", 2, 1, 64, .softcap = 50, .cross = true },
     { "peaked", 2, 1, 64, .causal = true, .size = 10, .small = true },
+    { "overflow", 1, 1, 64, .causal = true, .small = true, .overflow = true },
+    { "head size 96", 2, 1, 96, .causal = true, .small = true, .cross = true },
+    { "head size 128", 2, 1, 128, .causal = true, .pad = 8 },
+    { "head size 136", 2, 1, 136, .causal = true, .small = true },
+    { "head size 192", 2, 2, 192, .small = true },
 };
 
 Test(attention_backward, agrees_with_the_cpu)
