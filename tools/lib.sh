@@ -1,10 +1,15 @@
 # lib.sh - what tools/quickstart and tools/test share; sourced, by bash.
 # shellcheck shell=bash
 
-# Debian's and Ubuntu's names of what the library and the command are built from.
+# Debian's names of what each purpose needs, beyond those before it.
 # shellcheck disable=SC2034 # for those who source this
-build_packages=(gcc libc6-dev cmake ninja-build pkg-config
-    libdnnl-dev libjansson-dev libyaml-dev libxxhash-dev)
+{
+    build_packages=(gcc libc6-dev cmake ninja-build pkg-config
+        libdnnl-dev libjansson-dev libyaml-dev libxxhash-dev) # the library and the command
+    test_packages=(libcriterion-dev g++ python3 clang-format locales) # tools/test
+    full_packages=(clang libomp-dev)                                  # tools/test --full
+    quickstart_packages=(python3 python3-venv dpkg apt)
+}
 
 say() { printf '%s\n' "$*"; }
 

@@ -11,6 +11,7 @@
  *     kd/loss.h        the losses over rows of logits
  *     kd/trainer.h     a run: configuration, estimate, training, evaluation
  *     kd/checkpoint.h  what a run left on disk
+ *     kd/bench.h       how fast each op is here
  *     kd/options.h     options as rows, command lines
  *     kd/print.h       numbers as a person reads them
  *
@@ -20,6 +21,7 @@
 #ifndef KD_KD_H
 #define KD_KD_H
 
+#include <kd/bench.h>
 #include <kd/checkpoint.h>
 #include <kd/device.h>
 #include <kd/generate.h>

@@ -12,12 +12,25 @@
 #include "common/ptx.cuh"
 
 /* Elements from the start of the tile to chunk `chunk` (elements 8 chunk to 8 chunk + 7) of a row. */
-template <int D> __device__ __forceinline__ int kd_tile_offset(int row, int chunk)
+template <int D> __device__ __forceinline__ constexpr int kd_tile_offset(int row, int chunk)
 {
     static_assert(D % 32 == 0, "chunks change places in groups of 4 or 8");
     const int turn = D % 64 == 0 ? row % 8 : row / 2 % 4;
     return row * D + (chunk ^ turn) * 8;
 }
+
+template <int D> constexpr bool kd_tile_is_free_of_conflicts()
+{
+    for (int chunk = 0; chunk < D / 8; chunk++) {
+        int groups = 0;
+        for (int row = 0; row < 8; row++) groups |= 1 << kd_tile_offset<D>(row, chunk) / 8 % 8;
+        if (groups != 0xff) return false;
+    }
+    return true;
+}
+static_assert(kd_tile_is_free_of_conflicts<32>() && kd_tile_is_free_of_conflicts<64>() &&
+                  kd_tile_is_free_of_conflicts<96>(),
+              "8 rows lie in 8 groups of banks");
 
 template <int D> __device__ __forceinline__ bf16 *kd_tile_at(bf16 *tile, int row, int chunk)
 {

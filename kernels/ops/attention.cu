@@ -10,17 +10,19 @@
  *
  *               head size, up to       32     64     96    128    192    256
  *               warps                   4      4      4      4      8      8
- *               keys in a tile         64     64     64     64     64     32
- *               shared memory, KiB     16     32     48     64     96     96    (99 on sm_86 and sm_89)
- *               blocks by registers     2      2      2      2      1      1    per multiprocessor
+ *               keys in a tile         64     64     64     32     64     32   (64 do not fit registers)
+ *               shared memory, KiB     16     32     48     48     96     96   (sm_86 has 99, sm_80 163)
+ *               blocks at a time        3      2      2      2      1      1   (by registers)
  *
  * Flops     4 d per query and key that it sees, in whole tiles.  A warp skips tiles that none of its rows
  *           sees, and compares positions only in those that some row sees in part.
  * Traffic   q and o once, k and v once per 128 query rows and query head: mostly from the second cache.
- * Numerics  scores and sums in f32; weights e^(s - m) of [0, 1] are rounded to bf16 before p v (a
- *           relative 2^-9 each, their sum is of unrounded ones); e^x within 2^-22.
- *           A value of V that is not finite reaches, besides who sees it, the rows of a block that share
- *           a tile with who sees it: zero times it is NaN.
+ * Numerics  scores and sums in f32; weights are rounded to bf16 before p v, by a relative 2^-9 each, their
+ *           sum is of unrounded ones; e^x within a relative 2^-22, the softcap's tanh within 3e-7.
+ *           Weights are e^(s - m) with m not the largest score yet, but within a factor of 2^8 of it:
+ *           moving o from one m to the next would take a sixth of the instructions.
+ *           A value of V that is not finite reaches, besides who sees it, rows of the same block that
+ *           share a tile with who sees it: zero times it is NaN.
  * Same bits  nobody adds to what another wrote.  o must not overlap q, k or v.
  */
 #include "ops/attention.cuh"
@@ -31,13 +33,14 @@
 namespace {
 
 constexpr int QUERIES = 128; /* rows of a block */
+constexpr float SLACK = 8;   /* weights are of [0, 2^SLACK] */
 
 /* Of tiles for head sizes up to D.  STRIPS: of 16 rows, of a warp. */
 template <int D> constexpr int STRIPS = D <= 128 ? 2 : 1;
 template <int D> constexpr int WARPS = QUERIES / (16 * STRIPS<D>);
-template <int D> constexpr int THREADS = WARPS<D> *KD_WARP;
-template <int D> constexpr int KEYS = D <= 192 ? 64 : 32;
-template <int D> constexpr size_t SHARED_BYTES = sizeof(bf16) * D *(QUERIES + 2 * KEYS<D>);
+template <int D> constexpr int THREADS = KD_WARP *WARPS<D>;
+template <int D> constexpr int KEYS = D == 128 || D == 256 ? 32 : 64;
+template <int D> constexpr size_t SHARED_BYTES = (QUERIES + 2 * KEYS<D>)*D * sizeof(bf16);
 
 struct Params {
     kd_heads<bf16> o;
@@ -53,7 +56,7 @@ struct Params {
 /* What a lane holds of its warp's rows, for each strip of 16: of d in mma.cuh, rows g and g + 8. */
 template <int D> struct State {
     float o[STRIPS<D>][D / 8][4];
-    float m[STRIPS<D>][2]; /* largest score so far, unscaled */
+    float m[STRIPS<D>][2]; /* what weights are relative to: a score, before scaling */
     float l[STRIPS<D>][2]; /* this lane's part of the sum of weights */
 };
 
@@ -168,31 +171,59 @@ __device__ __forceinline__ float row_sum(float x)
     return x + __shfl_xor_sync(KD_ALL_LANES, x, 2);
 }
 
-/* Scores become weights 2^(scale (s - m)); m, l and o move to the new m. */
-template <int D> __device__ __forceinline__ void soften(State<D> &state, Scores<D> &s, float scale)
+/* What weights are relative to, in the exponent of 2: 0 where nothing is seen, for 0, not NaN. */
+__device__ __forceinline__ float base_of(float m, float scale)
+{
+    return m == -INFINITY ? 0 : m * scale;
+}
+
+/* m becomes the largest score with those of this tile; l and o move to it. */
+template <int D>
+__device__ __forceinline__ void move_base(State<D> &state, const float (&top)[2 * STRIPS<D>],
+                                          float scale)
 {
 #pragma unroll
     for (int row = 0; row < 2 * STRIPS<D>; row++) {
         const int i = row / 2, r = row % 2 * 2;
-        float &m = state.m[i][row % 2], &l = state.l[i][row % 2];
-        float top = -INFINITY;
-#pragma unroll
-        for (int n = 0; n < KEYS<D> / 8; n++) top = fmaxf(top, fmaxf(s[i][n][r], s[i][n][r + 1]));
-        const float next = fmaxf(m, row_max(top));
-        const float base = next == -INFINITY ? 0 : next * scale; /* all -inf: 0, not NaN */
-        const float shrink = kd_exp2(m * scale - base);
+        float &m = state.m[i][row % 2];
+        const float next = fmaxf(m, top[row]);
+        const float shrink = kd_exp2(m * scale - base_of(next, scale));
         m = next;
-        l *= shrink;
-#pragma unroll
-        for (int n = 0; n < KEYS<D> / 8; n++) {
-            s[i][n][r] = kd_exp2(s[i][n][r] * scale - base);
-            s[i][n][r + 1] = kd_exp2(s[i][n][r + 1] * scale - base);
-            l += s[i][n][r] + s[i][n][r + 1];
-        }
+        state.l[i][row % 2] *= shrink;
 #pragma unroll
         for (int c = 0; c < D / 8; c++) {
             state.o[i][c][r] *= shrink;
             state.o[i][c][r + 1] *= shrink;
+        }
+    }
+}
+
+/* Scores become weights 2^(scale (s - m)).  m follows the largest score only when that is ahead by
+ * 2^SLACK in some row of the warp: with the first tile, and seldom later. */
+template <int D> __device__ __forceinline__ void soften(State<D> &state, Scores<D> &s, float scale)
+{
+    float top[2 * STRIPS<D>];
+    bool ahead = false;
+#pragma unroll
+    for (int row = 0; row < 2 * STRIPS<D>; row++) {
+        const int i = row / 2, r = row % 2 * 2;
+        top[row] = -INFINITY;
+#pragma unroll
+        for (int n = 0; n < KEYS<D> / 8; n++)
+            top[row] = fmaxf(top[row], fmaxf(s[i][n][r], s[i][n][r + 1]));
+        top[row] = row_max(top[row]);
+        ahead |= top[row] * scale > state.m[i][row % 2] * scale + SLACK;
+    }
+    if (__any_sync(KD_ALL_LANES, ahead)) move_base<D>(state, top, scale);
+#pragma unroll
+    for (int row = 0; row < 2 * STRIPS<D>; row++) {
+        const int i = row / 2, r = row % 2 * 2;
+        const float base = base_of(state.m[i][row % 2], scale);
+#pragma unroll
+        for (int n = 0; n < KEYS<D> / 8; n++) {
+            s[i][n][r] = kd_exp2(s[i][n][r] * scale - base);
+            s[i][n][r + 1] = kd_exp2(s[i][n][r + 1] * scale - base);
+            state.l[i][row % 2] += s[i][n][r] + s[i][n][r + 1];
         }
     }
 }

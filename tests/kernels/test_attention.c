@@ -22,7 +22,7 @@ static const lengths alike = { { 1, 15, 0, 16, 17, 63, 64, 65, -1 },
                      long_one = { { 3, 127, 129, -1 }, { 3, 127, 129 } },
                      cross = { { 0, 1, 2, 63, 0, 64, 33, 130, 3, 0, -1 },
                                { 5, 0, 67, 63, 0, 1, 200, 31, 2, 0 } },
-                     one_query = { { 1, -1 }, { 300 } };
+                     one_short = { { 63, -1 }, { 63 } }, one_query = { { 1, -1 }, { 300 } };
 
 typedef struct attention_case {
     const char *name;
@@ -56,7 +56,8 @@ static kd_tensor part(const kd_tensor *fused, int64_t first, int64_t heads, int6
     return kd_tensor_split(&columns, d);
 }
 
-/* q, k and v are views of one buffer where all have the same rows, else q and o, and k and v. */
+/* q, k and v are views of one buffer where all have the same rows, else q and o, and k and v.  Rows of no
+ * document are NaN. */
 static operands make_operands(test_bench *bench, const attention_case *c, kd_dtype dtype)
 {
     operands x = { .cu_q = offsets(bench, c->documents->q),
@@ -86,6 +87,14 @@ static operands make_operands(test_bench *bench, const attention_case *c, kd_dty
     test_fill(bench, &x.q, -size, size);
     test_fill(bench, &x.k, -size, size);
     test_fill(bench, &x.v, -1, 1);
+    const kd_tensor *in[] = { &x.q, &x.k, &x.v };
+    for (int i = 0; i < KD_COUNT(in); i++) {
+        const int64_t rows = in[i]->shape[0];
+        const kd_tensor before = kd_tensor_slice(in[i], 0, 0, STRANGERS);
+        const kd_tensor after = kd_tensor_slice(in[i], 0, rows - STRANGERS, STRANGERS);
+        test_fill_constant(&before, NAN);
+        test_fill_constant(&after, NAN);
+    }
     x.lse = test_tensor(bench, KD_F32, KD_SHAPE(heads, nq), 7);
     return x;
 }
@@ -143,6 +152,7 @@ static const attention_case cases[] = {
     { "head size 256", 1, 1, 256, .documents = &cross, .causal = true },
     { "cross", 4, 2, 24, .documents = &cross, .pad = 8 },
     { "cross causal", 4, 2, 24, .documents = &cross, .causal = true },
+    { "one key less than a tile", 1, 1, 64, .documents = &one_short },
     { "one query", 2, 1, 64, .documents = &one_query, .causal = true },
     { "window 1", 2, 1, 16, .documents = &alike, .causal = true, .window = 1 },
     { "window 5", 2, 1, 16, .documents = &alike, .causal = true, .window = 5 },
@@ -152,6 +162,7 @@ static const attention_case cases[] = {
     { "softcap", 1, 1, 64, .documents = &alike, .causal = true, .softcap = 1.5, .size = 2 },
     { "softcap 50", 2, 1, 64, .documents = &cross, .softcap = 50 },
     { "peaked", 1, 1, 64, .documents = &alike, .causal = true, .size = 10 },
+    { "steep", 1, 1, 64, .documents = &long_one, .size = 40 },
     { "head size 33", 2, 1, 33, .documents = &alike, .causal = true },
     { "rows not aligned", 2, 1, 16, .documents = &alike, .causal = true, .pad = 3 },
 };

@@ -26,6 +26,8 @@
       "check a run and open everything it names; train nothing")                                   \
     X(estimate, "RUN.yaml [OVER.yaml ...] [--section.key=value ...]",                              \
       "say what a run takes, from config.json alone; exit 4 when it does not fit")                 \
+    X(bench, "[ROW ...] [--device D] [--peers COMMAND] [--json FILE] [--compare FILE]",            \
+      "time every op and the head, against the machine's own rates and against peers")             \
     X(list, "[losses | ops | models | optimizers | devices]", "say what this build can do")        \
     X(env, "", "say what kd finds on this machine")
 

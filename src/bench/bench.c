@@ -1,0 +1,216 @@
+#include "bench/bench.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+static const bench_row *const lists[] = { kd_bench_rows_train, kd_bench_rows_ops };
+
+/* ---- which cells ------------------------------------------------------------------------------ */
+
+static const bench_row *find_row(const char *name)
+{
+    for (int l = 0; l < KD_COUNT(lists); l++)
+        for (const bench_row *row = lists[l]; row->name; row++)
+            if (strcmp(row->name, name) == 0) return row;
+    return NULL;
+}
+
+static kd_status check_rows(const kd_bench_options *options)
+{
+    const char *names[KD_OP_COUNT + 8] = { NULL };
+    int n = 0;
+    for (int l = 0; l < KD_COUNT(lists); l++)
+        for (const bench_row *row = lists[l]; row->name && n < KD_COUNT(names) - 1; row++)
+            names[n++] = row->name;
+    for (int i = 0; i < options->row_count; i++) {
+        if (find_row(options->rows[i])) continue;
+        const char *near = kd_nearest(options->rows[i], names);
+        return kd_fail(KD_EINVAL, "no bench row \"%s\"%s%s; kd list ops names them, and \"head\"",
+                       options->rows[i], near ? "; nearest: " : "", near ? near : "");
+    }
+    return KD_OK;
+}
+
+static bool wanted(const kd_bench_options *options, const bench_row *row)
+{
+    for (int i = 0; i < options->row_count; i++)
+        if (strcmp(options->rows[i], row->name) == 0) return true;
+    return options->row_count == 0;
+}
+
+static kd_status choose(bench_report *report, kd_arena *arena, const kd_bench_options *options,
+                        unsigned where)
+{
+    for (int pass = 0; pass < 2; pass++) {
+        int n = 0;
+        for (int l = 0; l < KD_COUNT(lists); l++)
+            for (const bench_row *row = lists[l]; row->name; row++)
+                for (int s = 0; s < row->shape_count; s++) {
+                    if (!(row->shapes[s].where & where) || !wanted(options, row)) continue;
+                    if (pass)
+                        report->results[n] =
+                            (bench_result){ .row = row, .shape = &row->shapes[s], .value = NAN };
+                    n++;
+                }
+        report->count = n;
+        if (!pass) KD_TRY(KD_ARENA_ARRAY(&report->results, arena, kd_max_i64(n, 1)));
+    }
+    return KD_OK;
+}
+
+/* ---- the machine ------------------------------------------------------------------------------ */
+
+/* The median of one cell that is no part of the report. */
+static kd_status time_of(double *seconds, kd_device *device, const char *row, kd_dtype dtype,
+                         int64_t m, int64_t n, int64_t k)
+{
+    bench_run run;
+    bench_time time;
+    const bench_shape shape = { BENCH_GPU, "", dtype, { m, n, k } };
+    KD_TRY(kd_bench_open(&run, device, find_row(row), &shape));
+    const kd_status status = kd_bench_measure(&time, &run, 0.3);
+    kd_bench_close(&run);
+    *seconds = time.median;
+    return status;
+}
+
+/* What is measured here is what the floors stand on: a copy and a large square product. */
+static kd_status measure_rates(bench_rates *rates, kd_device *device, bool gpu, bool quick)
+{
+    const int64_t copied = quick ? 1 << 12 : gpu ? 512 << 20 : 32 << 20;
+    const int64_t side = quick ? 64 : gpu ? 8192 : 1024;
+    double copy, f32, bf16;
+    KD_TRY(time_of(&copy, device, "copy", KD_F32, copied, 0, 0));
+    KD_TRY(time_of(&f32, device, "matmul", KD_F32, side, side, side));
+    KD_TRY(time_of(&bf16, device, "matmul", KD_BF16, side, side, side));
+    const double work = 2.0 * (double)side * (double)side * (double)side;
+    *rates = (bench_rates){ 8.0 * (double)copied / copy, work / f32, work / bf16, "measured" };
+    return KD_OK;
+}
+
+/* Of cards that are not here: measured elsewhere by others, as src/DECISIONS.md says. */
+static const struct {
+    const char *name;
+    bench_rates rates;
+} known[] = { { "h100-80g", { 3.0e12, 51e12, 798e12, "predicted" } },
+              { "h200-141g", { 4.3e12, 51e12, 790e12, "predicted" } } };
+
+static const bench_rates *known_rates(const char *device)
+{
+    for (int i = 0; i < KD_COUNT(known); i++)
+        if (strcmp(known[i].name, device) == 0) return &known[i].rates;
+    return NULL;
+}
+
+/* ---- one cell --------------------------------------------------------------------------------- */
+
+static kd_status value_of(double *value, bench_run *run)
+{
+    *value = NAN;
+    if (!kd_present(&run->value)) return KD_OK;
+    float *host;
+    const int64_t n = kd_tensor_elements(&run->value);
+    KD_TRY(KD_ARENA_ARRAY(&host, run->arena, n));
+    KD_TRY(kd_bench_once(run, 0));
+    KD_TRY(kd_download(&run->exec, host, &run->value));
+    KD_TRY(kd_sync(&run->exec));
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) sum += (double)host[i];
+    *value = sum;
+    return KD_OK;
+}
+
+/* Ours, theirs, ours again: the better half of ours is not chosen, both are one sample. */
+static kd_status run_cell(bench_result *r, kd_device *device, const bench_rates *rates,
+                          bench_peers *peers, double seconds)
+{
+    bench_run run;
+    bench_time again;
+    kd_status status;
+    r->floor = kd_bench_floor(rates, r->row, r->shape);
+    KD_TRY(kd_bench_open(&run, device, r->row, r->shape));
+    r->taken = (double)run.stack.capacity;
+    KD_TRY_GOTO(value_of(&r->value, &run), status, done);
+    KD_TRY_GOTO(kd_bench_measure(&r->time, &run, seconds / 2), status, done);
+    if (peers)
+        KD_TRY_GOTO(kd_bench_peers_ask(r->peers, &r->peer_count, peers, &run, seconds, r->value),
+                    status, done);
+    KD_TRY_GOTO(kd_bench_measure(&again, &run, seconds / 2), status, done);
+    r->time = (bench_time){ fmin(r->time.low, again.low), (r->time.median + again.median) / 2,
+                            fmax(r->time.high, again.high), r->time.samples + again.samples };
+done:
+    kd_bench_close(&run);
+    return status;
+}
+
+/* A cell that cannot run is said, not the end of the others; a peer that has died is. */
+static kd_status run_cells(bench_report *report, kd_device *device, const kd_bench_options *options)
+{
+    bench_peers *peers = NULL;
+    if (options->peers) KD_TRY(kd_bench_peers_open(&peers, options->peers));
+    kd_status status = KD_OK;
+    for (int i = 0; i < report->count && status == KD_OK; i++) {
+        char name[128];
+        bench_result *r = &report->results[i];
+        kd_log(KD_LOG_INFO, "%s", kd_bench_cell_name(name, sizeof name, r->row, r->shape));
+        status = run_cell(r, device, &report->rates, peers, options->seconds);
+        if (status == KD_OK || status == KD_EIO) continue;
+        snprintf(r->error, sizeof r->error, "%s", kd_last_error());
+        status = KD_OK;
+    }
+    kd_bench_peers_close(peers);
+    return status;
+}
+
+/* ---- the bench -------------------------------------------------------------------------------- */
+
+static kd_status predict(bench_report *report, const kd_bench_options *options)
+{
+    snprintf(report->device.name, sizeof report->device.name, "%s", options->device);
+    report->rates = *known_rates(options->device);
+    for (int i = 0; i < report->count; i++)
+        report->results[i].floor =
+            kd_bench_floor(&report->rates, report->results[i].row, report->results[i].shape);
+    return KD_OK;
+}
+
+static kd_status measure(bench_report *report, kd_arena *arena, const kd_bench_options *options)
+{
+    kd_device *device;
+    KD_TRY(kd_device_open(&device, options->device));
+    kd_status status;
+    kd_device_describe(&report->device, device);
+    const bool gpu = strcmp(report->device.type, "cuda") == 0;
+    const unsigned where = options->quick ? BENCH_QUICK : gpu ? BENCH_GPU : BENCH_CPU;
+    KD_TRY_GOTO(choose(report, arena, options, where), status, done);
+    KD_TRY_GOTO(measure_rates(&report->rates, device, gpu, options->quick), status, done);
+    KD_TRY_GOTO(run_cells(report, device, options), status, done);
+done:
+    kd_device_close(device);
+    return status;
+}
+
+static kd_status bench(FILE *out, bench_report *report, kd_arena *arena,
+                       const kd_bench_options *options)
+{
+    KD_TRY(check_rows(options));
+    if (known_rates(options->device)) {
+        KD_TRY(choose(report, arena, options, BENCH_GPU));
+        KD_TRY(predict(report, options));
+    } else {
+        KD_TRY(measure(report, arena, options));
+    }
+    kd_bench_print(out, report);
+    if (options->json) KD_TRY(kd_bench_write(options->json, report));
+    return options->compare ? kd_bench_compare(out, options->compare, report) : KD_OK;
+}
+
+kd_status kd_bench(FILE *out, const kd_bench_options *options)
+{
+    kd_arena *arena;
+    bench_report report = { .count = 0 };
+    KD_TRY(kd_arena_create(&arena));
+    const kd_status status = bench(out, &report, arena, options);
+    kd_arena_destroy(arena);
+    return status;
+}

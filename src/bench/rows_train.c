@@ -1,0 +1,427 @@
+/* Rows of what only training does: embedding, rows by index, sums, the row terms, the head, the update. */
+#include "bench/bench.h"
+
+#include <math.h>
+
+#define ARGS(run, set, op, ...)                                                                    \
+    (*(kd_##op##_args *)(void *)(run)->args[set] = (kd_##op##_args){ __VA_ARGS__ })
+
+static double element(const bench_shape *s) { return (double)kd_dtype_size(s->dtype); }
+static double dim(const bench_shape *s, int i) { return (double)s->dim[i]; }
+
+static const kd_tensor *values(bench_run *r, int set, kd_shape shape, unsigned salt)
+{
+    return kd_bench_filled(r, set, r->shape->dtype, shape, -1, 1, salt);
+}
+
+static const kd_tensor *result(bench_run *r, int set, kd_shape shape)
+{
+    return kd_bench_zeros(r, set, r->shape->dtype, shape);
+}
+
+/* ---- embedding and rows by index -------------------------------------------------------------- */
+
+static bench_work work_moved_rows(const bench_shape *s)
+{
+    return (bench_work){ .bytes = 2 * element(s) * dim(s, 0) * dim(s, 1) };
+}
+
+/* dy once, and every row of the table that occurs read and written in f32; at most N rows do. */
+static bench_work work_embedding_backward(const bench_shape *s)
+{
+    const double rows = fmin(dim(s, 0), dim(s, 2));
+    return (bench_work){ .bytes = element(s) * dim(s, 0) * dim(s, 1) + 8 * rows * dim(s, 1) };
+}
+
+static const kd_tensor *ids(bench_run *r, int set, int64_t n, int64_t below)
+{
+    return kd_bench_filled(r, set, KD_I32, KD_SHAPE(n), 0, (double)below, 9);
+}
+
+static void open_embedding(bench_run *r, int set)
+{
+    const int64_t n = r->shape->dim[0], d = r->shape->dim[1], v = r->shape->dim[2];
+    ARGS(r, set, embedding, .y = result(r, set, KD_SHAPE(n, d)),
+         .table = values(r, set, KD_SHAPE(v, d), 1), .ids = ids(r, set, n, v));
+}
+
+static void open_embedding_backward(bench_run *r, int set)
+{
+    const int64_t n = r->shape->dim[0], d = r->shape->dim[1], v = r->shape->dim[2];
+    ARGS(r, set, embedding_backward, .dtable = kd_bench_zeros(r, set, KD_F32, KD_SHAPE(v, d)),
+         .dy = values(r, set, KD_SHAPE(n, d), 1), .ids = ids(r, set, n, v));
+}
+
+static void open_gather_rows(bench_run *r, int set)
+{
+    const int64_t n = r->shape->dim[0], d = r->shape->dim[1], v = r->shape->dim[2];
+    ARGS(r, set, gather_rows, .y = result(r, set, KD_SHAPE(n, d)),
+         .x = values(r, set, KD_SHAPE(v, d), 1), .rows = ids(r, set, n, v));
+}
+
+static void open_scatter_rows(bench_run *r, int set)
+{
+    const int64_t n = r->shape->dim[0], d = r->shape->dim[1], v = r->shape->dim[2];
+    ARGS(r, set, scatter_rows, .y = result(r, set, KD_SHAPE(v, d)),
+         .x = values(r, set, KD_SHAPE(n, d), 1), .rows = ids(r, set, n, v));
+}
+
+static const bench_shape tables[] = {
+    { BENCH_QUICK, "", KD_F32, { 5, 16, 7 } },
+    { BENCH_GPU, "", KD_BF16, { 16384, 2048, 50304 } },
+    { BENCH_CPU, "", KD_F32, { 1024, 576, 49152 } },
+    { BENCH_CPU, "", KD_BF16, { 1024, 576, 49152 } },
+};
+
+static const bench_shape chosen[] = {
+    { BENCH_QUICK, "", KD_F32, { 5, 16, 9 } },
+    { BENCH_GPU, "", KD_BF16, { 8192, 4096, 16384 } },
+    { BENCH_CPU, "", KD_F32, { 512, 576, 1024 } },
+};
+
+/* ---- slabs and sums --------------------------------------------------------------------------- */
+
+static bench_work work_fill(const bench_shape *s)
+{
+    return (bench_work){ element(s) * dim(s, 0), 0, 0 };
+}
+static bench_work work_copy(const bench_shape *s)
+{
+    return (bench_work){ .bytes = 2 * element(s) * dim(s, 0) };
+}
+static bench_work work_add(const bench_shape *s)
+{
+    return (bench_work){ .bytes = 3 * element(s) * dim(s, 0) };
+}
+
+static void open_fill(bench_run *r, int set)
+{
+    ARGS(r, set, fill, .y = result(r, set, KD_SHAPE(r->shape->dim[0])), .value = 0.25f);
+}
+
+static void open_copy(bench_run *r, int set)
+{
+    const kd_shape shape = KD_SHAPE(r->shape->dim[0]);
+    ARGS(r, set, copy, .y = result(r, set, shape), .x = values(r, set, shape, 1));
+}
+
+static void open_add(bench_run *r, int set)
+{
+    const kd_shape shape = KD_SHAPE(r->shape->dim[0]);
+    ARGS(r, set, add, .y = result(r, set, shape), .a = values(r, set, shape, 1),
+         .b = values(r, set, shape, 2));
+}
+
+static void open_sum_squares(bench_run *r, int set)
+{
+    ARGS(r, set, sum_squares, .y = kd_bench_zeros(r, set, KD_F32, KD_SHAPE(1)),
+         .x = values(r, set, KD_SHAPE(r->shape->dim[0]), 1));
+}
+
+static const bench_shape slabs[] = {
+    { BENCH_QUICK, "", KD_F32, { 1000 } },     { BENCH_GPU, "", KD_F32, { 256 << 20 } },
+    { BENCH_GPU, "", KD_BF16, { 256 << 20 } }, { BENCH_CPU, "", KD_F32, { 32 << 20 } },
+    { BENCH_CPU, "", KD_BF16, { 32 << 20 } },
+};
+
+static const bench_shape slabs_f32[] = {
+    { BENCH_QUICK, "", KD_F32, { 1000 } },
+    { BENCH_GPU, "", KD_F32, { 256 << 20 } },
+    { BENCH_CPU, "", KD_F32, { 32 << 20 } },
+};
+
+static bench_work work_sum(const bench_shape *s)
+{
+    return (bench_work){ .bytes = element(s) * dim(s, 0) * dim(s, 1) };
+}
+
+static void open_sum_columns(bench_run *r, int set)
+{
+    const int64_t n = r->shape->dim[0], d = r->shape->dim[1];
+    ARGS(r, set, sum_columns, .y = kd_bench_zeros(r, set, KD_F32, KD_SHAPE(d)),
+         .x = values(r, set, KD_SHAPE(n, d), 1));
+}
+
+static void open_sum_rows(bench_run *r, int set)
+{
+    const int64_t n = r->shape->dim[0], d = r->shape->dim[1];
+    ARGS(r, set, sum_rows, .y = kd_bench_zeros(r, set, KD_F32, KD_SHAPE(n)),
+         .x = values(r, set, KD_SHAPE(n, d), 1));
+}
+
+static const bench_shape columns[] = {
+    { BENCH_QUICK, "", KD_F32, { 5, 48 } },
+    { BENCH_GPU, "", KD_BF16, { 16384, 3072 } },
+    { BENCH_CPU, "", KD_F32, { 1024, 3072 } },
+};
+
+static const bench_shape losses[] = {
+    { BENCH_QUICK, "", KD_F32, { 3, 50 } },
+    { BENCH_GPU, "", KD_F32, { 3, 16384 } },
+    { BENCH_CPU, "", KD_F32, { 3, 16384 } },
+};
+
+/* ---- the row terms ---------------------------------------------------------------------------- */
+
+static const struct {
+    const char *variant;
+    kd_row_terms terms;
+} mixes[] = {
+    { "ce", { 1, { KD_ROW_cross_entropy } } },
+    { "kl", { 1, { KD_ROW_forward_kl } } },
+    { "rkl", { 1, { KD_ROW_reverse_kl } } },
+    { "jsd", { 1, { KD_ROW_jsd } } },
+    { "ce+kl", { 2, { KD_ROW_cross_entropy, KD_ROW_forward_kl } } },
+};
+
+static const kd_row_terms *mix_of(const bench_shape *s)
+{
+    for (int i = 0; i < KD_COUNT(mixes); i++)
+        if (strcmp(mixes[i].variant, s->variant) == 0) return &mixes[i].terms;
+    return NULL;
+}
+
+static bool needs_teacher(const bench_shape *s) { return strcmp(s->variant, "ce") != 0; }
+
+/* Cross entropy at T = 1, divergences at T = 2 with T^2; every term at weight 1 / N. */
+static kd_step_scalars scalars_of(const bench_shape *s)
+{
+    kd_step_scalars scalars = { .clip = 1 };
+    const kd_row_terms *terms = mix_of(s);
+    for (int k = 0; k < terms->count; k++) {
+        const bool label = kd_row_types[terms->kind[k]].label;
+        scalars.term[k] = (kd_term_scalars){ .scale = 1 / (float)s->dim[0],
+                                             .temperature = label ? 1 : 2,
+                                             .t_squared = label ? 1 : 4,
+                                             .option = label ? 0 : 0.5f };
+    }
+    return scalars;
+}
+
+/* Student and teacher read once, the gradient written once. */
+static bench_work work_row_loss(const bench_shape *s)
+{
+    const double passes = needs_teacher(s) ? 3 : 2;
+    return (bench_work){ .bytes = passes * element(s) * dim(s, 0) * dim(s, 1) };
+}
+
+static void open_row_loss(bench_run *r, int set)
+{
+    const bench_shape *s = r->shape;
+    const int64_t n = s->dim[0], v = s->dim[1];
+    const kd_step_scalars scalars = scalars_of(s);
+    const kd_tensor *student = kd_bench_filled(r, set, s->dtype, KD_SHAPE(n, v), -4, 4, 1);
+    const kd_tensor *teacher =
+        needs_teacher(s) ? kd_bench_filled(r, set, s->dtype, KD_SHAPE(n, v), -4, 4, 2) : NULL;
+    const kd_tensor *loss = kd_bench_zeros(r, set, KD_F32, KD_SHAPE(mix_of(s)->count, n));
+    if (set == 0) r->value = *loss;
+    ARGS(r, set, row_loss, .student = student, .loss = loss, .teacher = teacher,
+         .labels = ids(r, set, n, v),
+         .scalars = kd_bench_given(r, set, KD_U8, KD_SHAPE((int64_t)sizeof scalars), &scalars),
+         .terms = mix_of(s), .classes = v);
+}
+
+static const bench_shape logits[] = {
+    { BENCH_QUICK, "ce+kl", KD_F32, { 3, 50 } },
+    { BENCH_GPU, "kl", KD_BF16, { 8192, 128256 } },
+    { BENCH_GPU, "ce+kl", KD_BF16, { 8192, 128256 } },
+    { BENCH_GPU, "rkl", KD_BF16, { 8192, 128256 } },
+    { BENCH_GPU, "jsd", KD_BF16, { 8192, 128256 } },
+    { BENCH_GPU, "ce", KD_BF16, { 8192, 128256 } },
+    { BENCH_GPU, "kl", KD_BF16, { 8192, 32000 } },
+    { BENCH_GPU, "ce+kl", KD_BF16, { 16384, 8192 } },
+    { BENCH_GPU, "kl", KD_BF16, { 8192, 151936 } },
+    { BENCH_GPU, "kl", KD_F32, { 4096, 128256 } },
+    { BENCH_CPU, "kl", KD_F32, { 64, 49152 } },
+    { BENCH_CPU, "ce+kl", KD_F32, { 64, 151936 } },
+    { BENCH_CPU, "kl", KD_BF16, { 64, 49152 } },
+    { BENCH_CPU, "jsd", KD_F32, { 64, 49152 } },
+};
+
+/* ---- the head --------------------------------------------------------------------------------- */
+
+typedef struct head {
+    kd_term terms[2];
+    kd_objective objective;
+    kd_taps student, teacher;
+    kd_targets targets;
+    const kd_tensor *scalars, *totals;
+} head;
+
+/* Products of both heads and of the student's two gradients, then the row terms' traffic. */
+static bench_work work_head(const bench_shape *s)
+{
+    const double n = dim(s, 0), hs = dim(s, 1), ht = dim(s, 2), v = dim(s, 3);
+    return (bench_work){ .bytes = 3 * element(s) * n * v,
+                         .flops = 2 * n * v * (3 * hs + ht),
+                         .in_turn = true };
+}
+
+static void open_head(bench_run *r, int set)
+{
+    const bench_shape *s = r->shape;
+    const int64_t n = s->dim[0], hs = s->dim[1], ht = s->dim[2], v = s->dim[3];
+    const kd_step_scalars scalars = scalars_of(s);
+    kd_device_info info;
+    head *h;
+    if (!r->counting && !r->context[set]) {
+        r->status = kd_arena_alloc(&r->context[set], r->arena, sizeof *h);
+        if (r->status != KD_OK) return;
+    }
+    head counted;
+    h = r->counting ? &counted : r->context[set];
+    *h = (head){ 0 };
+    kd_device_describe(&info, r->exec.device);
+    const int64_t chunk = kd_objective_chunk(n, v, s->dtype, info.memory);
+    const int64_t rows = kd_ceil_div(n, chunk) * chunk;
+    const float spread = 1 / sqrtf((float)hs);
+    h->student.head = (kd_head){ .hidden = *values(r, set, KD_SHAPE(n, hs), 1),
+                                 .weight = *kd_bench_filled(r, set, s->dtype, KD_SHAPE(v, hs),
+                                                            -4 * spread, 4 * spread, 2),
+                                 .d_weight = *kd_bench_zeros(r, set, KD_F32, KD_SHAPE(v, hs)),
+                                 .classes = v };
+    h->teacher.head = (kd_head){ .hidden = *values(r, set, KD_SHAPE(n, ht), 3),
+                                 .weight = *kd_bench_filled(r, set, s->dtype, KD_SHAPE(v, ht),
+                                                            -4 * spread, 4 * spread, 4),
+                                 .classes = v };
+    for (int k = 0; k < mix_of(s)->count; k++)
+        h->terms[k] = (kd_term){ .name = "bench",
+                                 .kind = mix_of(s)->kind[k],
+                                 .weight = { 1, 1, 0 },
+                                 .temperature = (double)scalars.term[k].temperature,
+                                 .student = 0,
+                                 .teacher = kd_row_types[mix_of(s)->kind[k]].teacher ? 1 : -1 };
+    h->objective = (kd_objective){ h->terms, mix_of(s)->count, chunk, v };
+    int32_t *each, *labels;
+    if (r->status == KD_OK) r->status = KD_ARENA_ARRAY(&each, r->arena, rows);
+    if (r->status == KD_OK) r->status = KD_ARENA_ARRAY(&labels, r->arena, rows);
+    if (r->status != KD_OK) return;
+    for (int64_t i = 0; i < rows; i++) {
+        each[i] = i < n ? (int32_t)i : -1;
+        labels[i] = i < n ? (int32_t)((double)v * kd_bench_hashed(i, 9)) : -1;
+    }
+    h->targets.rows = *kd_bench_given(r, set, KD_I32, KD_SHAPE(rows), each);
+    h->targets.labels = *kd_bench_given(r, set, KD_I32, KD_SHAPE(rows), labels);
+    h->targets.count = n;
+    h->scalars = kd_bench_given(r, set, KD_U8, KD_SHAPE((int64_t)sizeof scalars), &scalars);
+    h->totals = kd_bench_zeros(r, set, KD_F32, KD_SHAPE(kd_objective_terms(&h->objective, 0) + 1));
+    if (set == 0) r->value = kd_tensor_slice(h->totals, 0, 0, h->objective.count);
+}
+
+static kd_status run_head(bench_run *r, int set)
+{
+    head *h = r->context[set];
+    kd_taps *const taps[] = { &h->student, &h->teacher };
+    const kd_mark mark = kd_stack_mark(r->exec.stack);
+    KD_TRY(KD_RUN(&r->exec, fill, .y = h->totals, .value = 0));
+    KD_TRY(kd_objective_head(&h->objective, &r->exec, 0, taps, &h->targets, h->scalars, h->totals,
+                             NULL, true));
+    kd_stack_release(r->exec.stack, mark);
+    return KD_OK;
+}
+
+static const bench_shape heads[] = {
+    { BENCH_QUICK, "ce+kl", KD_F32, { 7, 16, 24, 50 } },
+    { BENCH_GPU, "kl", KD_BF16, { 8192, 2048, 4096, 128256 } },
+    { BENCH_GPU, "kl", KD_BF16, { 8192, 4096, 4096, 128256 } },
+    { BENCH_GPU, "kl", KD_BF16, { 8192, 896, 3584, 151936 } },
+    { BENCH_GPU, "kl", KD_BF16, { 8192, 768, 1024, 50304 } },
+    { BENCH_CPU, "ce+kl", KD_F32, { 256, 576, 576, 49152 } },
+    { BENCH_CPU, "ce+kl", KD_BF16, { 256, 576, 576, 49152 } },
+};
+
+/* ---- the update ------------------------------------------------------------------------------- */
+
+static const kd_tensor *update_scalars(bench_run *r, int set)
+{
+    const kd_step_scalars scalars = { .lr = 1e-4f, .bias1 = 0.5f, .bias2 = 0.5f, .clip = 1 };
+    return kd_bench_given(r, set, KD_U8, KD_SHAPE((int64_t)sizeof scalars), &scalars);
+}
+
+static void open_clip(bench_run *r, int set)
+{
+    ARGS(r, set, clip, .scalars = update_scalars(r, set),
+         .sum_squares = kd_bench_filled(r, set, KD_F32, KD_SHAPE(1), 1, 2, 1),
+         .losses = kd_bench_filled(r, set, KD_F32, KD_SHAPE(r->shape->dim[0]), 0, 1, 2),
+         .max_norm = 1);
+}
+
+/* The dtype is that of the weights' copy; f32 weights are the masters themselves. */
+static const kd_tensor *published(bench_run *r, int set)
+{
+    return r->shape->dtype == KD_F32 ? NULL : result(r, set, KD_SHAPE(r->shape->dim[0]));
+}
+
+static double update_bytes(const bench_shape *s, double f32s)
+{
+    return dim(s, 0) * (4 * f32s + (s->dtype == KD_F32 ? 0 : element(s)));
+}
+
+/* Reads gradient, param, m, v; writes param, m, v and the copy. */
+static bench_work work_adamw(const bench_shape *s)
+{
+    return (bench_work){ update_bytes(s, 7), 0, 0 };
+}
+static bench_work work_sgd(const bench_shape *s)
+{
+    return (bench_work){ update_bytes(s, 5), 0, 0 };
+}
+
+static void open_adamw(bench_run *r, int set)
+{
+    const kd_shape n = KD_SHAPE(r->shape->dim[0]);
+    ARGS(r, set, adamw, .param = kd_bench_filled(r, set, KD_F32, n, -1, 1, 1),
+         .m = kd_bench_zeros(r, set, KD_F32, n), .v = kd_bench_zeros(r, set, KD_F32, n),
+         .weights = published(r, set), .gradient = kd_bench_filled(r, set, KD_F32, n, -1, 1, 2),
+         .scalars = update_scalars(r, set), .beta1 = 0.9f, .beta2 = 0.95f, .eps = 1e-8f,
+         .decay = 0.1f);
+}
+
+static void open_sgd(bench_run *r, int set)
+{
+    const kd_shape n = KD_SHAPE(r->shape->dim[0]);
+    ARGS(r, set, sgd, .param = kd_bench_filled(r, set, KD_F32, n, -1, 1, 1),
+         .m = kd_bench_zeros(r, set, KD_F32, n), .weights = published(r, set),
+         .gradient = kd_bench_filled(r, set, KD_F32, n, -1, 1, 2),
+         .scalars = update_scalars(r, set), .momentum = 0.9f, .decay = 0.1f);
+}
+
+static const bench_shape updates[] = {
+    { BENCH_QUICK, "", KD_BF16, { 1000 } },
+    { BENCH_GPU, "", KD_BF16, { 124 << 20 } },
+    { BENCH_CPU, "", KD_F32, { 16 << 20 } },
+    { BENCH_CPU, "", KD_BF16, { 16 << 20 } },
+};
+
+static bench_work work_clip(const bench_shape *s) { return (bench_work){ 4 * dim(s, 0), 0, 0 }; }
+
+static const bench_shape few[] = {
+    { BENCH_QUICK, "", KD_F32, { 3 } },
+    { BENCH_GPU | BENCH_CPU, "", KD_F32, { 8 } },
+};
+
+/* ---- the rows --------------------------------------------------------------------------------- */
+
+#define ROW(op, letters, work, list, restored)                                                     \
+    {                                                                                              \
+#op, letters, open_##op, NULL, work, list, KD_COUNT(list), restored, KD_OP_##op            \
+    }
+
+const bench_row kd_bench_rows_train[] = {
+    ROW(row_loss, "NV", work_row_loss, logits, 0),
+    { "head", "NstV", open_head, run_head, work_head, heads, KD_COUNT(heads), -1, -1 },
+    ROW(adamw, "n", work_adamw, updates, -1),
+    ROW(sgd, "n", work_sgd, updates, -1),
+    ROW(clip, "n", work_clip, few, -1),
+    ROW(sum_squares, "n", work_fill, slabs_f32, -1),
+    ROW(sum_columns, "ND", work_sum, columns, -1),
+    ROW(sum_rows, "RN", work_sum, losses, -1),
+    ROW(embedding, "NDV", work_moved_rows, tables, -1),
+    ROW(embedding_backward, "NDV", work_embedding_backward, tables, -1),
+    ROW(gather_rows, "NDV", work_moved_rows, chosen, -1),
+    ROW(scatter_rows, "NDV", work_moved_rows, chosen, -1),
+    ROW(fill, "n", work_fill, slabs, -1),
+    ROW(copy, "n", work_copy, slabs, -1),
+    ROW(add, "n", work_add, slabs, -1),
+    { 0 },
+};

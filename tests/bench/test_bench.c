@@ -1,0 +1,144 @@
+/* The bench: every op has a row that runs, the floors are the models', and a slower cell is found. */
+#include "bench/bench.h"
+#include "support/support.h"
+
+#include <math.h>
+#include <unistd.h>
+
+static const bench_row *const lists[] = { kd_bench_rows_ops, kd_bench_rows_train };
+
+Test(bench, times_every_op)
+{
+    for (int op = 0; op < KD_OP_COUNT; op++) {
+        int rows = 0;
+        for (int l = 0; l < KD_COUNT(lists); l++)
+            for (const bench_row *row = lists[l]; row->name; row++)
+                rows += row->op == op && strcmp(row->name, kd_op_infos[op].name) == 0;
+        cr_assert_eq(rows, 1, "op %s has %d bench rows", kd_op_infos[op].name, rows);
+    }
+    for (int l = 0; l < KD_COUNT(lists); l++)
+        for (const bench_row *row = lists[l]; row->name; row++) {
+            unsigned where = 0;
+            for (int s = 0; s < row->shape_count; s++) {
+                const bench_work work = row->work(&row->shapes[s]);
+                where |= row->shapes[s].where;
+                cr_assert(work.bytes > 0 && work.flops >= 0, "%s: no work", row->name);
+            }
+            cr_assert_eq(where, BENCH_GPU | BENCH_CPU | BENCH_QUICK, "%s: shapes for %u", row->name,
+                         where);
+        }
+}
+
+Test(bench, floors_are_traffic_and_products_over_measured_rates)
+{
+    const bench_rates rates = { 1e9, 1e10, 1e11, "measured" };
+    const bench_shape kl = { BENCH_CPU, "kl", KD_BF16, { 10, 100 } };
+    const bench_shape head = { BENCH_CPU, "kl", KD_BF16, { 10, 20, 30, 100 } };
+    const bench_shape f32 = { BENCH_CPU, "", KD_F32, { 10, 20, 30 } };
+    const bench_row *row_loss = NULL, *chunked = NULL, *matmul = NULL;
+    for (const bench_row *row = kd_bench_rows_train; row->name; row++) {
+        if (row->op == KD_OP_row_loss) row_loss = row;
+        if (row->op < 0) chunked = row;
+    }
+    for (const bench_row *row = kd_bench_rows_ops; row->name; row++)
+        if (row->op == KD_OP_matmul) matmul = row;
+    /* 6 bytes of every bf16 pair; 2 NV (3 Hs + Ht) operations and the row terms after them. */
+    cr_assert_float_eq(kd_bench_floor(&rates, row_loss, &kl), 6e3 / 1e9, 1e-15);
+    cr_assert_float_eq(kd_bench_floor(&rates, chunked, &head), 6e3 / 1e9 + 2e3 * 90 / 1e11, 1e-15);
+    cr_assert_float_eq(kd_bench_floor(&rates, matmul, &f32), 4 * (300 + 600 + 200) / 1e9, 1e-15);
+}
+
+/* Patterns are told apart by salt and repeat after 64 rows. */
+Test(bench, sets_up_operands_that_a_peer_can_repeat)
+{
+    kd_device *device;
+    bench_run run;
+    const bench_row *row_loss = NULL;
+    for (const bench_row *row = kd_bench_rows_train; row->name; row++)
+        if (row->op == KD_OP_row_loss) row_loss = row;
+    const bench_shape shape = { BENCH_CPU, "kl", KD_F32, { 130, 7 } };
+    test_ok(kd_device_open(&device, "cpu"));
+    test_ok(kd_bench_open(&run, device, row_loss, &shape));
+    cr_assert_geq(run.sets, 3);
+    const kd_tensor *student = &run.tensor[0][0], *teacher = &run.tensor[1][1];
+    int equal = 0;
+    for (int64_t i = 0; i < 130 * 7; i++) {
+        const uint64_t mixed = ((uint64_t)(i % (64 * 7)) + 1) * 2654435761u + 40503u;
+        const uint64_t folded = (mixed & 0xffffffffu) * 2246822519u;
+        const double want = -4 + 8 * (double)(folded >> 8 & 0xffffffu) * 0x1p-24;
+        cr_assert_float_eq(test_get(student, i), want, 1e-6, "element %lld", (long long)i);
+        equal += test_get(student, i) == test_get(teacher, i);
+    }
+    cr_assert_lt(equal, 3);
+    /* A run spoils the student's logits, a measurement leaves the loss of the unspoilt. */
+    bench_time time;
+    test_ok(kd_bench_measure(&time, &run, 0));
+    cr_assert(time.low > 0 && time.low <= time.median && time.median <= time.high);
+    kd_bench_close(&run);
+    kd_device_close(device);
+}
+
+static void run_bench(kd_status want, const char *json, const char *compare, const char *peers)
+{
+    static const char *const rows[] = { "row_loss", "rms_norm", "head" };
+    FILE *out = tmpfile();
+    cr_assert_not_null(out);
+    const kd_bench_options options = { .device = "cpu",
+                                       .rows = rows,
+                                       .row_count = KD_COUNT(rows),
+                                       .quick = true,
+                                       .peers = peers,
+                                       .json = json,
+                                       .compare = compare };
+    test_refused(kd_bench(out, &options), want, want == KD_OK ? "" : "slower");
+    cr_assert_gt(ftell(out), 200);
+    fclose(out);
+}
+
+/* The same run with every time divided by a thousand is one that today's is slower than. */
+static void hasten(const char *path)
+{
+    json_t *root, *cell;
+    size_t i;
+    test_ok(kd_json_read(&root, path));
+    json_array_foreach(json_object_get(root, "cells"), i, cell)
+    {
+        json_t *seconds = json_object_get(cell, "seconds");
+        const char *const keys[] = { "low", "median", "high" };
+        for (int k = 0; k < KD_COUNT(keys); k++)
+            json_object_set_new(
+                seconds, keys[k],
+                json_real(json_number_value(json_object_get(seconds, keys[k])) * 1e-3));
+    }
+    test_ok(kd_json_write(path, root));
+    json_decref(root);
+}
+
+Test(bench, finds_a_slower_cell_and_asks_its_peers)
+{
+    char path[] = "/tmp/kd-bench-XXXXXX";
+    close(mkstemp(path));
+    static const char answer[] =
+        "while read -r line; do echo '{\"peers\": [{\"name\": \"stone\", \"low\": 9, \"median\": "
+        "10, "
+        "\"high\": 11, \"samples\": 3, \"bytes\": 5e6, \"value\": 0}, {\"name\": \"gone\", "
+        "\"error\": \"is not here\"}]}'; done";
+    run_bench(KD_OK, path, NULL, answer);
+    json_t *root;
+    test_ok(kd_json_read(&root, path));
+    const json_t *cells = json_object_get(root, "cells");
+    cr_assert_eq(json_array_size(cells), 3);
+    for (size_t i = 0; i < 3; i++) {
+        const json_t *cell = json_array_get(cells, i);
+        const json_t *peers = json_object_get(cell, "peers");
+        cr_assert_eq(json_array_size(peers), 2);
+        /* The stone's loss is 0 and the rows' is not; a norm has none to compare. */
+        const bool valued = json_is_number(json_object_get(cell, "value"));
+        cr_assert_eq(json_is_true(json_object_get(json_array_get(peers, 0), "differs")), valued);
+        cr_assert_not_null(json_object_get(json_array_get(peers, 1), "error"));
+    }
+    json_decref(root);
+    hasten(path);
+    run_bench(KD_EINTERNAL, NULL, path, NULL);
+    unlink(path);
+}
