@@ -180,6 +180,8 @@ typedef struct kd_cuda_limits {
     int multiprocessors; /* that run blocks at the same time */
     size_t shared;       /* bytes of shared memory that a block may ask for */
     size_t cache;        /* bytes of the second-level cache */
+    int row_blocks;      /* KD_ROW_BLOCKS: at least so many blocks hold a row of logits in shared
+                          * memory (row_loss.cu); 0: none does */
 } kd_cuda_limits;
 
 /* Of an exec on a CUDA device; read when it was opened. */
