@@ -40,18 +40,30 @@ template <class... Dims> inline kd_shape kd_shape_make(Dims... dims)
 }
 #define KD_SHAPE(...) kd_shape_make(__VA_ARGS__)
 
-/* KD_OK, or KD_EDEVICE naming the call and CUDA's own words for what went wrong. */
+/* KD_OK, or the failure naming device, call and CUDA's own words for what went wrong. */
 inline kd_status kd_cuda_status(cudaError_t error, const char *call)
 {
-    if (error == cudaSuccess) return KD_OK;
-    return kd_fail(error == cudaErrorMemoryAllocation ? KD_ENOMEM : KD_EDEVICE, "%s: %s (%s)", call,
-                   cudaGetErrorString(error), cudaGetErrorName(error));
+    return error == cudaSuccess ? KD_OK : kd_cuda_failure((int)error, call);
 }
 
 struct kd_grid {
     dim3 blocks, threads;
     size_t shared = 0; /* bytes of dynamic shared memory */
 };
+
+/* Blocks of `threads` threads that a card may hold at a time; a kernel strides over the rest. */
+inline int64_t kd_blocks_at_once(const kd_exec *exec, int threads)
+{
+    return 2048 / threads * (int64_t)kd_cuda_limits_of(exec)->multiprocessors;
+}
+
+/* One thread per unit, as far as the card holds them at a time. */
+inline kd_grid kd_grid_over(const kd_exec *exec, int64_t units, int threads)
+{
+    const int64_t blocks =
+        kd_min_i64(kd_ceil_div(units, threads), kd_blocks_at_once(exec, threads));
+    return { dim3((unsigned)kd_max_i64(blocks, 1)), dim3((unsigned)threads) };
+}
 
 /*
  * Enqueues a kernel on the exec's stream.  More than 48 KiB of shared memory is asked for once per
@@ -84,8 +96,10 @@ typedef __nv_bfloat16 bf16;
 
 __device__ __forceinline__ float kd_load(const float *p) { return *p; }
 __device__ __forceinline__ float kd_load(const bf16 *p) { return __bfloat162float(*p); }
+__device__ __forceinline__ float kd_load(const __half *p) { return __half2float(*p); }
 __device__ __forceinline__ void kd_store(float *p, float x) { *p = x; }
 __device__ __forceinline__ void kd_store(bf16 *p, float x) { *p = __float2bfloat16(x); }
+__device__ __forceinline__ void kd_store(__half *p, float x) { *p = __float2half_rn(x); }
 
 /* What storing as T and loading again makes of x. */
 template <class T> __device__ __forceinline__ float kd_rounded(float x);

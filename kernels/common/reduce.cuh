@@ -7,11 +7,17 @@
 
 #include "common/launch.cuh"
 
-template <class T> __device__ __forceinline__ T kd_warp_sum(T x)
+/* Over each LANES neighbouring lanes of a warp (a power of two); all lanes call. */
+template <int LANES, class T> __device__ __forceinline__ T kd_lanes_sum(T x)
 {
 #pragma unroll
-    for (int lanes = 16; lanes > 0; lanes /= 2) x += __shfl_xor_sync(KD_ALL_LANES, x, lanes);
+    for (int lanes = LANES / 2; lanes > 0; lanes /= 2) x += __shfl_xor_sync(KD_ALL_LANES, x, lanes);
     return x;
+}
+
+template <class T> __device__ __forceinline__ T kd_warp_sum(T x)
+{
+    return kd_lanes_sum<KD_WARP>(x);
 }
 
 /* NaN is never the largest. */

@@ -157,6 +157,7 @@ typedef struct kd_hash {
 } kd_hash;
 
 kd_hash kd_hash_bytes(const void *data, size_t bytes);
+uint64_t kd_hash_key(const void *data, size_t bytes); /* XXH3-64, for tables in memory */
 KD_MUST_CHECK kd_status kd_hash_file(kd_hash *hash, const char *path);
 
 /* The whole file and, in the same read, `count` pieces of it that lie side by side: the first begins

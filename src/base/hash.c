@@ -22,6 +22,8 @@ static kd_hash to_hex(XXH128_hash_t value)
 
 kd_hash kd_hash_bytes(const void *data, size_t bytes) { return to_hex(XXH3_128bits(data, bytes)); }
 
+uint64_t kd_hash_key(const void *data, size_t bytes) { return XXH3_64bits(data, bytes); }
+
 typedef struct hashing {
     XXH3_state_t *whole, *piece;
     char *chunk;

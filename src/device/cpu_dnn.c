@@ -91,15 +91,6 @@ static void forget_all(kd_dnn *dnn)
     dnn->count = 0;
 }
 
-/* FNV-1a. */
-static unsigned bucket_of(const product_key *key)
-{
-    uint32_t hash = 2166136261u;
-    for (size_t i = 0; i < sizeof *key; i++)
-        hash = (hash ^ ((const unsigned char *)key)[i]) * 16777619u;
-    return (hash ^ (hash >> 16)) % BUCKETS;
-}
-
 kd_status kd_dnn_open(kd_dnn **out)
 {
     kd_dnn *dnn = calloc(1, sizeof *dnn);
@@ -215,7 +206,7 @@ static kd_status make_product(product *p, kd_dnn *dnn)
 
 static kd_status find_product(product **out, kd_dnn *dnn, const product_key *key)
 {
-    product **bucket = &dnn->buckets[bucket_of(key)];
+    product **bucket = &dnn->buckets[kd_hash_key(key, sizeof *key) % BUCKETS];
     for (*out = *bucket; *out; *out = (*out)->next)
         if (memcmp(&(*out)->key, key, sizeof *key) == 0) return KD_OK;
     if (dnn->count == MAX_PRODUCTS) forget_all(dnn);
@@ -236,35 +227,14 @@ static kd_status find_product(product **out, kd_dnn *dnn, const product_key *key
 
 /* ---- running ---------------------------------------------------------------------------------- */
 
-/* Strides as oneDNN knows them: one of them 1, the other at least the length it steps over.  A
- * dimension of one element has whatever stride makes that so. */
-static kd_status normal_strides(int64_t stride[2], const kd_tensor *t, const char *name)
-{
-    const int64_t rows = t->shape[0], columns = t->shape[1];
-    const int64_t down = t->stride[0], right = t->stride[1];
-    if (columns <= 1 || right == 1) {
-        stride[0] = rows <= 1 ? kd_max_i64(columns, 1) : down;
-        stride[1] = 1;
-        if (stride[0] >= columns) return KD_OK;
-    } else if (rows <= 1 || down == 1) {
-        stride[0] = 1;
-        stride[1] = right;
-        if (stride[1] >= rows) return KD_OK;
-    }
-    return kd_fail(KD_EINVAL,
-                   "%s: [%lld, %lld] with strides %lld, %lld; expected one stride of 1 and no "
-                   "overlap",
-                   name, (long long)rows, (long long)columns, (long long)down, (long long)right);
-}
-
 static kd_status make_key(product_key *key, const kd_tensor *y, const kd_tensor *a,
                           const kd_tensor *b, const kd_tensor *bias, bool accumulate)
 {
     memset(key, 0, sizeof *key);
     key->m = a->shape[0], key->k = a->shape[1], key->n = b->shape[1];
-    KD_TRY(normal_strides(key->stride[0], y, "y"));
-    KD_TRY(normal_strides(key->stride[1], a, "a"));
-    KD_TRY(normal_strides(key->stride[2], b, "b"));
+    KD_TRY(kd_matrix_strides(key->stride[0], y, "y"));
+    KD_TRY(kd_matrix_strides(key->stride[1], a, "a"));
+    KD_TRY(kd_matrix_strides(key->stride[2], b, "b"));
     key->dtype = (int32_t)a->dtype;
     key->y_dtype = (int32_t)y->dtype;
     key->accumulate = accumulate;

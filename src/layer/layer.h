@@ -30,6 +30,11 @@ kd_weight kd_linear_weight(const kd_slab *slab, kd_linear layer);
 KD_MUST_CHECK kd_status kd_linear_forward(kd_exec *exec, const kd_tensor *y, const kd_tensor *x,
                                           const kd_weight *weight);
 
+/* pre = x W^T + b, y = gelu(pre) in its tanh form. */
+KD_MUST_CHECK kd_status kd_linear_gelu_forward(kd_exec *exec, const kd_tensor *y,
+                                               const kd_tensor *pre, const kd_tensor *x,
+                                               const kd_weight *weight);
+
 /* dx = dy W, unless dx is absent; weight->gradient += dy^T x; weight->bias_gradient += sum dy. */
 KD_MUST_CHECK kd_status kd_linear_backward(kd_exec *exec, const kd_tensor *dx, const kd_tensor *dy,
                                            const kd_tensor *x, const kd_weight *weight);

@@ -15,6 +15,14 @@ kd_status kd_linear_forward(kd_exec *exec, const kd_tensor *y, const kd_tensor *
     return KD_RUN(exec, matmul, .y = y, .a = x, .b = &transposed, .bias = &weight->bias);
 }
 
+kd_status kd_linear_gelu_forward(kd_exec *exec, const kd_tensor *y, const kd_tensor *pre,
+                                 const kd_tensor *x, const kd_weight *weight)
+{
+    const kd_tensor transposed = kd_tensor_transposed(&weight->tensor);
+    return KD_RUN(exec, matmul_gelu, .y = y, .pre = pre, .a = x, .b = &transposed,
+                  .bias = &weight->bias);
+}
+
 kd_status kd_linear_backward(kd_exec *exec, const kd_tensor *dx, const kd_tensor *dy,
                              const kd_tensor *x, const kd_weight *weight)
 {

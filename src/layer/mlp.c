@@ -33,10 +33,12 @@ kd_status kd_mlp_forward(kd_exec *exec, const kd_tensor *y, const kd_mlp_saved *
     const kd_weight down = kd_linear_weight(slab, layer->down);
     const kd_mark mark = kd_stack_mark(exec->stack);
     kd_tensor a;
-    KD_TRY(kd_linear_forward(exec, &saved->up, x, &up));
-    if (!kd_present(y)) return KD_OK;
+    if (!kd_present(y)) return kd_linear_forward(exec, &saved->up, x, &up);
+    const bool fused = layer->gelu_tanh && !layer->gated;
+    if (!fused) KD_TRY(kd_linear_forward(exec, &saved->up, x, &up));
     KD_TRY(kd_push(&a, exec, "mlp activation", x->dtype, KD_SHAPE(x->shape[0], layer->ffn)));
-    KD_TRY(activate(exec, &a, &saved->up, layer));
+    KD_TRY(fused ? kd_linear_gelu_forward(exec, &a, &saved->up, x, &up)
+                 : activate(exec, &a, &saved->up, layer));
     KD_TRY(kd_linear_forward(exec, y, &a, &down));
     kd_stack_release(exec->stack, mark);
     return KD_OK;

@@ -34,7 +34,7 @@ static void gradient_row(float *s, float *ds, span panels, span seen, float lse,
     const float inverse = softcap > 0 ? 1 / softcap : 0;
     const int first = (int)seen.begin, end = (int)seen.end; /* as wide as what they select */
     for (int j = (int)panels.begin; j < panels.end; j++) {
-        const float capped = s[j] * inverse;
+        const float capped = softcap > 0 ? s[j] * inverse : 0; /* not -inf times 0 */
         const bool hidden = j < first || j >= end;
         const float p = kd_vexpf(s[j] - base);
         const float d = p * (ds[j] - delta) * (1 - capped * capped);

@@ -1,10 +1,10 @@
 /*
- * y[m,n] = sum_k a[m,k] b[k,n] + bias[n], and y += a b.
+ * y[m,n] = sum_k a[m,k] b[k,n] + bias[n], and y += a b, and pre = a b + bias with y = gelu(pre).
  *
  * A layer y = x W' with W [N,K] reads W with exchanged strides; its backward pass is dx = dy W and
  * dW += dy' x.  No form copies or transposes a matrix first: the library packs panels as it goes.
  */
-#include "ops/ops.h"
+#include "ops/rowio.h"
 
 static kd_status check_dtype(const kd_tensor *t, const char *what, kd_dtype first, kd_dtype second)
 {
@@ -50,4 +50,18 @@ kd_status kd_matmul_add_check(const kd_matmul_add_args *args)
 kd_status kd_matmul_add_cpu(kd_exec *exec, const kd_matmul_add_args *args)
 {
     return kd_dnn_matmul(kd_cpu_dnn(exec->device), exec, args->y, args->a, args->b, NULL, true);
+}
+
+kd_status kd_matmul_gelu_check(const kd_matmul_gelu_args *args)
+{
+    const kd_matmul_args product = { args->pre, args->a, args->b, args->bias };
+    KD_TRY(kd_expect_rows(args->pre, "pre"));
+    KD_TRY(kd_matmul_check(&product));
+    return kd_expect_rows_of(args->y, "y", args->pre->dtype, kd_shape_of(args->pre));
+}
+
+kd_status kd_matmul_gelu_cpu(kd_exec *exec, const kd_matmul_gelu_args *args)
+{
+    KD_TRY(KD_RUN(exec, matmul, .y = args->pre, .a = args->a, .b = args->b, .bias = args->bias));
+    return KD_RUN(exec, gelu, .y = args->y, .x = args->pre, .tanh_form = true);
 }

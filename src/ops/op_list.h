@@ -17,6 +17,9 @@
 KD_OP(matmul, OUT(y) IN(a) IN(b) IN(bias))
 /* y += a b; y f32 or the type of a. */
 KD_OP(matmul_add, INOUT(y) IN(a) IN(b))
+/* pre = a b + bias, y = gelu(pre) in its tanh form; y and pre of one type, by rows.  bias or absent.
+ * A device may take the GELU before it rounds pre. */
+KD_OP(matmul_gelu, OUT(y) OUT(pre) IN(a) IN(b) IN(bias))
 
 /* Over the last dimension of [N,D] or [N,H,d] (any outer strides).  With `residual`, normalises
  * sum = x + residual and writes `sum` (may be x or residual); both or neither absent.

@@ -29,11 +29,20 @@ typedef struct kd_row_terms {
     kd_row_kind kind[KD_MAX_ROW_TERMS];
 } kd_row_terms;
 
+/* When a term's gradient reads its two sums, so that a sweep over the row must come before. */
+typedef enum kd_row_need {
+    KD_SUMS_NEVER,
+    KD_SUMS_DEAD,   /* in a row where a class of the student is dead */
+    KD_SUMS_OPTION, /* while its option is not 0 */
+    KD_SUMS_ALWAYS,
+} kd_row_need;
+
 /* What the list says of a term. */
 typedef struct kd_row_type {
     const char *name;
-    bool teacher;       /* reads the teacher's logits */
-    bool label;         /* reads the label */
+    bool teacher; /* reads the teacher's logits */
+    bool label;   /* reads the label */
+    kd_row_need sums;
     const char *option; /* name of its one option ("beta"); NULL: none */
     double option_default, option_min, option_max;
     const char *help;
@@ -71,7 +80,8 @@ typedef struct kd_step_scalars {
  * kd_<op>_check refuses operands whose presence, type, shape or strides do not fit: the same of
  * every device, so it reads no element.  kd_op_run calls it before the device's own function, which
  * may rely on it.  What only the elements tell, the CPU refuses (ids, labels, offsets, temperatures)
- * and a GPU answers with NaN, which stops the run before its update.
+ * and a GPU answers with NaN, which stops the run before its update.  scatter_rows and
+ * embedding_backward have no row to answer in: there a GPU leaves such a row out.
  */
 
 #define OUT(x)       const kd_tensor *x;

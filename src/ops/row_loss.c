@@ -13,7 +13,7 @@
  *             not read; memory beyond V is not touched.  The teacher may be padded otherwise.
  *   classes   -inf, NaN and what is done at probability 0: rows/row.h.
  *   same_top  1 where the first largest class of student and teacher is the same.  NaN is never the
- *             largest; a row that has no largest class has no same top.
+ *             largest; a row with no class above -inf has no largest class and no same top.
  *   errors    A label outside [0, classes) in a row that is not ignored, and a temperature that is
  *             not above 0, are KD_EINVAL before anything is written.
  *
@@ -44,8 +44,8 @@
 
 /* clang-format off */
 const kd_row_type kd_row_types[KD_ROW_COUNT] = {
-#define KD_ROW(term, reads_teacher, reads_label, option_name, preset, low, high, text)             \
-    { #term, reads_teacher, reads_label, option_name, preset, low, high, text },
+#define KD_ROW(term, reads_teacher, reads_label, sums, option_name, preset, low, high, text)       \
+    { #term, reads_teacher, reads_label, sums, option_name, preset, low, high, text },
 #include "ops/row_list.h"
 #undef KD_ROW
 };
@@ -370,7 +370,7 @@ static void run_row(const job *j, int64_t n, int64_t label, float weight, float 
     if (kd_present(args->same_top)) {
         const int64_t top = first_equal(student, args->classes, g.student.max);
         set_same_top(j, n,
-                     top < args->classes &&
+                     g.student.max > -INFINITY &&
                          top == first_equal(g.teacher.row, args->classes, g.teacher.max));
     }
 

@@ -128,3 +128,22 @@ kd_status kd_tensor_expect(const kd_tensor *t, const char *what, int dtype, kd_s
                    kd_tensor_print(found, sizeof found, t),
                    kd_tensor_print(wanted, sizeof wanted, &expected));
 }
+
+kd_status kd_matrix_strides(int64_t stride[2], const kd_tensor *t, const char *what)
+{
+    const int64_t rows = t->shape[0], columns = t->shape[1];
+    const int64_t down = t->stride[0], right = t->stride[1];
+    if (columns <= 1 || right == 1) {
+        stride[0] = rows <= 1 ? kd_max_i64(columns, 1) : down;
+        stride[1] = 1;
+        if (stride[0] >= columns) return KD_OK;
+    } else if (rows <= 1 || down == 1) {
+        stride[0] = 1;
+        stride[1] = right;
+        if (stride[1] >= rows) return KD_OK;
+    }
+    return kd_fail(KD_EINVAL,
+                   "%s: [%lld, %lld] with strides %lld, %lld; expected one stride of 1 and no "
+                   "overlap",
+                   what, (long long)rows, (long long)columns, (long long)down, (long long)right);
+}

@@ -26,6 +26,11 @@ const char *kd_tensor_print(char *buffer, size_t size, const kd_tensor *t);
 int64_t kd_tensor_rows(const kd_tensor *t);
 int64_t kd_tensor_columns(const kd_tensor *t);
 
+/* Strides of a matrix as BLAS-like libraries take them: one of them 1, the other at least the length
+ * it steps over; a dimension of one element gets whatever stride makes that so.  KD_EINVAL naming
+ * `what` for other matrices. */
+KD_MUST_CHECK kd_status kd_matrix_strides(int64_t stride[2], const kd_tensor *t, const char *what);
+
 /* `t` without the elements: same shape and strides, absent data. */
 static inline bool kd_present(const kd_tensor *t) { return t && t->data; }
 

@@ -1,107 +1,42 @@
 #include "oracle/matmul.h"
-#include "support/support.h"
+#include "support/products.h"
 
 #include <malloc.h>
-#include <math.h>
 #include <omp.h>
 #include <pthread.h>
 #include <stdlib.h>
-
-typedef struct product_case {
-    int64_t m, k, n;
-    bool ta, tb, ty; /* the matrix lies column by column */
-    bool bias, accumulate;
-    kd_dtype dtype, y_dtype, bias_dtype;
-    int64_t pad; /* elements between rows that belong to somebody else */
-} product_case;
-
-static kd_tensor matrix(test_bench *bench, kd_dtype dtype, int64_t rows, int64_t columns,
-                        bool turned, int64_t pad, bool fill)
-{
-    const kd_shape shape = turned ? KD_SHAPE(columns, rows) : KD_SHAPE(rows, columns);
-    const kd_tensor t =
-        fill ? test_filled(bench, dtype, shape, pad, -1, 1) : test_tensor(bench, dtype, shape, pad);
-    return turned ? kd_tensor_transposed(&t) : t;
-}
-
-static kd_status run(kd_exec *exec, const product_case *c, const kd_tensor *y, const kd_tensor *a,
-                     const kd_tensor *b, const kd_tensor *bias)
-{
-    if (c->accumulate) return KD_RUN(exec, matmul_add, .y = y, .a = a, .b = b);
-    return KD_RUN(exec, matmul, .y = y, .a = a, .b = b, .bias = bias);
-}
 
 /* Plans, runs on exactly the planned scratch, compares. */
 static void check(test_bench *bench, const product_case *c)
 {
     const int mark = test_mark(bench);
-    const kd_tensor a = matrix(bench, c->dtype, c->m, c->k, c->ta, c->pad, true);
-    const kd_tensor b = matrix(bench, c->dtype, c->k, c->n, c->tb, c->pad, true);
-    const kd_tensor y = matrix(bench, c->y_dtype, c->m, c->n, c->ty, c->pad, c->accumulate);
-    kd_tensor bias = { 0 };
-    if (c->bias) bias = test_filled(bench, c->bias_dtype, KD_SHAPE(c->n), 0, -1, 1);
-
-    double *want = c->accumulate ? test_doubles(bench, &y) : test_zeros(bench, c->m * c->n);
-    oracle_matmul(want, test_doubles(bench, &a), test_doubles(bench, &b),
-                  c->bias ? test_doubles(bench, &bias) : NULL, c->m, c->k, c->n);
+    const product p = product_open(bench, c);
+    double *want = c->accumulate ? test_doubles(bench, &p.y) : test_zeros(bench, c->m * c->n);
+    oracle_matmul(want, test_doubles(bench, &p.a), test_doubles(bench, &p.b),
+                  c->bias ? test_doubles(bench, &p.bias) : NULL, c->m, c->k, c->n);
 
     kd_stack planned;
     kd_exec planning = test_planning(bench, &planned);
-    const kd_tensor no_y = test_untouchable(&y), no_a = test_untouchable(&a),
-                    no_b = test_untouchable(&b), no_bias = test_untouchable(&bias);
-    test_ok(run(&planning, c, &no_y, &no_a, &no_b, c->bias ? &no_bias : &bias));
+    const product none = { test_untouchable(&p.y), test_untouchable(&p.a), test_untouchable(&p.b),
+                           c->bias ? test_untouchable(&p.bias) : p.bias };
+    test_ok(product_run(&planning, c, &none));
 
     const size_t capacity = bench->stack.capacity;
     cr_assert_leq(planned.peak, capacity, "scratch of %zu bytes", planned.peak);
     bench->stack.capacity = planned.peak;
-    test_ok(run(&bench->exec, c, &y, &a, &b, &bias));
+    test_ok(product_run(&bench->exec, c, &p));
     bench->stack.capacity = capacity;
-    /* A sum of k products of numbers uniform in [-1, 1) has a standard deviation of sqrt(k) / 3. */
-    test_near(&y, want, 1 + sqrt((double)c->k) / 3, (double)c->k + 1,
-              "m %lld k %lld n %lld, turned a %d b %d y %d, %s to %s, bias %d, accumulate %d, "
-              "pad %lld",
-              (long long)c->m, (long long)c->k, (long long)c->n, c->ta, c->tb, c->ty,
-              kd_dtype_name(c->dtype), kd_dtype_name(c->y_dtype), c->bias, c->accumulate,
-              (long long)c->pad);
+    test_near(&p.y, want, product_scale(c), (double)c->k + 1, "%s", product_name(c));
     test_release(bench, mark);
 }
 
-static const int64_t shapes[][3] = {
-    /* m, k, n */
-    { 1, 1, 1 }, { 1, 7, 1 }, { 5, 1, 3 },    { 1, 33, 17 },  { 65, 31, 1 },  { 3, 0, 5 },
-    { 0, 4, 3 }, { 4, 3, 0 }, { 17, 64, 33 }, { 64, 96, 48 }, { 7, 130, 19 }, { 129, 65, 70 },
-};
-
-/* Every layout of a, b and y, element types, bias and accumulation, for one shape. */
-static void check_shape(test_bench *bench, const int64_t shape[3])
-{
-    static const kd_dtype dtypes[][2] = { { KD_F32, KD_F32 },
-                                          { KD_BF16, KD_F32 },
-                                          { KD_BF16, KD_BF16 } };
-    for (int d = 0; d < KD_COUNT(dtypes); d++)
-        for (int layout = 0; layout < 8; layout++)
-            for (int form = 0; form < 4; form++) {
-                product_case c = { .m = shape[0],
-                                   .k = shape[1],
-                                   .n = shape[2],
-                                   .ta = layout & 1,
-                                   .tb = layout & 2,
-                                   .ty = layout & 4,
-                                   .dtype = dtypes[d][0],
-                                   .y_dtype = dtypes[d][1],
-                                   .bias = form == 1 || form == 2,
-                                   .bias_dtype = form == 1 ? KD_F32 : dtypes[d][0],
-                                   .accumulate = form == 3,
-                                   .pad = (layout + form) % 2 ? 5 : 0 };
-                check(bench, &c);
-            }
-}
+static void visit(void *context, const product_case *c) { check(context, c); }
 
 Test(matmul, agrees_with_double)
 {
     test_bench bench;
     test_open(&bench, 32u << 20);
-    for (int s = 0; s < KD_COUNT(shapes); s++) check_shape(&bench, shapes[s]);
+    product_each(visit, &bench);
     test_close(&bench);
 }
 
@@ -111,7 +46,7 @@ Test(matmul, agrees_with_double_without_avx512)
     setenv("ONEDNN_MAX_CPU_ISA", "AVX2", 1);
     test_bench bench;
     test_open(&bench, 32u << 20);
-    for (int s = 0; s < KD_COUNT(shapes); s++) check_shape(&bench, shapes[s]);
+    product_each(visit, &bench);
     test_close(&bench);
 }
 
@@ -123,22 +58,21 @@ Test(matmul, second_sight_allocates_nothing_and_repeats_bits)
     for (int d = 0; d < 2; d++) {
         const int mark = test_mark(&bench);
         const kd_dtype dtype = d ? KD_BF16 : KD_F32;
-        const kd_tensor a = matrix(&bench, dtype, 96, 61, false, 3, true);
-        const kd_tensor b = matrix(&bench, dtype, 61, 130, true, 0, true);
-        const kd_tensor first = test_tensor(&bench, KD_F32, KD_SHAPE(96, 130), 0);
-        const kd_tensor again = test_tensor(&bench, KD_F32, KD_SHAPE(96, 130), 0);
-        const product_case c = { .accumulate = false };
-        test_ok(run(&bench.exec, &c, &first, &a, &b, NULL));
-        for (int i = 0; i < 50; i++) test_ok(run(&bench.exec, &c, &again, &a, &b, NULL));
+        const product_case c = { .m = 96, .k = 61, .n = 130, .dtype = dtype, .tb = true, .pad = 3 };
+        const product first = product_open(&bench, &c);
+        product again = first;
+        again.y = test_tensor(&bench, KD_F32, KD_SHAPE(96, 130), 3);
+        test_ok(product_run(&bench.exec, &c, &first));
+        for (int i = 0; i < 50; i++) test_ok(product_run(&bench.exec, &c, &again));
 #if defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__)
         const size_t before = mallinfo2().uordblks;
 #endif
-        for (int i = 0; i < 50; i++) test_ok(run(&bench.exec, &c, &again, &a, &b, NULL));
+        for (int i = 0; i < 50; i++) test_ok(product_run(&bench.exec, &c, &again));
 #if defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__)
         cr_assert_eq(mallinfo2().uordblks, before, "50 products left %zd bytes",
                      (ssize_t)(mallinfo2().uordblks - before));
 #endif
-        test_same_bits(&first, &again, "%s", kd_dtype_name(dtype));
+        test_same_bits(&first.y, &again.y, "%s", kd_dtype_name(dtype));
         test_release(&bench, mark);
     }
     test_close(&bench);

@@ -36,6 +36,9 @@ typedef struct row_fixture {
     double *s, *t; /* [rows, classes], as rounded */
     kd_row_terms terms;
     kd_step_scalars values;
+    /* Runs the op elsewhere than on the bench; NULL: there. */
+    kd_status (*run)(void *context, const kd_row_loss_args *args);
+    void *context;
 } row_fixture;
 
 /* Everything but the logits' values: student [rows, classes + 5] of `dtype`, teacher
@@ -44,6 +47,9 @@ row_fixture rows_tensors(test_bench *b, int64_t rows, int64_t classes, kd_dtype 
 
 /* The same with one row of each kind. */
 row_fixture rows_hostile(test_bench *b, int64_t classes, kd_dtype dtype);
+
+/* Lays the logits anew, rows at multiples of 16 bytes. */
+void rows_align(row_fixture *f);
 
 /* Takes the doubles `s` and `t` from the logits; after they were set by hand. */
 void rows_copy_logits(row_fixture *f);
@@ -55,10 +61,11 @@ void rows_add_term(row_fixture *f, kd_row_kind kind, double temperature, double 
 /* A copy of the student to run on, so that one fixture serves many runs. */
 kd_tensor rows_copy_student(row_fixture *f);
 
-/* KD_RUN with a new `loss`; the gradient goes over `student`. */
+/* One run with a new `loss`; the gradient goes over `student`. */
 KD_MUST_CHECK kd_status rows_run(row_fixture *f, const kd_tensor *student);
 
-/* Runs on a copy and checks losses, gradient and same_top of every row. */
+/* Runs on a copy and checks losses, gradient and same_top of every row.  Tensors may be absent where
+ * no term reads them. */
 void rows_run_and_check(row_fixture *f);
 
 oracle_row rows_oracle(const row_fixture *f, int term, int64_t n);

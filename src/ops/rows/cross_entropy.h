@@ -30,7 +30,8 @@ KD_ROW_FN float kd_row_cross_entropy_value(kd_row_stats s)
 KD_ROW_FN float kd_row_cross_entropy_gradient(kd_row_class c, kd_row_stats s)
 {
     const float live_mass = (1.0f - s.option) * s.label_live + s.option;
-    return live_mass * c.q - (1.0f - s.option) * c.label - s.option / s.b;
+    const float smooth = s.option == 0.0f ? 0.0f : s.option / s.b;
+    return live_mass * c.q - (1.0f - s.option) * c.label - smooth;
 }
 
 #endif

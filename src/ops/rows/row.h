@@ -50,7 +50,8 @@ typedef struct kd_row_sums {
     float a, b;
 } kd_row_sums;
 
-/* One row.  a and b are sums over classes, known to value and gradient only. */
+/* One row.  a and b are sums over classes, known to the value, and to the gradient of a term that
+ * reads them as row_list.h says; else they may be 0 there. */
 typedef struct kd_row_stats {
     float option;      /* beta, lambda, smoothing */
     float lse;         /* log sum_j exp(z_j / T) */

@@ -1,0 +1,602 @@
+/*
+ * The gradient of attention on CUDA; src/ops/attention.c has the mathematics, attention_plain.cu the
+ * way for every shape.  This is the way for bf16 rows of up to 256 elements, a multiple of 8, that
+ * lie at multiples of 16 bytes.
+ *
+ * Scheme    A block owns rows (keys for dk and dv, queries for dq), holds them as operands in
+ *           registers and streams the rows of the other side, two stages deep, through shared memory:
+ *               s  = own1 other1'      own1, other1: k, q for keys;   q, k for queries
+ *               dp = own2 other2'      own2, other2: v, dout;         dout, v
+ *               sum2 += p other2       dv, of keys alone
+ *               sum1 += ds other1      dk or dq
+ *           p and ds leave the first two products where the last two want them: no shared memory in
+ *           between, and one barrier a stage.  The query heads of a group follow each other, so dk
+ *           and dv are written once.
+ * Work      s and dp are computed twice, for keys and for queries: 7 products of [Tq, Tk, d] in place
+ *           of 5.  The 5 need sums of dq over blocks: with atomics, not the same bits every run; or as
+ *           f32 partials, 0.8 bytes / 128 keys per operation, 1.5 TB/s at 250 TF/s, and scratch of
+ *           H Nq d Tk / 128.  Above 128 elements sums of both dk and dv do not fit the registers:
+ *           dv is a kernel of its own, 8 products.
+ * Shared    A matrix load of 512 bytes, 4 clocks, feeds 2 (d > 64) or 4 products of 16 x 8 x 16, at 1.6
+ *           clocks each on an H100 and 2 on an A100: shared memory bounds d = 128 to 0.7 of what
+ *           mma.sync gives, 300 TF/s of 5 products at best; the pipeline bounds d = 64.
+ * Traffic   other rows once per 128 own rows, from L2: 1/256 byte per operation.
+ * Numerics  Sums in f32.  p and ds are rounded to bf16 where they become operands: a relative 2^-9 of
+ *           each term.  2^x within 2^-22.
+ * Same bits a block adds in the order of heads and rows; nobody adds to what another wrote.
+ * Shapes    Tiles lie across documents: a row knows the interval that it sees (attention.cuh).
+ */
+#include "common/rows.cuh"
+#include "common/tile.cuh"
+#include "ops/attention.cuh"
+
+namespace {
+
+constexpr float LOG2E = 1.44269504f;
+
+/* Of a query row, as the scores want it. */
+struct alignas(8) Statistics {
+    float lse; /* times log2 e; 0 where it is -inf: the weights are then 2^-inf */
+    float delta;
+};
+
+/* ---- statistics ------------------------------------------------------------------------------- */
+
+constexpr int ROW_LANES = 8, ROW_THREADS = 128; /* lanes of a row; of 16 bytes each */
+
+struct StatisticsParams {
+    Statistics *to; /* [H, stride] */
+    kd_heads<const bf16> o, dout;
+    kd_heads<const float> lse;
+    int64_t rows, stride;
+    int heads, d;
+};
+
+__global__ void __launch_bounds__(ROW_THREADS) statistics_kernel(StatisticsParams p)
+{
+    const int64_t task = (int64_t)blockIdx.x * (ROW_THREADS / ROW_LANES) + threadIdx.x / ROW_LANES;
+    const int64_t row = min(task / p.heads, p.rows - 1), head = task % p.heads;
+    const int lane = threadIdx.x % ROW_LANES;
+    float sum = 0;
+    for (int c = lane * 8; c < p.d; c += ROW_LANES * 8) {
+        float o[8], dout[8];
+        kd_load(o, p.o.at(row, head) + c);
+        kd_load(dout, p.dout.at(row, head) + c);
+#pragma unroll
+        for (int i = 0; i < 8; i++) sum += o[i] * dout[i];
+    }
+#pragma unroll
+    for (int lanes = ROW_LANES / 2; lanes > 0; lanes /= 2)
+        sum += __shfl_xor_sync(KD_ALL_LANES, sum, lanes);
+    if (lane != 0 || task >= p.rows * p.heads) return;
+    const float lse = *p.lse.at(row, head);
+    p.to[head * p.stride + row] = { lse == -INFINITY ? 0 : lse * LOG2E, sum };
+}
+
+/* ---- shapes ----------------------------------------------------------------------------------- */
+
+/*
+ * Of a kernel for heads of up to D elements: TILES tiles of 16 own rows for each of WARPS warps; STAGE
+ * other rows in shared memory at a time, of which CHUNK at a time become scores.  FIRST and SECOND:
+ * which sums it makes.
+ */
+template <int D_, int TILES_, int WARPS_, int STAGE_, int CHUNK_, bool KEYS_, bool FIRST_,
+          bool SECOND_>
+struct Shape {
+    static constexpr int D = D_, TILES = TILES_, WARPS = WARPS_, STAGE = STAGE_, CHUNK = CHUNK_;
+    static constexpr bool KEYS = KEYS_, FIRST = FIRST_, SECOND = SECOND_;
+    static constexpr int THREADS = WARPS * KD_WARP, ROWS = WARPS * TILES * 16;
+    /* Registers do not hold both operands and the sums: own2 stays in shared memory. */
+    static constexpr bool KEPT = FIRST && D > 192;
+    static constexpr int BLOCKS = 256 / THREADS; /* of a multiprocessor, at least: 255 registers */
+
+    /* Elements of bf16: own2 where it is kept; then two stages of other1 and other2, and before
+     * the first of them the own rows. */
+    static constexpr int KEPT_AT = ROWS * D, OWN = (FIRST && !KEPT ? 2 : 1) * ROWS * D;
+    static constexpr int STAGES = 2 * 2 * STAGE * D;
+    static constexpr int STATISTICS = STAGE + 2; /* of a stage; the first row may be odd */
+    static constexpr size_t SHARED =
+        (size_t)((KEPT ? KEPT_AT : 0) + (OWN > STAGES ? OWN : STAGES)) * sizeof(bf16) +
+        2 * STATISTICS * sizeof(Statistics);
+};
+
+struct Params {
+    kd_heads<const bf16> own1, own2, other1, other2;
+    kd_heads<bf16> out1, out2;
+    const kd_seen *seen;          /* by own rows */
+    const Statistics *statistics; /* [H, stride] */
+    int64_t stride;
+    int rows, queries; /* own rows; all queries */
+    int group;         /* query heads of a key head */
+    int d;
+    float scale, softcap;
+};
+
+/* What the rows of a warp, or of a block, see: some of them [begin, end), all [inner_begin,
+ * inner_end). */
+struct Bounds {
+    int begin, end, inner_begin, inner_end;
+    bool poison;
+};
+
+/* A row past the last may see everything: it is written nowhere. */
+__device__ __forceinline__ kd_seen seen_by_row(const Params &p, int row)
+{
+    return row < p.rows ? p.seen[row] : kd_seen{ INT32_MAX, INT32_MAX };
+}
+
+template <int ROWS> __device__ __forceinline__ Bounds bounds_of(const Params &p, int first)
+{
+    Bounds b = { INT32_MAX, 0, 0, INT32_MAX, false };
+    for (int r = threadIdx.x % KD_WARP; r < ROWS && first + r < p.rows; r += KD_WARP) {
+        const kd_seen s = p.seen[first + r];
+        b.poison = b.poison || s.begin < 0;
+        b.inner_begin = max(b.inner_begin, s.begin);
+        b.inner_end = min(b.inner_end, s.end);
+        if (s.begin < s.end) {
+            b.begin = min(b.begin, s.begin);
+            b.end = max(b.end, s.end);
+        }
+    }
+    b.begin = __reduce_min_sync(KD_ALL_LANES, b.begin);
+    b.end = __reduce_max_sync(KD_ALL_LANES, b.end);
+    b.inner_begin = __reduce_max_sync(KD_ALL_LANES, b.inner_begin);
+    b.inner_end = __reduce_min_sync(KD_ALL_LANES, b.inner_end);
+    b.poison = __any_sync(KD_ALL_LANES, b.poison);
+    return b;
+}
+
+/* ---- products of a warp ----------------------------------------------------------------------- */
+
+/* to += a b' for CHUNK rows of b from row `first`; a in registers. */
+template <class S, int N>
+__device__ __forceinline__ void scores(float (&to)[S::TILES][N][4],
+                                       const uint32_t (&a)[S::TILES][S::D / 16][4], bf16 *b,
+                                       int first)
+{
+    const int lane = threadIdx.x % KD_WARP;
+    const int row = first + lane % 8 + lane / 16 * 8, chunk = lane / 8 % 2;
+#pragma unroll
+    for (int k = 0; k < S::D / 16; k++)
+#pragma unroll
+        for (int n = 0; n < N / 2; n++) {
+            uint32_t m[4];
+            kd_load_matrices(m, kd_tile_at<S::D>(b, row + n * 16, 2 * k + chunk));
+#pragma unroll
+            for (int t = 0; t < S::TILES; t++) {
+                kd_mma(to[t][2 * n], a[t][k], m[0], m[1]);
+                kd_mma(to[t][2 * n + 1], a[t][k], m[2], m[3]);
+            }
+        }
+}
+
+/* The same; a from the tile that is kept. */
+template <class S, int N>
+__device__ __forceinline__ void scores_of_kept(float (&to)[S::TILES][N][4], bf16 *kept, bf16 *b,
+                                               int first)
+{
+    const int lane = threadIdx.x % KD_WARP, warp = threadIdx.x / KD_WARP;
+    const int row = first + lane % 8 + lane / 16 * 8, chunk = lane / 8 % 2;
+#pragma unroll
+    for (int k = 0; k < S::D / 16; k++) {
+        uint32_t a[S::TILES][4];
+#pragma unroll
+        for (int t = 0; t < S::TILES; t++)
+            kd_load_matrices(a[t], kd_tile_at<S::D>(kept, (warp * S::TILES + t) * 16 + lane % 16,
+                                                    2 * k + lane / 16));
+#pragma unroll
+        for (int n = 0; n < N / 2; n++) {
+            uint32_t m[4];
+            kd_load_matrices(m, kd_tile_at<S::D>(b, row + n * 16, 2 * k + chunk));
+#pragma unroll
+            for (int t = 0; t < S::TILES; t++) {
+                kd_mma(to[t][2 * n], a[t], m[0], m[1]);
+                kd_mma(to[t][2 * n + 1], a[t], m[2], m[3]);
+            }
+        }
+    }
+}
+
+/* sum += a b for CHUNK rows of b from row `first`. */
+template <class S, int K>
+__device__ __forceinline__ void add_products(float (&sum)[S::TILES][S::D / 8][4],
+                                             const uint32_t (&a)[S::TILES][K][4], bf16 *b,
+                                             int first)
+{
+    const int lane = threadIdx.x % KD_WARP, row = first + lane % 16, chunk = lane / 16;
+#pragma unroll
+    for (int k = 0; k < K; k++)
+#pragma unroll
+        for (int n = 0; n < S::D / 16; n++) {
+            uint32_t m[4];
+            kd_load_matrices_transposed(m, kd_tile_at<S::D>(b, row + k * 16, 2 * n + chunk));
+#pragma unroll
+            for (int t = 0; t < S::TILES; t++) {
+                kd_mma(sum[t][2 * n], a[t][k], m[0], m[1]);
+                kd_mma(sum[t][2 * n + 1], a[t][k], m[2], m[3]);
+            }
+        }
+}
+
+/* The warp's own rows from a tile to registers. */
+template <class S>
+__device__ __forceinline__ void load_own(uint32_t (&a)[S::TILES][S::D / 16][4], bf16 *tile)
+{
+    const int lane = threadIdx.x % KD_WARP, warp = threadIdx.x / KD_WARP;
+#pragma unroll
+    for (int t = 0; t < S::TILES; t++)
+#pragma unroll
+        for (int k = 0; k < S::D / 16; k++)
+            kd_load_matrices(a[t][k], kd_tile_at<S::D>(tile, (warp * S::TILES + t) * 16 + lane % 16,
+                                                       2 * k + lane / 16));
+}
+
+/* Rounded to bf16, as the left operand of the next product. */
+template <int TILES, int N>
+__device__ __forceinline__ void pack(uint32_t (&a)[TILES][N / 2][4], const float (&x)[TILES][N][4])
+{
+#pragma unroll
+    for (int t = 0; t < TILES; t++)
+#pragma unroll
+        for (int n = 0; n < N; n++) {
+            a[t][n / 2][n % 2 * 2] = kd_bf16_pair(x[t][n][0], x[t][n][1]);
+            a[t][n / 2][n % 2 * 2 + 1] = kd_bf16_pair(x[t][n][2], x[t][n][3]);
+        }
+}
+
+/* ---- scores to weights and gradients ---------------------------------------------------------- */
+
+/* Products become weights p; with `slope`, what dp is multiplied with for the cap. */
+__device__ __forceinline__ float weight_of(float *slope, float product, float lse, const Params &p)
+{
+    if (p.softcap <= 0) {
+        *slope = 1;
+        return kd_exp2(product * (p.scale * LOG2E) - lse);
+    }
+    /* tanh within 2^-23, absolute; far out 2^x is 0 or inf */
+    const float e = kd_exp2(product * (2 * LOG2E * p.scale / p.softcap));
+    const float tanh = 1 - __fdividef(2, e + 1);
+    *slope = 1 - tanh * tanh;
+    return kd_exp2(tanh * (p.softcap * LOG2E) - lse);
+}
+
+/* s becomes p and dp becomes ds.  `mine`: of the rows (row g, row g + 8 of every tile); `theirs`: of
+ * the CHUNK other rows. */
+template <class S, int N>
+__device__ __forceinline__ void weigh(float (&s)[S::TILES][N][4], float (&dp)[S::TILES][N][4],
+                                      const Statistics (&mine)[S::TILES][2],
+                                      const Statistics *theirs, const Params &p)
+{
+    const int lane = threadIdx.x % KD_WARP;
+#pragma unroll
+    for (int n = 0; n < N; n++) {
+        Statistics column[2] = {};
+        if (S::KEYS) {
+            column[0] = theirs[n * 8 + lane % 4 * 2];
+            column[1] = theirs[n * 8 + lane % 4 * 2 + 1];
+        }
+#pragma unroll
+        for (int t = 0; t < S::TILES; t++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const Statistics of = S::KEYS ? column[i % 2] : mine[t][i / 2];
+                float slope;
+                s[t][n][i] = weight_of(&slope, s[t][n][i], of.lse, p);
+                if (S::FIRST) dp[t][n][i] = s[t][n][i] * (dp[t][n][i] - of.delta) * slope;
+            }
+    }
+}
+
+/* Zeros where the own row does not see the other, whatever stands there. */
+template <class S, int N>
+__device__ __forceinline__ void hide(float (&s)[S::TILES][N][4], float (&dp)[S::TILES][N][4],
+                                     const Params &p, int own_first, int other_first)
+{
+    const int lane = threadIdx.x % KD_WARP;
+#pragma unroll
+    for (int t = 0; t < S::TILES; t++)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const int row = own_first + t * 16 + half * 8 + lane / 4;
+            const kd_seen seen = seen_by_row(p, row);
+#pragma unroll
+            for (int n = 0; n < N; n++)
+#pragma unroll
+                for (int i = 0; i < 2; i++) {
+                    const int other = other_first + n * 8 + lane % 4 * 2 + i;
+                    const bool hidden = other < seen.begin || other >= seen.end;
+                    if (hidden) s[t][n][half * 2 + i] = 0;
+                    if (hidden) dp[t][n][half * 2 + i] = 0;
+                }
+        }
+}
+
+/* ---- the kernel ------------------------------------------------------------------------------- */
+
+/* What a block has in shared memory. */
+template <class S> struct Tiles {
+    bf16 *kept, *stages;
+    Statistics *statistics;
+
+    __device__ __forceinline__ bf16 *other(int stage, int operand) const
+    {
+        return stages + (stage * 2 + operand) * S::STAGE * S::D;
+    }
+};
+
+template <class S> __device__ __forceinline__ Tiles<S> tiles_of(bf16 *shared)
+{
+    Statistics *statistics = (Statistics *)((char *)shared + S::SHARED) - 2 * S::STATISTICS;
+    return { shared, shared + (S::KEPT ? S::KEPT_AT : 0), statistics };
+}
+
+/* The first of a stage's other rows, and their head. */
+struct Place {
+    int first, head;
+};
+
+/* Starts to copy other rows from `at` to `end`, as far as a stage goes; and what is known of them
+ * where they are queries. */
+template <class S>
+__device__ __forceinline__ void copy_stage(const Tiles<S> &tiles, int stage, const Params &p,
+                                           Place at, int end)
+{
+    kd_tile_copy<S::D, S::STAGE, S::THREADS, 1>(
+        tiles.other(stage, 0), p.other1.at(at.first, at.head), p.other1.row, end - at.first, p.d);
+    kd_tile_copy<S::D, S::STAGE, S::THREADS, 1>(
+        tiles.other(stage, 1), p.other2.at(at.first, at.head), p.other2.row, end - at.first, p.d);
+    if (S::KEYS && threadIdx.x < S::STATISTICS / 2) {
+        const int pair = threadIdx.x * 2, row = at.first / 2 * 2 + pair;
+        kd_copy_async(tiles.statistics + stage * S::STATISTICS + pair,
+                      p.statistics + at.head * p.stride + row, row < p.queries);
+    }
+    kd_copy_commit();
+}
+
+template <class S>
+__device__ __forceinline__ void load_operands(uint32_t (&own1)[S::TILES][S::D / 16][4],
+                                              uint32_t (&own2)[S::TILES][S::D / 16][4],
+                                              const Tiles<S> &tiles, const Params &p, int first,
+                                              int head)
+{
+    const int rows = p.rows - first;
+    bf16 *second = S::KEPT ? tiles.kept : tiles.stages + S::ROWS * S::D;
+    kd_tile_copy<S::D, S::ROWS, S::THREADS>(tiles.stages, p.own1.at(first, head), p.own1.row, rows,
+                                            p.d);
+    if (S::FIRST)
+        kd_tile_copy<S::D, S::ROWS, S::THREADS>(second, p.own2.at(first, head), p.own2.row, rows,
+                                                p.d);
+    kd_copy_commit();
+    kd_copy_wait<0>();
+    __syncthreads();
+    load_own<S>(own1, tiles.stages);
+    if (S::FIRST && !S::KEPT) load_own<S>(own2, second);
+    __syncthreads(); /* before the stages come to lie there */
+}
+
+template <class S>
+__device__ __forceinline__ void store(const kd_heads<bf16> &out,
+                                      const float (&sum)[S::TILES][S::D / 8][4], const Params &p,
+                                      int first, int head, float factor)
+{
+    const int lane = threadIdx.x % KD_WARP;
+#pragma unroll
+    for (int t = 0; t < S::TILES; t++)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const int row = first + t * 16 + half * 8 + lane / 4;
+            if (row >= p.rows) continue;
+            bf16 *to = out.at(row, head) + lane % 4 * 2;
+#pragma unroll
+            for (int n = 0; n < S::D / 8; n++)
+                if (n * 8 < p.d)
+                    *(uint32_t *)(to + n * 8) = kd_bf16_pair(sum[t][n][half * 2] * factor,
+                                                             sum[t][n][half * 2 + 1] * factor);
+        }
+}
+
+/* Scores of CHUNK other rows from row `at` of the stage, which is row `first` of all; and what they
+ * add to the sums. */
+template <class S>
+__device__ __forceinline__ void add_chunk(float (&sum1)[S::TILES][S::D / 8][4],
+                                          float (&sum2)[S::TILES][S::D / 8][4],
+                                          const uint32_t (&own1)[S::TILES][S::D / 16][4],
+                                          const uint32_t (&own2)[S::TILES][S::D / 16][4],
+                                          const Statistics (&mine)[S::TILES][2],
+                                          const Tiles<S> &tiles, int stage, int at, const Params &p,
+                                          int own_first, int first, bool all_seen)
+{
+    constexpr int N = S::CHUNK / 8;
+    float s[S::TILES][N][4] = {}, dp[S::TILES][N][4] = {};
+    scores<S>(s, own1, tiles.other(stage, 0), at);
+    if (S::KEPT)
+        scores_of_kept<S>(dp, tiles.kept, tiles.other(stage, 1), at);
+    else if (S::FIRST)
+        scores<S>(dp, own2, tiles.other(stage, 1), at);
+    const int odd = (first - at) % 2; /* the stage's first row */
+    weigh<S>(s, dp, mine, tiles.statistics + stage * S::STATISTICS + at + odd, p);
+    if (!all_seen) hide<S>(s, dp, p, own_first, first);
+    uint32_t a[S::TILES][N / 2][4];
+    if (S::SECOND) {
+        pack(a, s);
+        add_products<S>(sum2, a, tiles.other(stage, 1), at);
+    }
+    if (S::FIRST) {
+        pack(a, dp);
+        add_products<S>(sum1, a, tiles.other(stage, 0), at);
+    }
+}
+
+template <class S>
+__global__ void __launch_bounds__(S::THREADS, S::BLOCKS) backward_kernel(Params p)
+{
+    KD_DYN_SHARED(bf16, shared);
+    const Tiles<S> tiles = tiles_of<S>(shared);
+    const int lane = threadIdx.x % KD_WARP, warp = threadIdx.x / KD_WARP;
+    /* Where it is causal, the first keys and the last queries have most to do. */
+    const int tile = S::KEYS ? blockIdx.x : gridDim.x - 1 - blockIdx.x;
+    const int first = tile * S::ROWS, own_first = first + warp * S::TILES * 16;
+    const int head = blockIdx.y, other_head = S::KEYS ? head * p.group : head / p.group;
+    const Bounds block = bounds_of<S::ROWS>(p, first), own = bounds_of<S::TILES * 16>(p, own_first);
+
+    uint32_t own1[S::TILES][S::D / 16][4], own2[S::TILES][S::D / 16][4];
+    load_operands<S>(own1, own2, tiles, p, first, head);
+    Statistics mine[S::TILES][2] = {};
+    for (int t = 0; t < 2 * S::TILES && !S::KEYS; t++) {
+        const int row = own_first + t * 8 + lane / 4;
+        if (row < p.rows) mine[t / 2][t % 2] = p.statistics[head * p.stride + row];
+    }
+    float sum1[S::TILES][S::D / 8][4] = {}, sum2[S::TILES][S::D / 8][4] = {};
+
+    const int last_head = other_head + (S::KEYS ? p.group : 1);
+    Place here = { block.begin, block.begin < block.end ? other_head : last_head };
+    if (here.head < last_head) copy_stage<S>(tiles, 0, p, here, block.end);
+    for (int stage = 0; here.head < last_head; stage ^= 1) {
+        Place next = { here.first + S::STAGE, here.head };
+        if (next.first >= block.end) next = { block.begin, here.head + 1 };
+        kd_copy_wait<0>();
+        __syncthreads(); /* also: nobody reads the other stage any more */
+        if (next.head < last_head) copy_stage<S>(tiles, stage ^ 1, p, next, block.end);
+#pragma unroll 1
+        for (int at = 0; at < S::STAGE; at += S::CHUNK) {
+            const int other = here.first + at;
+            if (other + S::CHUNK <= own.begin || other >= own.end) continue;
+            const bool all_seen = other >= own.inner_begin && other + S::CHUNK <= own.inner_end;
+            add_chunk<S>(sum1, sum2, own1, own2, mine, tiles, stage, at, p, own_first, other,
+                         all_seen);
+        }
+        here = next;
+    }
+    if (S::FIRST) store<S>(p.out1, sum1, p, own_first, head, block.poison ? NAN : p.scale);
+    if (S::SECOND) store<S>(p.out2, sum2, p, own_first, head, block.poison ? NAN : 1);
+}
+
+/* ---- launches --------------------------------------------------------------------------------- */
+
+template <class S> kd_status launch(kd_exec *exec, const Params &p, int64_t heads)
+{
+    if (p.rows == 0) return KD_OK;
+    KD_TRY(kd_allow_shared(backward_kernel<S>, S::SHARED));
+    const kd_grid grid = { dim3((unsigned)kd_ceil_div(p.rows, S::ROWS), (unsigned)heads),
+                           dim3(S::THREADS), S::SHARED };
+    return kd_launch(exec, "attention_backward", backward_kernel<S>, grid, p);
+}
+
+struct Scratch {
+    kd_tensor statistics, seen_by_queries, seen_by_keys;
+};
+
+Params params_of(const kd_attention_backward_args *args, const Scratch &scratch)
+{
+    Params p = {};
+    p.statistics = (const Statistics *)scratch.statistics.data;
+    p.stride = scratch.statistics.shape[1];
+    p.queries = (int)args->q->shape[0];
+    p.group = (int)(args->q->shape[1] / args->k->shape[1]);
+    p.d = (int)args->q->shape[2];
+    p.scale = args->scale;
+    p.softcap = args->softcap;
+    return p;
+}
+
+Params keys_of(const kd_attention_backward_args *args, const Scratch &scratch)
+{
+    Params p = params_of(args, scratch);
+    p.own1 = kd_heads_of<const bf16>(args->k);
+    p.own2 = kd_heads_of<const bf16>(args->v);
+    p.other1 = kd_heads_of<const bf16>(args->q);
+    p.other2 = kd_heads_of<const bf16>(args->dout);
+    p.out1 = kd_heads_of<bf16>(args->dk);
+    p.out2 = kd_heads_of<bf16>(args->dv);
+    p.seen = (const kd_seen *)scratch.seen_by_keys.data;
+    p.rows = (int)args->k->shape[0];
+    return p;
+}
+
+Params queries_of(const kd_attention_backward_args *args, const Scratch &scratch)
+{
+    Params p = params_of(args, scratch);
+    p.own1 = kd_heads_of<const bf16>(args->q);
+    p.own2 = kd_heads_of<const bf16>(args->dout);
+    p.other1 = kd_heads_of<const bf16>(args->k);
+    p.other2 = kd_heads_of<const bf16>(args->v);
+    p.out1 = kd_heads_of<bf16>(args->dq);
+    p.seen = (const kd_seen *)scratch.seen_by_queries.data;
+    p.rows = p.queries;
+    return p;
+}
+
+kd_status launch_statistics(kd_exec *exec, const kd_attention_backward_args *args,
+                            const Scratch &scratch)
+{
+    StatisticsParams p = {};
+    p.to = (Statistics *)scratch.statistics.data;
+    p.o = kd_heads_of<const bf16>(args->o);
+    p.dout = kd_heads_of<const bf16>(args->dout);
+    p.lse = { (const float *)args->lse->data, args->lse->stride[1], args->lse->stride[0] };
+    p.rows = args->q->shape[0];
+    p.stride = scratch.statistics.shape[1];
+    p.heads = (int)args->q->shape[1];
+    p.d = (int)args->q->shape[2];
+    if (p.rows == 0) return KD_OK;
+    const int64_t blocks = kd_ceil_div(p.rows * p.heads * ROW_LANES, ROW_THREADS);
+    return kd_launch(exec, "attention statistics", statistics_kernel,
+                     { dim3((unsigned)blocks), dim3(ROW_THREADS) }, p);
+}
+
+/* Heads of up to D elements; see Shape. */
+template <int D, int TILES, int WARPS, int STAGE, int KEYS_CHUNK, int QUERIES_CHUNK>
+kd_status backward(kd_exec *exec, const kd_attention_backward_args *args, const Scratch &scratch)
+{
+    const Params keys = keys_of(args, scratch), queries = queries_of(args, scratch);
+    const int64_t heads = args->q->shape[1], groups = args->k->shape[1];
+    if constexpr (D <= 128) {
+        using Both = Shape<D, TILES, WARPS, STAGE, KEYS_CHUNK, true, true, true>;
+        KD_TRY(launch<Both>(exec, keys, groups));
+    } else {
+        using First = Shape<D, TILES, WARPS, STAGE, KEYS_CHUNK, true, true, false>;
+        using Second = Shape<D, TILES, WARPS, STAGE, KEYS_CHUNK, true, false, true>;
+        KD_TRY(launch<First>(exec, keys, groups));
+        KD_TRY(launch<Second>(exec, keys, groups));
+    }
+    using Queries = Shape<D, TILES, WARPS, STAGE, QUERIES_CHUNK, false, true, false>;
+    return launch<Queries>(exec, queries, heads);
+}
+
+kd_status flash(kd_exec *exec, const kd_attention_backward_args *args)
+{
+    const int64_t rows = args->q->shape[0], heads = args->q->shape[1], d = args->q->shape[2];
+    const kd_attention_args of_forward = kd_attention_forward_of(args);
+    Scratch scratch;
+    /* An even number of rows, so that two begin at a multiple of 16 bytes. */
+    KD_TRY(kd_push(&scratch.statistics, exec, "attention.statistics", KD_F32,
+                   KD_SHAPE(heads, rows + rows % 2, 2)));
+    KD_TRY(kd_attention_seen(&scratch.seen_by_queries, exec, &of_forward, false));
+    KD_TRY(kd_attention_seen(&scratch.seen_by_keys, exec, &of_forward, true));
+    if (kd_planning(exec)) return KD_OK;
+    KD_TRY(launch_statistics(exec, args, scratch));
+    if (d <= 32) return backward<32, 2, 4, 64, 32, 32>(exec, args, scratch);
+    if (d <= 64) return backward<64, 2, 4, 64, 16, 16>(exec, args, scratch);
+    if (d <= 96) return backward<96, 1, 8, 64, 32, 32>(exec, args, scratch);
+    if (d <= 128) return backward<128, 1, 8, 64, 16, 32>(exec, args, scratch);
+    if (d <= 192) return backward<192, 1, 8, 32, 16, 16>(exec, args, scratch);
+    return backward<256, 1, 4, 16, 16, 16>(exec, args, scratch);
+}
+
+bool flash_fits(const kd_exec *exec, const kd_attention_backward_args *args)
+{
+    constexpr size_t SHARED = Shape<192, 1, 8, 32, 16, true, true, false>::SHARED; /* the most */
+    const kd_cuda_limits *limits = kd_cuda_limits_of(exec);
+    return args->q->dtype == KD_BF16 && limits->capability >= 80 && limits->shared >= SHARED &&
+           kd_max_i64(args->q->shape[0], args->k->shape[0]) < INT32_MAX / 2 &&
+           kd_rows_aligned(args->q, args->k, args->v, args->o, args->dout, args->dq, args->dk,
+                           args->dv);
+}
+
+} // namespace
+
+extern "C" kd_status kd_attention_backward_cuda(kd_exec *exec,
+                                                const kd_attention_backward_args *args)
+{
+    return flash_fits(exec, args) ? flash(exec, args) : kd_attention_backward_plain(exec, args);
+}

@@ -1,0 +1,381 @@
+/*
+ * embedding and embedding_backward on CUDA; src/ops/embedding.c has the definitions.
+ *
+ * Forward   kd_grid_rows over units of 16 bytes of y.  Reads an id and a row of the table (and of
+ *           add), writes a row.  An id outside the table makes its row NaN.  y may be add.
+ *
+ * Backward  1. Rows are sorted by id, rows of one id in their own order: a radix sort of 8 bits a
+ *              pass, so 2 passes up to 65535 ids and 3 up to 16 million; each pass counts digits per
+ *              tile of TILE rows and then places them.
+ *           2. One thread sums W columns of PIECE sorted rows: d table[id] + dy[n] + dy[n'] + ...
+ *              written at the end of each id.  Where the piece starts inside an id, its first sum
+ *              goes to scratch instead.
+ *           3. An id longer than its piece gets the sums of the pieces that follow, in order, shared
+ *              by SHARES threads.
+ *   Traffic dy once; d table twice a row that is reached; 4 bytes for PIECE elements of dy at most in
+ *           scratch; 20 bytes a row and pass to sort.
+ *   Numerics f32.  An id whose sorted rows lie in one piece is summed in the order of the rows.
+ *   Same bits no float atomics; counts are integers, and the sort keeps the order of rows.
+ *   Scratch 16 bytes a row, and a row of f32 for PIECE rows.
+ *   An id outside the table has no row to answer in and adds nothing; the forward op of the same ids
+ *   has answered NaN.
+ */
+#include "common/rows.cuh"
+
+namespace {
+
+constexpr int THREADS = 256;
+
+/* ---- forward ---------------------------------------------------------------------------------- */
+
+template <class T> struct EmbeddingParams {
+    kd_rows<T> y;
+    kd_rows<const T> table, add; /* add or absent */
+    const int32_t *ids;
+    int64_t rows, units, vocabulary; /* units of W elements in a row */
+};
+
+template <class T, int W>
+__global__ void __launch_bounds__(THREADS) embedding_kernel(EmbeddingParams<T> p)
+{
+    for (int64_t n = (int64_t)blockIdx.y * blockDim.y + threadIdx.y; n < p.rows;
+         n += (int64_t)gridDim.y * blockDim.y) {
+        const int64_t id = p.ids[n];
+        const bool inside = id >= 0 && id < p.vocabulary;
+        const T *from = p.table.row(inside ? id : 0);
+        for (int64_t u = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; u < p.units;
+             u += (int64_t)gridDim.x * blockDim.x) {
+            float x[W];
+#pragma unroll
+            for (int k = 0; k < W; k++) x[k] = NAN;
+            if (inside) kd_load(x, from + u * W);
+            if (inside && p.add.data) {
+                float add[W];
+                kd_load(add, p.add.row(n) + u * W);
+#pragma unroll
+                for (int k = 0; k < W; k++) x[k] += add[k];
+            }
+            kd_store(p.y.row(n) + u * W, x);
+        }
+    }
+}
+
+template <class T> kd_status embedding(kd_exec *exec, const kd_embedding_args *args)
+{
+    constexpr int W = kd_width<T>;
+    EmbeddingParams<T> p = { kd_rows_of<T>(args->y),
+                             kd_rows_of<const T>(args->table),
+                             kd_rows_of<const T>(args->add),
+                             (const int32_t *)args->ids->data,
+                             args->y->shape[0],
+                             args->y->shape[1],
+                             args->table->shape[0] };
+    if (!kd_rows_aligned(args->y, args->table, args->add))
+        return kd_launch(exec, "embedding", embedding_kernel<T, 1>,
+                         kd_grid_rows(exec, p.rows, p.units, THREADS), p);
+    p.units /= W;
+    return kd_launch(exec, "embedding", embedding_kernel<T, W>,
+                     kd_grid_rows(exec, p.rows, p.units, THREADS), p);
+}
+
+/* ---- backward: rows sorted by id -------------------------------------------------------------- */
+
+constexpr int DIGITS = 256, WARPS = THREADS / KD_WARP, ROUNDS = 8, TILE = THREADS * ROUNDS;
+static_assert(DIGITS == THREADS, "one thread a digit");
+
+/* One pass of the sort. */
+struct PassParams {
+    const int32_t *ids, *rows; /* [n]; rows NULL: 0, 1, 2, ... */
+    int32_t *sorted_ids, *sorted_rows;
+    int32_t *counts; /* [tiles, DIGITS] */
+    int32_t n, tiles, vocabulary;
+    int shift; /* of the digit in an id */
+};
+
+/* Ids that are none count as `vocabulary` and come last. */
+__device__ __forceinline__ int32_t id_of(const PassParams &p, int32_t i)
+{
+    const int32_t id = p.ids[i];
+    return id >= 0 && id < p.vocabulary ? id : p.vocabulary;
+}
+
+__global__ void __launch_bounds__(THREADS) count_kernel(PassParams p)
+{
+    KD_SHARED(int32_t, count, [DIGITS]);
+    count[threadIdx.x] = 0;
+    __syncthreads();
+    const int32_t first = blockIdx.x * TILE, last = p.n - first < TILE ? p.n : first + TILE;
+    for (int32_t i = first + threadIdx.x; i < last; i += THREADS)
+        atomicAdd(&count[id_of(p, i) >> p.shift & (DIGITS - 1)], 1);
+    __syncthreads();
+    p.counts[blockIdx.x * DIGITS + threadIdx.x] = count[threadIdx.x];
+}
+
+/* Where this tile's rows of digit threadIdx.x go: after all smaller digits and after the same digit
+ * of the tiles before. */
+__device__ int32_t place_of_digit(const PassParams &p, int32_t *scan)
+{
+    int32_t before = 0, total = 0;
+#pragma unroll 4
+    for (int32_t tile = 0; tile < p.tiles; tile++) {
+        const int32_t count = p.counts[tile * DIGITS + threadIdx.x];
+        if (tile < (int32_t)blockIdx.x) before += count;
+        total += count;
+    }
+    int32_t sum = total;
+    for (unsigned reach = 1; reach < DIGITS; reach *= 2) {
+        scan[threadIdx.x] = sum;
+        __syncthreads();
+        if (threadIdx.x >= reach) sum += scan[threadIdx.x - reach];
+        __syncthreads();
+    }
+    return sum - total + before;
+}
+
+/* Each warp ranks its own ROUNDS * 32 consecutive rows, 32 at a time. */
+__global__ void __launch_bounds__(THREADS) place_kernel(PassParams p)
+{
+    KD_SHARED(int32_t, scan, [DIGITS]);
+    KD_SHARED(int32_t, seen, [WARPS][DIGITS + 1]); /* the last: lanes past the end */
+    const int warp = threadIdx.x / KD_WARP, lane = threadIdx.x % KD_WARP;
+    const int32_t first = blockIdx.x * TILE + warp * ROUNDS * KD_WARP + lane;
+    for (int d = lane; d <= DIGITS; d += KD_WARP) seen[warp][d] = 0;
+    __syncwarp();
+    int32_t id[ROUNDS], rank[ROUNDS];
+    int digit[ROUNDS];
+#pragma unroll
+    for (int r = 0; r < ROUNDS; r++) {
+        const bool inside = first + r * KD_WARP < p.n;
+        id[r] = inside ? id_of(p, first + r * KD_WARP) : 0;
+        digit[r] = inside ? id[r] >> p.shift & (DIGITS - 1) : DIGITS;
+        const unsigned same = __match_any_sync(KD_ALL_LANES, digit[r]);
+        const int ahead = __popc(same & ((1u << lane) - 1));
+        rank[r] = seen[warp][digit[r]] + ahead;
+        __syncwarp();
+        if (ahead == 0) seen[warp][digit[r]] += __popc(same);
+        __syncwarp();
+    }
+    int32_t place = place_of_digit(p, scan); /* all of seen is written after its barriers */
+    for (int w = 0; w < WARPS; w++) {
+        const int32_t count = seen[w][threadIdx.x];
+        seen[w][threadIdx.x] = place;
+        place += count;
+    }
+    __syncthreads();
+#pragma unroll
+    for (int r = 0; r < ROUNDS; r++) {
+        const int32_t from = first + r * KD_WARP;
+        if (from >= p.n) continue;
+        const int32_t to = seen[warp][digit[r]] + rank[r];
+        p.sorted_ids[to] = id[r];
+        p.sorted_rows[to] = p.rows ? p.rows[from] : from;
+    }
+}
+
+/* ---- backward: sums --------------------------------------------------------------------------- */
+
+constexpr int PIECE = 32, BATCH = 4, SHARES = 8;
+constexpr int32_t GOES_ON = -1, NO_ROW = -2;
+
+template <class T> struct SumParams {
+    const T *dy;
+    float *dtable;
+    int64_t dy_stride, dtable_stride, units;
+    float *head; /* [pieces, columns]: the first sum of a piece that starts inside an id */
+    const int32_t *ids, *rows; /* sorted [n] */
+    int64_t n, columns;
+    int32_t vocabulary;
+};
+
+template <class T> __device__ __forceinline__ bool starts_inside(const SumParams<T> &p, int64_t i)
+{
+    return i > 0 && p.ids[i - 1] == p.ids[i];
+}
+
+/* Rows are taken BATCH at a time, so that their loads, and those of the rows of dtable that begin
+ * with them, are on their way together. */
+template <class T, int W>
+__device__ void sum_piece(const SumParams<T> &p, int64_t piece, int64_t at)
+{
+    const int64_t first = piece * PIECE, last = first + PIECE < p.n ? first + PIECE : p.n;
+    float *to = starts_inside(p, first) ? p.head + piece * p.columns + at : NULL;
+    float sum[W] = {};
+    for (int64_t i = first; i < last; i += BATCH) {
+        float d[BATCH][W], old[BATCH][W];
+        int32_t start[BATCH]; /* the id that starts here, GOES_ON or NO_ROW */
+#pragma unroll
+        for (int k = 0; k < BATCH; k++) {
+            start[k] = NO_ROW;
+            if (i + k >= last || p.ids[i + k] >= p.vocabulary) continue;
+            start[k] = starts_inside(p, i + k) ? GOES_ON : p.ids[i + k];
+            kd_load(d[k], p.dy + p.rows[i + k] * p.dy_stride + at);
+            if (start[k] >= 0) kd_load(old[k], p.dtable + start[k] * p.dtable_stride + at);
+        }
+#pragma unroll
+        for (int k = 0; k < BATCH; k++) {
+            if (start[k] == NO_ROW) continue;
+            if (start[k] >= 0) {
+                if (to) kd_store(to, sum);
+                to = p.dtable + start[k] * p.dtable_stride + at;
+            }
+#pragma unroll
+            for (int c = 0; c < W; c++) sum[c] = (start[k] >= 0 ? old[k][c] : sum[c]) + d[k][c];
+        }
+    }
+    if (to) kd_store(to, sum);
+}
+
+template <class T, int W> __global__ void __launch_bounds__(THREADS) sum_kernel(SumParams<T> p)
+{
+    for (int64_t piece = (int64_t)blockIdx.y * blockDim.y + threadIdx.y; piece * PIECE < p.n;
+         piece += (int64_t)gridDim.y * blockDim.y)
+        for (int64_t u = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; u < p.units;
+             u += (int64_t)gridDim.x * blockDim.x)
+            sum_piece<T, W>(p, piece, u * W);
+}
+
+/* How many pieces from `piece` on start inside `id`: those of sorted rows up to its last. */
+template <class T> __device__ int64_t heads_of(const SumParams<T> &p, int64_t piece, int32_t id)
+{
+    int64_t low = piece * PIECE, high = p.n; /* ids[low] is id, ids[high] is not */
+    while (low + 1 < high) {
+        const int64_t middle = (low + high) / 2;
+        if (p.ids[middle] == id)
+            low = middle;
+        else
+            high = middle;
+    }
+    return low / PIECE - piece + 1;
+}
+
+/* The block of the first piece that starts inside an id adds the heads of all to the id's row. */
+template <class T, int W>
+__global__ void __launch_bounds__(KD_WARP *SHARES) join_kernel(SumParams<T> p)
+{
+    KD_SHARED(float, share, [SHARES][KD_WARP][W]);
+    const int64_t piece = (int64_t)blockIdx.x + 1, first = piece * PIECE;
+    const int32_t id = p.ids[first];
+    if (id >= p.vocabulary || p.ids[first - 1] != id) return;
+    if (piece > 1 && p.ids[first - PIECE - 1] == id) return;
+
+    const int64_t heads = heads_of(p, piece, id), each = (heads + SHARES - 1) / SHARES;
+    const int64_t unit = (int64_t)blockIdx.y * KD_WARP + threadIdx.x, begin = threadIdx.y * each;
+    const int64_t end = begin + each < heads ? begin + each : heads;
+    float sum[W] = {};
+    if (unit < p.units) {
+#pragma unroll 4
+        for (int64_t h = begin; h < end; h++) {
+            float x[W];
+            kd_load(x, p.head + (piece + h) * p.columns + unit * W);
+#pragma unroll
+            for (int c = 0; c < W; c++) sum[c] += x[c];
+        }
+    }
+#pragma unroll
+    for (int c = 0; c < W; c++) share[threadIdx.y][threadIdx.x][c] = sum[c];
+    __syncthreads();
+    if (threadIdx.y || unit >= p.units) return;
+    float *to = p.dtable + id * p.dtable_stride + unit * W;
+    kd_load(sum, to);
+    for (int s = 0; s < SHARES; s++)
+#pragma unroll
+        for (int c = 0; c < W; c++) sum[c] += share[s][threadIdx.x][c];
+    kd_store(to, sum);
+}
+
+/* ---- backward: launching ---------------------------------------------------------------------- */
+
+struct Scratch {
+    kd_tensor ids[2], rows[2], counts, heads;
+};
+
+kd_status push_scratch(Scratch *s, kd_exec *exec, int64_t n, int64_t columns)
+{
+    for (int i = 0; i < 2; i++) {
+        KD_TRY(kd_push(&s->ids[i], exec, "embedding_backward.ids", KD_I32, KD_SHAPE(n)));
+        KD_TRY(kd_push(&s->rows[i], exec, "embedding_backward.rows", KD_I32, KD_SHAPE(n)));
+    }
+    KD_TRY(kd_push(&s->counts, exec, "embedding_backward.counts", KD_I32,
+                   KD_SHAPE(kd_ceil_div(n, TILE), DIGITS)));
+    return kd_push(&s->heads, exec, "embedding_backward.heads", KD_F32,
+                   KD_SHAPE(kd_ceil_div(n, PIECE), columns));
+}
+
+/* Leaves the sorted ids and rows in *ids and *rows. */
+kd_status sort(const int32_t **ids, const int32_t **rows, kd_exec *exec, const Scratch *s,
+               const kd_tensor *unsorted, int32_t vocabulary)
+{
+    const int32_t n = (int32_t)unsorted->shape[0];
+    const kd_grid grid = { dim3((unsigned)s->counts.shape[0]), dim3(THREADS) };
+    *ids = (const int32_t *)unsorted->data;
+    *rows = NULL;
+    for (int pass = 0; pass == 0 || (int64_t)vocabulary >> (8 * pass) != 0; pass++) {
+        const PassParams p = { *ids,
+                               *rows,
+                               (int32_t *)s->ids[pass % 2].data,
+                               (int32_t *)s->rows[pass % 2].data,
+                               (int32_t *)s->counts.data,
+                               n,
+                               (int32_t)s->counts.shape[0],
+                               vocabulary,
+                               8 * pass };
+        KD_TRY(kd_launch(exec, "embedding_backward", count_kernel, grid, p));
+        KD_TRY(kd_launch(exec, "embedding_backward", place_kernel, grid, p));
+        *ids = p.sorted_ids;
+        *rows = p.sorted_rows;
+    }
+    return KD_OK;
+}
+
+template <class T, int W> kd_status launch_sums(kd_exec *exec, SumParams<T> p)
+{
+    const int64_t pieces = kd_ceil_div(p.n, PIECE);
+    p.units = p.columns / W;
+    KD_TRY(kd_launch(exec, "embedding_backward", sum_kernel<T, W>,
+                     kd_grid_rows(exec, pieces, p.units, THREADS), p));
+    if (pieces == 1) return KD_OK;
+    const kd_grid grid = { dim3((unsigned)(pieces - 1), (unsigned)kd_ceil_div(p.units, KD_WARP)),
+                           dim3(KD_WARP, SHARES) };
+    return kd_launch(exec, "embedding_backward", join_kernel<T, W>, grid, p);
+}
+
+template <class T>
+kd_status backward(kd_exec *exec, const kd_embedding_backward_args *args, const Scratch *s)
+{
+    const kd_tensor *dy = args->dy, *dtable = args->dtable;
+    SumParams<T> p = { (const T *)dy->data,
+                       (float *)dtable->data,
+                       dy->stride[0],
+                       dtable->stride[0],
+                       0,
+                       (float *)s->heads.data,
+                       NULL,
+                       NULL,
+                       dy->shape[0],
+                       dy->shape[1],
+                       (int32_t)dtable->shape[0] };
+    KD_TRY(sort(&p.ids, &p.rows, exec, s, args->ids, p.vocabulary));
+    if (kd_rows_aligned(dy, dtable)) return launch_sums<T, 4>(exec, p);
+    return launch_sums<T, 1>(exec, p);
+}
+
+} // namespace
+
+extern "C" kd_status kd_embedding_cuda(kd_exec *exec, const kd_embedding_args *args)
+{
+    if (kd_planning(exec) || kd_tensor_elements(args->y) == 0) return KD_OK;
+    return KD_BY_DTYPE(args->y->dtype, embedding, exec, args);
+}
+
+extern "C" kd_status kd_embedding_backward_cuda(kd_exec *exec,
+                                                const kd_embedding_backward_args *args)
+{
+    const kd_tensor *dy = args->dy, *dtable = args->dtable;
+    Scratch scratch;
+    if (dy->shape[0] > INT32_MAX || dtable->shape[0] > INT32_MAX)
+        return kd_fail(KD_ENOTSUP, "found %lld rows for a table of %lld, expected less than 2^31",
+                       (long long)dy->shape[0], (long long)dtable->shape[0]);
+    KD_TRY(push_scratch(&scratch, exec, dy->shape[0], dy->shape[1]));
+    if (kd_planning(exec) || kd_tensor_elements(dy) == 0) return KD_OK;
+    return KD_BY_DTYPE(dy->dtype, backward, exec, args, &scratch);
+}

@@ -1,0 +1,177 @@
+/*
+ * clip, adamw and sgd on CUDA; src/ops/update.c has the definitions.
+ *
+ * Grid      clip: one block.  adamw, sgd: one launch over the slab range, a thread for 4 elements
+ *           (for one where a pointer is not at 16 bytes or the range is no multiple of 8).
+ * Traffic   adamw reads gradient, m, v, param and writes m, v, param: 28 bytes a parameter, and 2 for
+ *           a bf16 copy (4: f32).  sgd 12, with momentum 20, and the copy.
+ * Numerics  f32; division and square root correctly rounded.
+ * Scalars   read from device memory by every thread, so a captured graph serves every step.
+ */
+#include "common/rows.cuh"
+
+namespace {
+
+constexpr int THREADS = 256;
+
+/* ---- clip ------------------------------------------------------------------------------------- */
+
+struct ClipParams {
+    kd_step_scalars *scalars;
+    const float *sum_squares, *losses;
+    int64_t count; /* of losses */
+    float max_norm;
+};
+
+__global__ void __launch_bounds__(THREADS) clip_kernel(ClipParams p)
+{
+    int bad = 0;
+    for (int64_t i = threadIdx.x; i < p.count; i += THREADS) bad |= !isfinite(p.losses[i]);
+    bad = __syncthreads_or(bad);
+    if (threadIdx.x) return;
+    const float norm = sqrtf(*p.sum_squares);
+    const float factor = p.max_norm > 0 ? p.max_norm / (norm + 1e-6f) : 1;
+    p.scalars->norm = norm;
+    p.scalars->clip = factor < 1 ? factor : 1;
+    p.scalars->verdict = bad               ? KD_VERDICT_LOSS
+                         : !isfinite(norm) ? KD_VERDICT_GRADIENT
+                                           : KD_VERDICT_GOOD;
+}
+
+/* ---- slab ranges ------------------------------------------------------------------------------ */
+
+/* T is the type of the copy that the model computes with. */
+template <class T> struct Range {
+    float *param, *m, *v; /* m, v: NULL where the rule has none */
+    const float *gradient;
+    T *weights; /* or NULL */
+    const kd_step_scalars *scalars;
+    int64_t count;
+};
+
+struct AdamwRule {
+    float beta1, beta2, eps, decay;
+};
+
+struct SgdRule {
+    float momentum, decay;
+    bool nesterov;
+};
+
+template <class T, int W>
+__global__ void __launch_bounds__(THREADS) adamw_kernel(Range<T> r, AdamwRule rule)
+{
+    const kd_step_scalars s = *r.scalars;
+    if (s.verdict != (float)KD_VERDICT_GOOD) return;
+    const float rise1 = 1 - rule.beta1, rise2 = 1 - rule.beta2;
+    const float shrink = 1 - s.lr * rule.decay, step = s.lr / s.bias1;
+    const float inv_bias2 = 1 / sqrtf(s.bias2);
+    for (int64_t i = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * W; i < r.count;
+         i += (int64_t)gridDim.x * THREADS * W) {
+        float g[W], m[W], v[W], param[W];
+        kd_load(g, r.gradient + i);
+        kd_load(m, r.m + i);
+        kd_load(v, r.v + i);
+        kd_load(param, r.param + i);
+#pragma unroll
+        for (int k = 0; k < W; k++) {
+            g[k] *= s.clip;
+            m[k] += rise1 * (g[k] - m[k]);
+            v[k] = rule.beta2 * v[k] + rise2 * g[k] * g[k];
+            param[k] = param[k] * shrink - step * m[k] / (sqrtf(v[k]) * inv_bias2 + rule.eps);
+        }
+        kd_store(r.m + i, m);
+        kd_store(r.v + i, v);
+        kd_store(r.param + i, param);
+        if (r.weights) kd_store(r.weights + i, param);
+    }
+}
+
+template <class T, int W>
+__global__ void __launch_bounds__(THREADS) sgd_kernel(Range<T> r, SgdRule rule)
+{
+    const float clip = r.scalars->clip, lr = r.scalars->lr;
+    if (r.scalars->verdict != (float)KD_VERDICT_GOOD) return;
+    for (int64_t i = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * W; i < r.count;
+         i += (int64_t)gridDim.x * THREADS * W) {
+        float g[W], m[W] = {}, param[W];
+        kd_load(g, r.gradient + i);
+        kd_load(param, r.param + i);
+        if (r.m) kd_load(m, r.m + i);
+#pragma unroll
+        for (int k = 0; k < W; k++) {
+            g[k] = clip * g[k] + rule.decay * param[k];
+            m[k] = rule.momentum * m[k] + g[k]; /* g itself where momentum is 0 */
+            param[k] -= lr * (rule.nesterov ? g[k] + rule.momentum * m[k] : m[k]);
+        }
+        if (r.m) kd_store(r.m + i, m);
+        kd_store(r.param + i, param);
+        if (r.weights) kd_store(r.weights + i, param);
+    }
+}
+
+/* ---- launching -------------------------------------------------------------------------------- */
+
+template <class T> T *data_of(const kd_tensor *t) { return kd_present(t) ? (T *)t->data : NULL; }
+
+/* Runs `wide`, of 4 elements a thread, where every array allows it. */
+template <class T, class Rule, class Args>
+kd_status launch_range(kd_exec *exec, const char *name, void (*wide)(Range<T>, Rule),
+                       void (*narrow)(Range<T>, Rule), const Args *args, const kd_tensor *m,
+                       const kd_tensor *v, const Rule &rule)
+{
+    const Range<T> r = { data_of<float>(args->param),
+                         data_of<float>(m),
+                         data_of<float>(v),
+                         data_of<const float>(args->gradient),
+                         data_of<T>(args->weights),
+                         data_of<const kd_step_scalars>(args->scalars),
+                         kd_tensor_elements(args->param) };
+    if (kd_rows_aligned(args->param, args->gradient, m, v, args->weights))
+        return kd_launch(exec, name, wide, kd_grid_over(exec, r.count / 4, THREADS), r, rule);
+    return kd_launch(exec, name, narrow, kd_grid_over(exec, r.count, THREADS), r, rule);
+}
+
+template <class T> kd_status adamw(kd_exec *exec, const kd_adamw_args *args)
+{
+    const AdamwRule rule = { args->beta1, args->beta2, args->eps, args->decay };
+    return launch_range(exec, "adamw", adamw_kernel<T, 4>, adamw_kernel<T, 1>, args, args->m,
+                        args->v, rule);
+}
+
+template <class T> kd_status sgd(kd_exec *exec, const kd_sgd_args *args)
+{
+    const SgdRule rule = { args->momentum, args->decay, args->nesterov };
+    const kd_tensor *m = args->momentum != 0 ? args->m : NULL;
+    return launch_range(exec, "sgd", sgd_kernel<T, 4>, sgd_kernel<T, 1>, args, m,
+                        (const kd_tensor *)NULL, rule);
+}
+
+kd_dtype copy_dtype(const kd_tensor *weights)
+{
+    return kd_present(weights) ? weights->dtype : KD_F32;
+}
+
+} // namespace
+
+extern "C" kd_status kd_clip_cuda(kd_exec *exec, const kd_clip_args *args)
+{
+    if (kd_planning(exec)) return KD_OK;
+    const ClipParams p = { data_of<kd_step_scalars>(args->scalars),
+                           data_of<const float>(args->sum_squares),
+                           data_of<const float>(args->losses), kd_tensor_elements(args->losses),
+                           args->max_norm };
+    return kd_launch(exec, "clip", clip_kernel, { dim3(1), dim3(THREADS) }, p);
+}
+
+extern "C" kd_status kd_adamw_cuda(kd_exec *exec, const kd_adamw_args *args)
+{
+    if (kd_planning(exec) || kd_tensor_elements(args->param) == 0) return KD_OK;
+    return KD_BY_DTYPE(copy_dtype(args->weights), adamw, exec, args);
+}
+
+extern "C" kd_status kd_sgd_cuda(kd_exec *exec, const kd_sgd_args *args)
+{
+    if (kd_planning(exec) || kd_tensor_elements(args->param) == 0) return KD_OK;
+    return KD_BY_DTYPE(copy_dtype(args->weights), sgd, exec, args);
+}
