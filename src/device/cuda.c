@@ -86,7 +86,7 @@ static kd_status read_limits(kd_cuda_device *cuda)
     CUDA_TRY(cudaDeviceGetAttribute(&cache, cudaDevAttrL2CacheSize, index));
     CUDA_TRY(cudaGetDeviceProperties(&card, index));
     cuda->limits =
-        (kd_cuda_limits){ 10 * major + minor, processors, (size_t)shared, (size_t)cache };
+        (kd_cuda_limits){ 10 * major + minor, processors, (size_t)shared, (size_t)cache, 0 };
     snprintf(cuda->name, sizeof cuda->name, "%.*s", (int)sizeof cuda->name - 1, card.name);
     if (cuda->limits.capability >= LEAST_CAPABILITY) return KD_OK;
     return kd_fail(KD_EDEVICE, "cuda:%d: %s has compute capability %d.%d, expected %d.%d or later",
