@@ -175,7 +175,8 @@ struct gang {
     std::vector<thread> threads; /* a whole number of warps per block */
     std::vector<lanes> warps;
     std::vector<block> blocks;
-    pending_load loads[256];            /* under way, in slots: those with a barrier */
+    pending_load loads[256] = {};       /* those under way have a barrier */
+    int loading = 0;                    /* how many they are */
     int alive = 0, cluster_waiting = 0; /* threads */
     generation cluster;
 };
