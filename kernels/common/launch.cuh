@@ -40,17 +40,16 @@ template <class... Dims> inline kd_shape kd_shape_make(Dims... dims)
 }
 #define KD_SHAPE(...) kd_shape_make(__VA_ARGS__)
 
-/* KD_OK, or KD_EDEVICE naming the call and CUDA's own words for what went wrong. */
+/* KD_OK, or the failure naming device, call and CUDA's own words for what went wrong. */
 inline kd_status kd_cuda_status(cudaError_t error, const char *call)
 {
-    if (error == cudaSuccess) return KD_OK;
-    return kd_fail(error == cudaErrorMemoryAllocation ? KD_ENOMEM : KD_EDEVICE, "%s: %s (%s)", call,
-                   cudaGetErrorString(error), cudaGetErrorName(error));
+    return error == cudaSuccess ? KD_OK : kd_cuda_failure((int)error, call);
 }
 
 struct kd_grid {
     dim3 blocks, threads;
-    size_t shared = 0; /* bytes of dynamic shared memory */
+    size_t shared = 0;    /* bytes of dynamic shared memory */
+    unsigned cluster = 1; /* blocks of a cluster, in x; more than 1 from sm_90 on: cluster.cuh */
 };
 
 /* Blocks of `threads` threads that a card may hold at a time; a kernel strides over the rest. */
@@ -80,6 +79,11 @@ inline kd_status kd_launch(kd_exec *exec, const char *name, void (*kernel)(Param
     config.blockDim = grid.threads;
     config.dynamicSmemBytes = grid.shared;
     config.stream = (cudaStream_t)kd_cuda_stream(exec);
+    cudaLaunchAttribute cluster = {};
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim = { grid.cluster, 1, 1 };
+    config.attrs = &cluster;
+    config.numAttrs = grid.cluster > 1;
     return kd_cuda_status(cudaLaunchKernelEx(&config, kernel, static_cast<Args &&>(args)...), name);
 }
 

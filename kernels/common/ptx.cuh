@@ -10,8 +10,8 @@
 /* ---- copies from global to shared memory that a thread need not wait for (cp.async) ------------- */
 
 /*
- * 16 bytes, both addresses multiples of 16 (KD_DYN_SHARED begins at one), past the first-level cache.  Where `present` is false,
- * zeros, and `from` is not read (but must be a pointer to global memory, any).
+ * 16 bytes, both addresses multiples of 16 (KD_DYN_SHARED begins at one), past the first-level
+ * cache.  Where `present` is false, zeros, and `from` may lead anywhere: nothing is read.
  *
  * A copy belongs to the group that the same thread's next kd_copy_commit closes.
  * kd_copy_wait<N> returns when all but the thread's N newest groups have arrived; other threads

@@ -100,6 +100,10 @@ struct Shape {
         2 * STATISTICS * sizeof(Statistics);
 };
 
+/* In registers, as mma.cuh has them: own rows as left operands, and sums for own rows. */
+template <class S> using Operand = uint32_t[S::D / 16][S::TILES][4];
+template <class S> using Sum = float[S::TILES][S::D / 8][4];
+
 struct Params {
     kd_heads<const bf16> own1, own2, other1, other2;
     kd_heads<bf16> out1, out2;
@@ -110,159 +114,92 @@ struct Params {
     int group;         /* query heads of a key head */
     int d;
     float scale, softcap;
+    float inner;    /* softcap: scores are softcap tanh(inner product) */
+    float exponent; /* of 2: times a product or, with a softcap, its tanh */
 };
-
-/* What the rows of a warp, or of a block, see: some of them [begin, end), all [inner_begin,
- * inner_end). */
-struct Bounds {
-    int begin, end, inner_begin, inner_end;
-    bool poison;
-};
-
-/* A row past the last may see everything: it is written nowhere. */
-__device__ __forceinline__ kd_seen seen_by_row(const Params &p, int row)
-{
-    return row < p.rows ? p.seen[row] : kd_seen{ INT32_MAX, INT32_MAX };
-}
-
-template <int ROWS> __device__ __forceinline__ Bounds bounds_of(const Params &p, int first)
-{
-    Bounds b = { INT32_MAX, 0, 0, INT32_MAX, false };
-    for (int r = threadIdx.x % KD_WARP; r < ROWS && first + r < p.rows; r += KD_WARP) {
-        const kd_seen s = p.seen[first + r];
-        b.poison = b.poison || s.begin < 0;
-        b.inner_begin = max(b.inner_begin, s.begin);
-        b.inner_end = min(b.inner_end, s.end);
-        if (s.begin < s.end) {
-            b.begin = min(b.begin, s.begin);
-            b.end = max(b.end, s.end);
-        }
-    }
-    b.begin = __reduce_min_sync(KD_ALL_LANES, b.begin);
-    b.end = __reduce_max_sync(KD_ALL_LANES, b.end);
-    b.inner_begin = __reduce_max_sync(KD_ALL_LANES, b.inner_begin);
-    b.inner_end = __reduce_min_sync(KD_ALL_LANES, b.inner_end);
-    b.poison = __any_sync(KD_ALL_LANES, b.poison);
-    return b;
-}
 
 /* ---- products of a warp ----------------------------------------------------------------------- */
 
-/* to += a b' for CHUNK rows of b from row `first`; a in registers. */
-template <class S, int N>
-__device__ __forceinline__ void scores(float (&to)[S::TILES][N][4],
-                                       const uint32_t (&a)[S::TILES][S::D / 16][4], bf16 *b,
-                                       int first)
+/* Where a lane of its warp reads matrices in tiles of rows of D: see mma.cuh. */
+template <int D> __device__ __forceinline__ int offset_by_rows(int row)
 {
     const int lane = threadIdx.x % KD_WARP;
-    const int row = first + lane % 8 + lane / 16 * 8, chunk = lane / 8 % 2;
-#pragma unroll
-    for (int k = 0; k < S::D / 16; k++)
-#pragma unroll
-        for (int n = 0; n < N / 2; n++) {
-            uint32_t m[4];
-            kd_load_matrices(m, kd_tile_at<S::D>(b, row + n * 16, 2 * k + chunk));
-#pragma unroll
-            for (int t = 0; t < S::TILES; t++) {
-                kd_mma(to[t][2 * n], a[t][k], m[0], m[1]);
-                kd_mma(to[t][2 * n + 1], a[t][k], m[2], m[3]);
-            }
-        }
+    return kd_tile_offset<D>(row + lane % 16, lane / 16);
 }
 
-/* The same; a from the tile that is kept. */
-template <class S, int N>
-__device__ __forceinline__ void scores_of_kept(float (&to)[S::TILES][N][4], bf16 *kept, bf16 *b,
-                                               int first)
+template <int D> __device__ __forceinline__ int offset_by_columns(int row)
 {
-    const int lane = threadIdx.x % KD_WARP, warp = threadIdx.x / KD_WARP;
-    const int row = first + lane % 8 + lane / 16 * 8, chunk = lane / 8 % 2;
+    const int lane = threadIdx.x % KD_WARP;
+    return kd_tile_offset<D>(row + lane % 8 + lane / 16 * 8, lane / 8 % 2);
+}
+
+template <class S> __device__ __forceinline__ int offset_of_own()
+{
+    return offset_by_rows<S::D>((int)threadIdx.x / KD_WARP * S::TILES * 16);
+}
+
+/* Columns 16 k and on, 16 of them, of the warp's own rows from a tile at `offset`. */
+template <class S>
+__device__ __forceinline__ void load_own(uint32_t (&a)[S::TILES][4], const bf16 *tile, int offset,
+                                         int k)
+{
 #pragma unroll
-    for (int k = 0; k < S::D / 16; k++) {
-        uint32_t a[S::TILES][4];
+    for (int t = 0; t < S::TILES; t++)
+        kd_load_matrices(a[t], tile + kd_tile_step<S::D>(offset, t * 16, 2 * k));
+}
+
+/* to += a b' of these columns; b in a tile at `offset`. */
+template <class S, int N>
+__device__ __forceinline__ void add_scores(float (&to)[S::TILES][N][4],
+                                           const uint32_t (&a)[S::TILES][4], const bf16 *b,
+                                           int offset, int k)
+{
 #pragma unroll
-        for (int t = 0; t < S::TILES; t++)
-            kd_load_matrices(a[t], kd_tile_at<S::D>(kept, (warp * S::TILES + t) * 16 + lane % 16,
-                                                    2 * k + lane / 16));
+    for (int n = 0; n < N; n += 2) {
+        uint32_t m[4];
+        kd_load_matrices(m, b + kd_tile_step<S::D>(offset, n * 8, 2 * k));
 #pragma unroll
-        for (int n = 0; n < N / 2; n++) {
-            uint32_t m[4];
-            kd_load_matrices(m, kd_tile_at<S::D>(b, row + n * 16, 2 * k + chunk));
-#pragma unroll
-            for (int t = 0; t < S::TILES; t++) {
-                kd_mma(to[t][2 * n], a[t], m[0], m[1]);
-                kd_mma(to[t][2 * n + 1], a[t], m[2], m[3]);
-            }
+        for (int t = 0; t < S::TILES; t++) {
+            kd_mma(to[t][n], a[t], m[0], m[1]);
+            kd_mma(to[t][n + 1], a[t], m[2], m[3]);
         }
     }
 }
 
-/* sum += a b for CHUNK rows of b from row `first`. */
-template <class S, int K>
-__device__ __forceinline__ void add_products(float (&sum)[S::TILES][S::D / 8][4],
-                                             const uint32_t (&a)[S::TILES][K][4], bf16 *b,
-                                             int first)
+/* sum += a b; a rounded to bf16, b rows `first` and on of a tile. */
+template <class S, int N>
+__device__ __forceinline__ void add_products(Sum<S> &sum, const float (&a)[S::TILES][N][4],
+                                             const bf16 *b, int first)
 {
-    const int lane = threadIdx.x % KD_WARP, row = first + lane % 16, chunk = lane / 16;
+    const int offset = offset_by_rows<S::D>(first);
 #pragma unroll
-    for (int k = 0; k < K; k++)
+    for (int n = 0; n < N; n += 2) {
+        uint32_t rounded[S::TILES][4];
 #pragma unroll
-        for (int n = 0; n < S::D / 16; n++) {
+        for (int t = 0; t < S::TILES; t++)
+#pragma unroll
+            for (int r = 0; r < 4; r++) {
+                const float *pair = &a[t][n + r / 2][r % 2 * 2];
+                rounded[t][r] = kd_bf16_pair(pair[0], pair[1]);
+            }
+#pragma unroll
+        for (int c = 0; c < S::D / 8; c += 2) {
             uint32_t m[4];
-            kd_load_matrices_transposed(m, kd_tile_at<S::D>(b, row + k * 16, 2 * n + chunk));
+            kd_load_matrices_transposed(m, b + kd_tile_step<S::D>(offset, n * 8, c));
 #pragma unroll
             for (int t = 0; t < S::TILES; t++) {
-                kd_mma(sum[t][2 * n], a[t][k], m[0], m[1]);
-                kd_mma(sum[t][2 * n + 1], a[t][k], m[2], m[3]);
+                kd_mma(sum[t][c], rounded[t], m[0], m[1]);
+                kd_mma(sum[t][c + 1], rounded[t], m[2], m[3]);
             }
         }
-}
-
-/* The warp's own rows from a tile to registers. */
-template <class S>
-__device__ __forceinline__ void load_own(uint32_t (&a)[S::TILES][S::D / 16][4], bf16 *tile)
-{
-    const int lane = threadIdx.x % KD_WARP, warp = threadIdx.x / KD_WARP;
-#pragma unroll
-    for (int t = 0; t < S::TILES; t++)
-#pragma unroll
-        for (int k = 0; k < S::D / 16; k++)
-            kd_load_matrices(a[t][k], kd_tile_at<S::D>(tile, (warp * S::TILES + t) * 16 + lane % 16,
-                                                       2 * k + lane / 16));
-}
-
-/* Rounded to bf16, as the left operand of the next product. */
-template <int TILES, int N>
-__device__ __forceinline__ void pack(uint32_t (&a)[TILES][N / 2][4], const float (&x)[TILES][N][4])
-{
-#pragma unroll
-    for (int t = 0; t < TILES; t++)
-#pragma unroll
-        for (int n = 0; n < N; n++) {
-            a[t][n / 2][n % 2 * 2] = kd_bf16_pair(x[t][n][0], x[t][n][1]);
-            a[t][n / 2][n % 2 * 2 + 1] = kd_bf16_pair(x[t][n][2], x[t][n][3]);
-        }
+    }
 }
 
 /* ---- scores to weights and gradients ---------------------------------------------------------- */
 
-/* Products become weights p; with `slope`, what dp is multiplied with for the cap. */
-__device__ __forceinline__ float weight_of(float *slope, float product, float lse, const Params &p)
-{
-    if (p.softcap <= 0) {
-        *slope = 1;
-        return kd_exp2(product * (p.scale * LOG2E) - lse);
-    }
-    /* tanh within 2^-23, absolute; far out 2^x is 0 or inf */
-    const float e = kd_exp2(product * (2 * LOG2E * p.scale / p.softcap));
-    const float tanh = 1 - __fdividef(2, e + 1);
-    *slope = 1 - tanh * tanh;
-    return kd_exp2(tanh * (p.softcap * LOG2E) - lse);
-}
-
 /* s becomes p and dp becomes ds.  `mine`: of the rows (row g, row g + 8 of every tile); `theirs`: of
  * the CHUNK other rows. */
-template <class S, int N>
+template <class S, bool CAPPED, int N>
 __device__ __forceinline__ void weigh(float (&s)[S::TILES][N][4], float (&dp)[S::TILES][N][4],
                                       const Statistics (&mine)[S::TILES][2],
                                       const Statistics *theirs, const Params &p)
@@ -280,9 +217,13 @@ __device__ __forceinline__ void weigh(float (&s)[S::TILES][N][4], float (&dp)[S:
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 const Statistics of = S::KEYS ? column[i % 2] : mine[t][i / 2];
-                float slope;
-                s[t][n][i] = weight_of(&slope, s[t][n][i], of.lse, p);
-                if (S::FIRST) dp[t][n][i] = s[t][n][i] * (dp[t][n][i] - of.delta) * slope;
+                float score = s[t][n][i], slope = dp[t][n][i] - of.delta;
+                if (CAPPED) {
+                    score = kd_tanh(score * p.inner);
+                    slope *= 1 - score * score;
+                }
+                s[t][n][i] = kd_exp2(score * p.exponent - of.lse);
+                if (S::FIRST) dp[t][n][i] = s[t][n][i] * slope;
             }
     }
 }
@@ -298,13 +239,14 @@ __device__ __forceinline__ void hide(float (&s)[S::TILES][N][4], float (&dp)[S::
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             const int row = own_first + t * 16 + half * 8 + lane / 4;
-            const kd_seen seen = seen_by_row(p, row);
+            const kd_seen seen = row < p.rows ? p.seen[row] : kd_seen{ 0, 0 };
+            const int begin = seen.begin - other_first - lane % 4 * 2;
+            const int end = seen.end - other_first - lane % 4 * 2;
 #pragma unroll
             for (int n = 0; n < N; n++)
 #pragma unroll
                 for (int i = 0; i < 2; i++) {
-                    const int other = other_first + n * 8 + lane % 4 * 2 + i;
-                    const bool hidden = other < seen.begin || other >= seen.end;
+                    const bool hidden = n * 8 + i < begin || n * 8 + i >= end;
                     if (hidden) s[t][n][half * 2 + i] = 0;
                     if (hidden) dp[t][n][half * 2 + i] = 0;
                 }
@@ -341,10 +283,10 @@ template <class S>
 __device__ __forceinline__ void copy_stage(const Tiles<S> &tiles, int stage, const Params &p,
                                            Place at, int end)
 {
-    kd_tile_copy<S::D, S::STAGE, S::THREADS, 1>(
-        tiles.other(stage, 0), p.other1.at(at.first, at.head), p.other1.row, end - at.first, p.d);
-    kd_tile_copy<S::D, S::STAGE, S::THREADS, 1>(
-        tiles.other(stage, 1), p.other2.at(at.first, at.head), p.other2.row, end - at.first, p.d);
+    kd_tile_copy<S::D, S::STAGE, S::THREADS>(tiles.other(stage, 0), p.other1.at(at.first, at.head),
+                                             p.other1.row, end - at.first, p.d);
+    kd_tile_copy<S::D, S::STAGE, S::THREADS>(tiles.other(stage, 1), p.other2.at(at.first, at.head),
+                                             p.other2.row, end - at.first, p.d);
     if (S::KEYS && threadIdx.x < S::STATISTICS / 2) {
         const int pair = threadIdx.x * 2, row = at.first / 2 * 2 + pair;
         kd_copy_async(tiles.statistics + stage * S::STATISTICS + pair,
@@ -353,9 +295,9 @@ __device__ __forceinline__ void copy_stage(const Tiles<S> &tiles, int stage, con
     kd_copy_commit();
 }
 
+/* The own rows: to registers, but for a second operand that is kept. */
 template <class S>
-__device__ __forceinline__ void load_operands(uint32_t (&own1)[S::TILES][S::D / 16][4],
-                                              uint32_t (&own2)[S::TILES][S::D / 16][4],
+__device__ __forceinline__ void load_operands(Operand<S> &own1, Operand<S> &own2,
                                               const Tiles<S> &tiles, const Params &p, int first,
                                               int head)
 {
@@ -369,14 +311,17 @@ __device__ __forceinline__ void load_operands(uint32_t (&own1)[S::TILES][S::D / 
     kd_copy_commit();
     kd_copy_wait<0>();
     __syncthreads();
-    load_own<S>(own1, tiles.stages);
-    if (S::FIRST && !S::KEPT) load_own<S>(own2, second);
+    const int offset = offset_of_own<S>();
+#pragma unroll
+    for (int k = 0; k < S::D / 16; k++) {
+        load_own<S>(own1[k], tiles.stages, offset, k);
+        if (S::FIRST && !S::KEPT) load_own<S>(own2[k], second, offset, k);
+    }
     __syncthreads(); /* before the stages come to lie there */
 }
 
 template <class S>
-__device__ __forceinline__ void store(const kd_heads<bf16> &out,
-                                      const float (&sum)[S::TILES][S::D / 8][4], const Params &p,
+__device__ __forceinline__ void store(const kd_heads<bf16> &out, const Sum<S> &sum, const Params &p,
                                       int first, int head, float factor)
 {
     const int lane = threadIdx.x % KD_WARP;
@@ -395,36 +340,42 @@ __device__ __forceinline__ void store(const kd_heads<bf16> &out,
         }
 }
 
-/* Scores of CHUNK other rows from row `at` of the stage, which is row `first` of all; and what they
- * add to the sums. */
+/* Where a chunk of other rows is: from row `at` of a stage, which is row `first` of all. */
+struct Chunk {
+    int stage, at, first;
+};
+
+/* What CHUNK other rows add to the sums; `all_seen`: by all of the warp's rows, from `own_first`. */
 template <class S>
-__device__ __forceinline__ void add_chunk(float (&sum1)[S::TILES][S::D / 8][4],
-                                          float (&sum2)[S::TILES][S::D / 8][4],
-                                          const uint32_t (&own1)[S::TILES][S::D / 16][4],
-                                          const uint32_t (&own2)[S::TILES][S::D / 16][4],
+__device__ __forceinline__ void add_chunk(Sum<S> &sum1, Sum<S> &sum2, const Operand<S> &own1,
+                                          const Operand<S> &own2,
                                           const Statistics (&mine)[S::TILES][2],
-                                          const Tiles<S> &tiles, int stage, int at, const Params &p,
-                                          int own_first, int first, bool all_seen)
+                                          const Tiles<S> &tiles, const Params &p, Chunk c,
+                                          int own_first, bool all_seen)
 {
-    constexpr int N = S::CHUNK / 8;
-    float s[S::TILES][N][4] = {}, dp[S::TILES][N][4] = {};
-    scores<S>(s, own1, tiles.other(stage, 0), at);
-    if (S::KEPT)
-        scores_of_kept<S>(dp, tiles.kept, tiles.other(stage, 1), at);
-    else if (S::FIRST)
-        scores<S>(dp, own2, tiles.other(stage, 1), at);
-    const int odd = (first - at) % 2; /* the stage's first row */
-    weigh<S>(s, dp, mine, tiles.statistics + stage * S::STATISTICS + at + odd, p);
-    if (!all_seen) hide<S>(s, dp, p, own_first, first);
-    uint32_t a[S::TILES][N / 2][4];
-    if (S::SECOND) {
-        pack(a, s);
-        add_products<S>(sum2, a, tiles.other(stage, 1), at);
+    bf16 *const other1 = tiles.other(c.stage, 0), *const other2 = tiles.other(c.stage, 1);
+    float s[S::TILES][S::CHUNK / 8][4] = {}, dp[S::TILES][S::CHUNK / 8][4] = {};
+    const int offset = offset_by_columns<S::D>(c.at);
+#pragma unroll
+    for (int k = 0; k < S::D / 16; k++) {
+        add_scores<S>(s, own1[k], other1, offset, k);
+        if (S::KEPT) {
+            uint32_t a[S::TILES][4];
+            load_own<S>(a, tiles.kept, offset_of_own<S>(), k);
+            add_scores<S>(dp, a, other2, offset, k);
+        } else if (S::FIRST) {
+            add_scores<S>(dp, own2[k], other2, offset, k);
+        }
     }
-    if (S::FIRST) {
-        pack(a, dp);
-        add_products<S>(sum1, a, tiles.other(stage, 0), at);
-    }
+    const int odd = (c.first - c.at) % 2; /* the stage's first row */
+    const Statistics *theirs = tiles.statistics + c.stage * S::STATISTICS + c.at + odd;
+    if (p.softcap > 0)
+        weigh<S, true>(s, dp, mine, theirs, p);
+    else
+        weigh<S, false>(s, dp, mine, theirs, p);
+    if (!all_seen) hide<S>(s, dp, p, own_first, c.first);
+    if (S::SECOND) add_products<S>(sum2, s, other2, c.at);
+    if (S::FIRST) add_products<S>(sum1, dp, other1, c.at);
 }
 
 template <class S>
@@ -437,16 +388,17 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS) backward_kernel(Params 
     const int tile = S::KEYS ? blockIdx.x : gridDim.x - 1 - blockIdx.x;
     const int first = tile * S::ROWS, own_first = first + warp * S::TILES * 16;
     const int head = blockIdx.y, other_head = S::KEYS ? head * p.group : head / p.group;
-    const Bounds block = bounds_of<S::ROWS>(p, first), own = bounds_of<S::TILES * 16>(p, own_first);
+    const kd_reach block = kd_reach_of(p.seen, first, min(first + S::ROWS, p.rows));
+    const kd_reach own = kd_reach_of(p.seen, own_first, min(own_first + S::TILES * 16, p.rows));
 
-    uint32_t own1[S::TILES][S::D / 16][4], own2[S::TILES][S::D / 16][4];
+    Operand<S> own1, own2;
     load_operands<S>(own1, own2, tiles, p, first, head);
     Statistics mine[S::TILES][2] = {};
     for (int t = 0; t < 2 * S::TILES && !S::KEYS; t++) {
         const int row = own_first + t * 8 + lane / 4;
         if (row < p.rows) mine[t / 2][t % 2] = p.statistics[head * p.stride + row];
     }
-    float sum1[S::TILES][S::D / 8][4] = {}, sum2[S::TILES][S::D / 8][4] = {};
+    Sum<S> sum1 = {}, sum2 = {};
 
     const int last_head = other_head + (S::KEYS ? p.group : 1);
     Place here = { block.begin, block.begin < block.end ? other_head : last_head };
@@ -461,14 +413,15 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS) backward_kernel(Params 
         for (int at = 0; at < S::STAGE; at += S::CHUNK) {
             const int other = here.first + at;
             if (other + S::CHUNK <= own.begin || other >= own.end) continue;
-            const bool all_seen = other >= own.inner_begin && other + S::CHUNK <= own.inner_end;
-            add_chunk<S>(sum1, sum2, own1, own2, mine, tiles, stage, at, p, own_first, other,
+            const bool all_seen = other >= own.all_begin && other + S::CHUNK <= own.all_end;
+            add_chunk<S>(sum1, sum2, own1, own2, mine, tiles, p, { stage, at, other }, own_first,
                          all_seen);
         }
         here = next;
     }
-    if (S::FIRST) store<S>(p.out1, sum1, p, own_first, head, block.poison ? NAN : p.scale);
-    if (S::SECOND) store<S>(p.out2, sum2, p, own_first, head, block.poison ? NAN : 1);
+    const float poison = p.seen[first].begin < 0 ? NAN : 1; /* no offsets: NaN everywhere */
+    if (S::FIRST) store<S>(p.out1, sum1, p, own_first, head, p.scale * poison);
+    if (S::SECOND) store<S>(p.out2, sum2, p, own_first, head, poison);
 }
 
 /* ---- launches --------------------------------------------------------------------------------- */
@@ -496,6 +449,8 @@ Params params_of(const kd_attention_backward_args *args, const Scratch &scratch)
     p.d = (int)args->q->shape[2];
     p.scale = args->scale;
     p.softcap = args->softcap;
+    p.inner = p.softcap > 0 ? p.scale / p.softcap : 0;
+    p.exponent = LOG2E * (p.softcap > 0 ? p.softcap : p.scale);
     return p;
 }
 

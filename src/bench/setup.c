@@ -22,10 +22,18 @@ static kd_tensor *take(bench_run *run, int set, kd_dtype dtype, kd_shape shape)
     return run->status == KD_OK ? t : NULL;
 }
 
-static kd_status put(bench_run *run, const kd_tensor *t, size_t at, const void *from, size_t bytes)
+/* While the stack still plans, when kd_upload does nothing. */
+static kd_status upload(bench_run *run, const kd_tensor *t, const void *from, size_t bytes)
 {
-    const kd_device *device = run->exec.device;
-    return device->type->copy(run->exec.device, NULL, (char *)t->data + at, from, bytes);
+    kd_device *device = run->exec.device;
+    return device->type->upload(device, NULL, t->data, from, bytes);
+}
+
+/* Within the device's memory. */
+static kd_status copy(bench_run *run, const kd_tensor *t, size_t at, const void *from, size_t bytes)
+{
+    kd_device *device = run->exec.device;
+    return device->type->copy(device, NULL, (char *)t->data + at, from, bytes);
 }
 
 const kd_tensor *kd_bench_zeros(bench_run *run, int set, kd_dtype dtype, kd_shape shape)
@@ -39,8 +47,7 @@ const kd_tensor *kd_bench_given(bench_run *run, int set, kd_dtype dtype, kd_shap
 {
     const kd_tensor *t = take(run, set, dtype, shape);
     if (!t) return &none;
-    if (!run->counting) run->status = put(run, t, 0, values, kd_tensor_bytes(t));
-    if (run->status == KD_OK && !run->counting) run->status = kd_sync(&run->exec);
+    if (!run->counting) run->status = upload(run, t, values, kd_tensor_bytes(t));
     return t;
 }
 
@@ -79,14 +86,13 @@ const kd_tensor *kd_bench_filled(bench_run *run, int set, kd_dtype dtype, kd_sha
         return t;
     }
     fill_period(host, dtype, period, low, high, salt);
-    run->status = put(run, t, 0, host, bytes);
+    run->status = upload(run, t, host, bytes);
     /* Doubled on the device from what is there already: whole periods first. */
     for (size_t done = bytes; done < all && run->status == KD_OK;) {
         const size_t more = done < all - done ? done : all - done;
-        run->status = put(run, t, done, t->data, more);
+        run->status = copy(run, t, done, t->data, more);
         done += more;
     }
-    if (run->status == KD_OK) run->status = kd_sync(&run->exec);
     free(host);
     return t;
 }
@@ -118,7 +124,7 @@ static kd_status keep_pristine(bench_run *run)
     const kd_tensor *from = &run->tensor[0][run->row->restored];
     run->pristine = *from;
     KD_TRY(kd_device_alloc(&run->pristine.data, run->exec.device, kd_tensor_bytes(from), "copy"));
-    return put(run, &run->pristine, 0, from->data, kd_tensor_bytes(from));
+    return copy(run, &run->pristine, 0, from->data, kd_tensor_bytes(from));
 }
 
 static kd_status open(bench_run *run)

@@ -18,12 +18,10 @@ static int cpu_count(void) { return 1; }
 
 static kd_status cpu_open(kd_device **device, int index)
 {
+    if (index > 0) return kd_fail(KD_EDEVICE, "cpu:%d: there is one, cpu:0", index);
     cpu_device *cpu = calloc(1, sizeof *cpu);
     if (!cpu) return kd_fail(KD_ENOMEM, "cpu: no memory");
-    cpu->base = (kd_device){ .type = &kd_device_cpu,
-                             .ops = &kd_ops_cpu,
-                             .index = index,
-                             .poison = getenv("KD_POISON") != NULL };
+    cpu->base = (kd_device){ .type = &kd_device_cpu, .ops = &kd_ops_cpu, .index = index };
     const kd_status status = kd_dnn_open(&cpu->dnn);
     if (status != KD_OK) {
         free(cpu);
@@ -64,7 +62,7 @@ static void cpu_describe(kd_device_info *info, const kd_device *device)
     char processor[64];
     processor_name(processor, sizeof processor);
     info->threads = omp_get_max_threads();
-    info->memory = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
+    info->memory = info->total = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
     snprintf(info->type, sizeof info->type, "cpu");
     snprintf(info->name, sizeof info->name, "%s, %d threads", processor, info->threads);
 }
@@ -89,7 +87,14 @@ static kd_status cpu_copy(kd_device *device, kd_queue *queue, void *to, const vo
                           size_t bytes)
 {
     (void)device, (void)queue;
-    memcpy(to, from, bytes);
+    if (bytes > 0) memcpy(to, from, bytes);
+    return KD_OK;
+}
+
+static kd_status cpu_fill(kd_device *device, kd_queue *queue, void *to, int byte, size_t bytes)
+{
+    (void)device, (void)queue;
+    if (bytes > 0) memset(to, byte, bytes);
     return KD_OK;
 }
 
@@ -107,6 +112,9 @@ const kd_device_type kd_device_cpu = {
     .describe = cpu_describe,
     .alloc = cpu_alloc,
     .release = cpu_release,
+    .upload = cpu_copy,
+    .download = cpu_copy,
     .copy = cpu_copy,
+    .fill = cpu_fill,
     .sync = cpu_sync,
 };

@@ -1,35 +1,40 @@
-/* NVIDIA GPUs: memory, one stream of compute, copies. */
-#include "device/device.h"
+/*
+ * cuda.c - NVIDIA GPUs: opening, memory, two streams, events.
+ *
+ * Everything a step does is in order on `compute`, its small copies too; `communication`, of the
+ * highest priority, is for reductions that run beside the backward pass.  (A third stream for copies
+ * would have to wait for the step that still reads the inputs' memory.)  CUDA's current device
+ * belongs to a thread, so every call here sets it: ranks may be threads.
+ */
+#include "device/cuda.h"
 
-#include <cuda_runtime_api.h>
 #include <stdio.h>
 #include <stdlib.h>
 
-typedef struct cuda_device {
-    kd_device base;
-    cudaStream_t compute;
-    kd_blas *blas;
-    kd_cuda_limits limits;
-    size_t memory;
-    char name[64];
-} cuda_device;
+enum { LEAST_CAPABILITY = 80 }; /* what the kernels are compiled for */
 
 extern const kd_ops kd_ops_cuda; /* the table is ops' own; device only carries its address */
 
-/* Hands up a CUDA error as a status that names the call and what CUDA says of it. */
-#define CUDA_TRY(device, call)                                                                     \
-    do {                                                                                           \
-        const cudaError_t error_ = (call);                                                         \
-        if (error_ != cudaSuccess) return failure((device), error_, #call);                        \
-    } while (0)
-
-static kd_status failure(int device, cudaError_t error, const char *call)
+kd_status kd_cuda_failure(int error, const char *call)
 {
+    int device = 0;
     (void)cudaGetLastError(); /* the next call shall not be blamed for this one */
+    (void)cudaGetDevice(&device);
     return kd_fail(error == cudaErrorMemoryAllocation ? KD_ENOMEM : KD_EDEVICE,
                    "cuda:%d: %.*s: %s (%s)", device, (int)strcspn(call, "("), call,
-                   cudaGetErrorString(error), cudaGetErrorName(error));
+                   cudaGetErrorString((cudaError_t)error), cudaGetErrorName((cudaError_t)error));
 }
+
+static kd_cuda_device *cuda_of(kd_device *device) { return (kd_cuda_device *)device; }
+
+cudaStream_t kd_cuda_stream_of(const kd_device *device, kd_queue *queue)
+{
+    (void)cudaSetDevice(
+        device->index); /* it was there at opening; the next call says what is wrong */
+    return queue ? (cudaStream_t)queue : ((const kd_cuda_device *)device)->compute;
+}
+
+/* ---- opening ---------------------------------------------------------------------------------- */
 
 static int cuda_count(void)
 {
@@ -39,45 +44,88 @@ static int cuda_count(void)
     return 0;
 }
 
-static kd_status read_limits(cuda_device *cuda)
+/* "13.0" of 13000. */
+static const char *version_text(char *text, size_t size, int version)
 {
-    const int index = cuda->base.index;
-    int major, minor, processors, shared, cache;
-    CUDA_TRY(index, cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index));
-    CUDA_TRY(index, cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, index));
-    CUDA_TRY(index, cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, index));
-    CUDA_TRY(index,
-             cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, index));
-    CUDA_TRY(index, cudaDeviceGetAttribute(&cache, cudaDevAttrL2CacheSize, index));
-    cuda->limits =
-        (kd_cuda_limits){ 10 * major + minor, processors, (size_t)shared, (size_t)cache };
-    return KD_OK;
+    if (version == 0) return "none";
+    snprintf(text, size, "%d.%d", version / 1000, version % 1000 / 10);
+    return text;
 }
 
-static kd_status start(cuda_device *cuda)
+/* That there is such a device, or why not. */
+static kd_status find_device(int index)
+{
+    int count = 0, driver = 0;
+    char installed[16], built[16];
+    const cudaError_t error = cudaGetDeviceCount(&count);
+    if (error == cudaSuccess && index < count) return KD_OK;
+    (void)cudaGetLastError();
+    (void)cudaDriverGetVersion(&driver);
+    const char *a = version_text(installed, sizeof installed, driver);
+    const char *b = version_text(built, sizeof built, CUDART_VERSION);
+    if (driver == 0)
+        return kd_fail(KD_EDEVICE,
+                       "cuda:%d: no NVIDIA driver found (driver %s, built with CUDA %s)", index, a,
+                       b);
+    if (error == cudaSuccess || error == cudaErrorNoDevice)
+        return kd_fail(KD_EDEVICE, "cuda:%d: found %d GPUs (driver %s, built with CUDA %s)", index,
+                       count, a, b);
+    return kd_fail(KD_EDEVICE, "cuda:%d: %s (%s; driver %s, built with CUDA %s)", index,
+                   cudaGetErrorString(error), cudaGetErrorName(error), a, b);
+}
+
+static kd_status read_limits(kd_cuda_device *cuda)
 {
     const int index = cuda->base.index;
-    size_t unused;
-    CUDA_TRY(index, cudaSetDevice(index));
+    struct cudaDeviceProp card;
+    int major, minor, processors, shared, cache;
+    CUDA_TRY(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index));
+    CUDA_TRY(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, index));
+    CUDA_TRY(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, index));
+    CUDA_TRY(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, index));
+    CUDA_TRY(cudaDeviceGetAttribute(&cache, cudaDevAttrL2CacheSize, index));
+    CUDA_TRY(cudaGetDeviceProperties(&card, index));
+    cuda->limits =
+        (kd_cuda_limits){ 10 * major + minor, processors, (size_t)shared, (size_t)cache };
+    snprintf(cuda->name, sizeof cuda->name, "%.*s", (int)sizeof cuda->name - 1, card.name);
+    if (cuda->limits.capability >= LEAST_CAPABILITY) return KD_OK;
+    return kd_fail(KD_EDEVICE, "cuda:%d: %s has compute capability %d.%d, expected %d.%d or later",
+                   index, cuda->name, major, minor, LEAST_CAPABILITY / 10, LEAST_CAPABILITY % 10);
+}
+
+static kd_status start(kd_cuda_device *cuda)
+{
+    int least, greatest;
+    KD_TRY(find_device(cuda->base.index));
+    CUDA_TRY(cudaSetDevice(cuda->base.index));
     KD_TRY(read_limits(cuda));
-    CUDA_TRY(index, cudaMemGetInfo(&unused, &cuda->memory));
-    CUDA_TRY(index, cudaStreamCreateWithFlags(&cuda->compute, cudaStreamNonBlocking));
+    CUDA_TRY(cudaDriverGetVersion(&cuda->driver));
+    CUDA_TRY(cudaDeviceGetStreamPriorityRange(&least, &greatest));
+    CUDA_TRY(cudaStreamCreateWithPriority(&cuda->compute, cudaStreamNonBlocking, least));
+    CUDA_TRY(cudaStreamCreateWithPriority(&cuda->communication, cudaStreamNonBlocking, greatest));
+    CUDA_TRY(cudaMemGetInfo(&cuda->free, &cuda->total));
     return kd_blas_open(&cuda->blas, &cuda->base);
 }
 
 static void cuda_close(kd_device *device)
 {
-    cuda_device *cuda = (cuda_device *)device;
-    kd_blas_close(cuda->blas);
-    if (cuda->compute) (void)cudaStreamDestroy(cuda->compute);
+    kd_cuda_device *cuda = cuda_of(device);
+    if (cuda->compute) {
+        (void)cudaStreamSynchronize(kd_cuda_stream_of(device, NULL));
+        kd_cuda_stage_close(&cuda->stage);
+        kd_blas_close(cuda->blas);
+        (void)cudaStreamDestroy(cuda->compute);
+    }
+    if (cuda->communication) (void)cudaStreamDestroy(cuda->communication);
     free(cuda);
 }
 
 static kd_status cuda_open(kd_device **device, int index)
 {
-    cuda_device *cuda = calloc(1, sizeof *cuda);
+    kd_cuda_device *cuda = calloc(1, sizeof *cuda);
     if (!cuda) return kd_fail(KD_ENOMEM, "cuda:%d: no memory", index);
-    cuda->base = (kd_device){ .type = &kd_device_cuda, .ops = &kd_ops_cuda, .index = index };
+    cuda->base =
+        (kd_device){ .type = &kd_device_cuda, .ops = &kd_ops_cuda, .index = index, .graphs = true };
     const kd_status status = start(cuda);
     if (status != KD_OK) {
         cuda_close(&cuda->base);
@@ -89,53 +137,129 @@ static kd_status cuda_open(kd_device **device, int index)
 
 static void cuda_describe(kd_device_info *info, const kd_device *device)
 {
-    const cuda_device *cuda = (const cuda_device *)device;
+    const kd_cuda_device *cuda = (const kd_cuda_device *)device;
+    char installed[16], built[16];
     snprintf(info->type, sizeof info->type, "cuda");
-    snprintf(info->name, sizeof info->name, "%s", cuda->name);
-    info->memory = cuda->memory;
+    snprintf(info->name, sizeof info->name, "%s, sm_%d", cuda->name, cuda->limits.capability);
+    snprintf(info->software, sizeof info->software, "driver %s, CUDA %s",
+             version_text(installed, sizeof installed, cuda->driver),
+             version_text(built, sizeof built, CUDART_VERSION));
+    info->memory = cuda->free;
+    info->total = cuda->total;
 }
+
+/* ---- memory ----------------------------------------------------------------------------------- */
 
 static kd_status cuda_alloc(void **out, kd_device *device, size_t bytes)
 {
-    const cuda_device *cuda = (const cuda_device *)device;
-    CUDA_TRY(device->index, cudaMalloc(out, bytes ? bytes : 1));
-    CUDA_TRY(device->index, cudaMemsetAsync(*out, 0, bytes, cuda->compute));
-    return KD_OK;
+    const cudaStream_t stream = kd_cuda_stream_of(device, NULL);
+    CUDA_TRY(cudaMalloc(out, bytes ? bytes : 1));
+    const cudaError_t error = cudaMemsetAsync(*out, 0, bytes, stream);
+    if (error == cudaSuccess) return KD_OK;
+    (void)cudaFree(*out);
+    return kd_cuda_failure((int)error, "cudaMemsetAsync()");
 }
 
 static void cuda_release(kd_device *device, void *memory)
 {
-    (void)device;
+    (void)kd_cuda_stream_of(device, NULL);
     (void)cudaFree(memory);
 }
 
-static cudaStream_t stream_of(const kd_device *device, kd_queue *queue)
+static kd_status cuda_alloc_host(void **out, kd_device *device, size_t bytes)
 {
-    return queue ? (cudaStream_t)queue : ((const cuda_device *)device)->compute;
+    (void)kd_cuda_stream_of(device, NULL);
+    CUDA_TRY(cudaHostAlloc(out, bytes ? bytes : 1, cudaHostAllocDefault));
+    memset(*out, 0, bytes);
+    return KD_OK;
+}
+
+static void cuda_release_host(kd_device *device, void *memory)
+{
+    (void)kd_cuda_stream_of(device, NULL);
+    (void)cudaFreeHost(memory);
+}
+
+static kd_status cuda_download(kd_device *device, kd_queue *queue, void *to, const void *from,
+                               size_t bytes)
+{
+    CUDA_TRY(
+        cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, kd_cuda_stream_of(device, queue)));
+    return KD_OK;
 }
 
 static kd_status cuda_copy(kd_device *device, kd_queue *queue, void *to, const void *from,
                            size_t bytes)
 {
-    CUDA_TRY(device->index,
-             cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream_of(device, queue)));
+    CUDA_TRY(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice,
+                             kd_cuda_stream_of(device, queue)));
+    return KD_OK;
+}
+
+static kd_status cuda_fill(kd_device *device, kd_queue *queue, void *to, int byte, size_t bytes)
+{
+    CUDA_TRY(cudaMemsetAsync(to, byte, bytes, kd_cuda_stream_of(device, queue)));
     return KD_OK;
 }
 
 static kd_status cuda_sync(kd_device *device, kd_queue *queue)
 {
-    CUDA_TRY(device->index, cudaStreamSynchronize(stream_of(device, queue)));
+    CUDA_TRY(cudaStreamSynchronize(kd_cuda_stream_of(device, queue)));
     return KD_OK;
 }
 
-const kd_cuda_limits *kd_cuda_limits_of(const kd_exec *exec)
+/* ---- events ----------------------------------------------------------------------------------- */
+
+static kd_queue *cuda_communication(kd_device *device)
 {
-    return &((const cuda_device *)exec->device)->limits;
+    return (kd_queue *)cuda_of(device)->communication;
 }
 
-kd_blas *kd_cuda_blas(const kd_exec *exec) { return ((const cuda_device *)exec->device)->blas; }
+/* The host sleeps on it: the loader wants the processor. */
+static kd_status cuda_event_create(kd_event **out, kd_device *device)
+{
+    cudaEvent_t event;
+    (void)kd_cuda_stream_of(device, NULL);
+    CUDA_TRY(cudaEventCreateWithFlags(&event, cudaEventDisableTiming | cudaEventBlockingSync));
+    *out = (kd_event *)event;
+    return KD_OK;
+}
 
-void *kd_cuda_stream(const kd_exec *exec) { return stream_of(exec->device, exec->queue); }
+static void cuda_event_destroy(kd_device *device, kd_event *event)
+{
+    (void)kd_cuda_stream_of(device, NULL);
+    (void)cudaEventDestroy((cudaEvent_t)event);
+}
+
+static kd_status cuda_event_record(kd_device *device, kd_queue *queue, kd_event *event)
+{
+    CUDA_TRY(cudaEventRecord((cudaEvent_t)event, kd_cuda_stream_of(device, queue)));
+    return KD_OK;
+}
+
+static kd_status cuda_event_await(kd_device *device, kd_queue *queue, kd_event *event)
+{
+    CUDA_TRY(cudaStreamWaitEvent(kd_cuda_stream_of(device, queue), (cudaEvent_t)event, 0));
+    return KD_OK;
+}
+
+static kd_status cuda_event_sync(kd_device *device, kd_event *event)
+{
+    (void)kd_cuda_stream_of(device, NULL);
+    CUDA_TRY(cudaEventSynchronize((cudaEvent_t)event));
+    return KD_OK;
+}
+
+/* ---- for launchers ---------------------------------------------------------------------------- */
+
+const kd_cuda_limits *kd_cuda_limits_of(const kd_exec *exec)
+{
+    return &((const kd_cuda_device *)exec->device)->limits;
+}
+
+kd_blas *kd_cuda_blas(const kd_exec *exec) { return ((const kd_cuda_device *)exec->device)->blas; }
+
+void *kd_cuda_stream(const kd_exec *exec) { return kd_cuda_stream_of(exec->device, exec->queue); }
 
 const kd_device_type kd_device_cuda = {
     .name = "cuda",
@@ -145,7 +269,22 @@ const kd_device_type kd_device_cuda = {
     .describe = cuda_describe,
     .alloc = cuda_alloc,
     .release = cuda_release,
+    .alloc_host = cuda_alloc_host,
+    .release_host = cuda_release_host,
+    .upload = kd_cuda_upload,
+    .download = cuda_download,
     .copy = cuda_copy,
+    .fill = cuda_fill,
     .sync = cuda_sync,
     .tune = kd_blas_tune,
+    .communication = cuda_communication,
+    .event_create = cuda_event_create,
+    .event_destroy = cuda_event_destroy,
+    .event_record = cuda_event_record,
+    .event_await = cuda_event_await,
+    .event_sync = cuda_event_sync,
+    .capture_begin = kd_cuda_capture_begin,
+    .capture_end = kd_cuda_capture_end,
+    .graph_launch = kd_cuda_graph_launch,
+    .graph_destroy = kd_cuda_graph_destroy,
 };

@@ -1,8 +1,8 @@
 /*
  * device.h - where memory, queues and fast matrix products come from.
  *
- * registry.c cpu.c cpu_dnn.c slab.c meta.c; cuda.c cuda_blas.c cuda_blas_cache.c, or without CUDA
- * cuda_stub.c
+ * registry.c cpu.c cpu_dnn.c slab.c meta.c; cuda.c cuda_stage.c cuda_graph.c cuda_blas.c
+ * cuda_blas_cache.c (their own header: cuda.h), or without CUDA cuda_stub.c
  */
 #ifndef KD_DEVICE_INTERNAL_H
 #define KD_DEVICE_INTERNAL_H
@@ -12,11 +12,17 @@
 #include <kd/device.h>
 
 typedef struct kd_queue kd_queue;
-typedef struct kd_ops kd_ops; /* ops/ops.h fills it; device only carries it */
 typedef struct kd_exec kd_exec;
+typedef struct kd_event kd_event; /* a place in the work of a queue */
+typedef struct kd_graph kd_graph; /* recorded work, to be run again as one */
+typedef struct kd_ops kd_ops;     /* ops/ops.h fills it; device only carries it */
 
-/* What one kind of device can do.  Everything is asynchronous on its queue; the CPU finishing
- * before it returns is a legal case of it. */
+/*
+ * What one kind of device can do.  Everything is asynchronous on its queue, where NULL is the
+ * device's own; the CPU finishing before it returns is a legal case of it.  A type whose work is done
+ * when a call returns leaves out events, graphs and host memory: see the functions below, which are
+ * what callers use.
+ */
 typedef struct kd_device_type {
     const char *name;
     int (*count)(void);
@@ -25,9 +31,31 @@ typedef struct kd_device_type {
     void (*describe)(kd_device_info *info, const kd_device *device);
     kd_status (*alloc)(void **out, kd_device *device, size_t bytes); /* aligned to 256, zeroed */
     void (*release)(kd_device *device, void *memory);
+    kd_status (*alloc_host)(void **out, kd_device *device, size_t bytes); /* zeroed */
+    void (*release_host)(kd_device *device, void *memory);
+    /* `from` may be reused at once.  `to` is written when the queue gets there. */
+    kd_status (*upload)(kd_device *device, kd_queue *queue, void *to, const void *from,
+                        size_t bytes);
+    /* `to` holds the bytes when the queue is through with it, and not before. */
+    kd_status (*download)(kd_device *device, kd_queue *queue, void *to, const void *from,
+                          size_t bytes);
+    /* Within the device's memory. */
     kd_status (*copy)(kd_device *device, kd_queue *queue, void *to, const void *from, size_t bytes);
+    kd_status (*fill)(kd_device *device, kd_queue *queue, void *to, int byte, size_t bytes);
     kd_status (*sync)(kd_device *device, kd_queue *queue);
     kd_status (*tune)(kd_exec *exec); /* see kd_device_tune; NULL: nothing to choose */
+
+    kd_queue *(*communication)(kd_device *device); /* a second queue, served first */
+    kd_status (*event_create)(kd_event **event, kd_device *device);
+    void (*event_destroy)(kd_device *device, kd_event *event);
+    kd_status (*event_record)(kd_device *device, kd_queue *queue, kd_event *event);
+    kd_status (*event_await)(kd_device *device, kd_queue *queue, kd_event *event);
+    kd_status (*event_sync)(kd_device *device, kd_event *event);
+
+    kd_status (*capture_begin)(kd_device *device, kd_queue *queue);
+    kd_status (*capture_end)(kd_graph **graph, kd_device *device, kd_queue *queue);
+    kd_status (*graph_launch)(kd_device *device, kd_queue *queue, kd_graph *graph);
+    void (*graph_destroy)(kd_device *device, kd_graph *graph);
 } kd_device_type;
 
 extern const kd_device_type *const kd_device_types[]; /* order of "auto"; NULL-terminated */
@@ -43,15 +71,31 @@ struct kd_device {
     const kd_device_type *type;
     const kd_ops *ops;
     int index;
-    bool poison; /* debug: outputs are filled with NaN before an op runs */
     /* To be set before anything is planned. */
-    bool tf32; /* products of f32 may round their operands to 10 bits of mantissa */
-    bool tune; /* kd_device_tune may choose by the clock: other bits on another day */
+    bool tf32;       /* products of f32 may round their operands to 10 bits of mantissa */
+    bool tune;       /* kd_device_tune may choose by the clock: other bits on another day */
+    bool poison;     /* debug: outputs are filled with NaN before an op runs */
+    bool graphs;     /* work that repeats may be captured */
+    uint64_t on_cpu; /* debug: bit per op that runs on the CPU, over copies */
+    kd_device *host; /* the CPU where `on_cpu` is not 0 */
 };
 
-/* KD_ENOTSUP naming every op that `ops` lacks; `device` is for the message.  In ops/ops.c; opening
- * asks it, so that an empty slot is never met in the middle of a run. */
-KD_MUST_CHECK kd_status kd_ops_complete(const kd_ops *ops, const char *device);
+/*
+ * What the environment asks of a device for finding mistakes: KD_POISON sets `poison`; KD_GRAPHS=0
+ * clears `graphs`; KD_ON_CPU=softmax,rope sets `on_cpu` of a device that is not the CPU.
+ */
+KD_MUST_CHECK kd_status kd_device_debug(kd_device *device);
+
+/* Runs the ops named "softmax,rope" on the CPU, with their operands copied there and their outputs
+ * back: tells a wrong kernel from the rest.  KD_EINVAL names an op that there is not. */
+KD_MUST_CHECK kd_status kd_device_on_cpu(kd_device *device, const char *names);
+
+/* The bits of `names`; in ops/ops.c. */
+KD_MUST_CHECK kd_status kd_ops_named(uint64_t *bits, const char *names);
+
+/* KD_ENOTSUP naming every op that the device lacks and does not run on the CPU.  In ops/ops.c;
+ * opening asks it, so that an empty slot is never met in the middle of a run. */
+KD_MUST_CHECK kd_status kd_ops_complete(const kd_device *device);
 
 /* Where and with what an op runs.  One per thread of host control. */
 struct kd_exec {
@@ -73,7 +117,14 @@ KD_MUST_CHECK kd_status kd_device_alloc(void **out, kd_device *device, size_t by
                                         const char *what);
 void kd_device_release(kd_device *device, void *memory); /* NULL is fine */
 
-/* Between host and device memory on the exec's queue; nothing happens while planning. */
+/* Host memory that the device reads and writes while the host goes on: for what is downloaded and
+ * read later.  Zeroed. */
+KD_MUST_CHECK kd_status kd_device_alloc_host(void **out, kd_device *device, size_t bytes);
+void kd_device_release_host(kd_device *device, void *memory); /* NULL is fine */
+
+/* Between host and device memory on the exec's queue; nothing happens while planning.  After
+ * kd_upload `from` may be reused at once; after kd_download `to` holds the bytes once the queue has
+ * come so far (kd_sync, kd_event_sync). */
 KD_MUST_CHECK kd_status kd_upload(kd_exec *exec, const kd_tensor *to, const void *from);
 KD_MUST_CHECK kd_status kd_download(kd_exec *exec, void *to, const kd_tensor *from);
 KD_MUST_CHECK kd_status kd_sync(kd_exec *exec);
@@ -81,6 +132,26 @@ KD_MUST_CHECK kd_status kd_sync(kd_exec *exec);
 /* Chooses the fastest way of everything planned so far, on a device with `tune`; nothing on others.
  * Takes what is free of the exec's stack, which is open, as scratch.  Not within a step. */
 KD_MUST_CHECK kd_status kd_device_tune(kd_exec *exec);
+/*
+ * An event stands for the work that its queue had when it was recorded.  The queue of `exec` goes on
+ * with what comes after kd_event_await, and the host after kd_event_sync, when that is done.  On a
+ * device that is done when it returns an event is NULL.
+ */
+KD_MUST_CHECK kd_status kd_event_create(kd_event **event, kd_device *device);
+void kd_event_destroy(kd_device *device, kd_event *event); /* NULL is fine */
+KD_MUST_CHECK kd_status kd_event_record(kd_exec *exec, kd_event *event);
+KD_MUST_CHECK kd_status kd_event_await(kd_exec *exec, kd_event *event);
+KD_MUST_CHECK kd_status kd_event_sync(kd_device *device, kd_event *event);
+
+/*
+ * Between begin and end nothing runs: what is enqueued is recorded, and kd_graph_launch runs it, as
+ * often as is wanted, on the same memory.  No upload and nothing that waits may be recorded.  After a
+ * failure in between, kd_capture_end still has to be called.  Only where `device->graphs` is set.
+ */
+KD_MUST_CHECK kd_status kd_capture_begin(kd_exec *exec);
+KD_MUST_CHECK kd_status kd_capture_end(kd_graph **graph, kd_exec *exec);
+KD_MUST_CHECK kd_status kd_graph_launch(kd_exec *exec, kd_graph *graph);
+void kd_graph_destroy(kd_device *device, kd_graph *graph); /* NULL is fine */
 
 /* Backs a planned stack with memory: `capacity` = its peak, `used` = 0, no longer planning. */
 KD_MUST_CHECK kd_status kd_stack_open(kd_stack *stack, kd_device *device);
@@ -102,18 +173,24 @@ KD_MUST_CHECK kd_status kd_dnn_matmul(kd_dnn *dnn, kd_exec *exec, const kd_tenso
                                       const kd_tensor *a, const kd_tensor *b, const kd_tensor *bias,
                                       bool accumulate);
 
-/* ---- CUDA, for launchers and cuda_blas.c ------------------------------------------------------- */
+/* ---- CUDA, for launchers and cuda_*.c ----------------------------------------------------------- */
 
 typedef struct kd_cuda_limits {
     int capability;      /* 80, 90: of sm_80, sm_90 */
     int multiprocessors; /* that run blocks at the same time */
     size_t shared;       /* bytes of shared memory that a block may ask for */
     size_t cache;        /* bytes of the second-level cache */
+    int row_blocks;      /* KD_ROW_BLOCKS: at least so many blocks hold a row of logits in shared
+                          * memory (row_loss.cu); 0: none does */
 } kd_cuda_limits;
 
 /* Of an exec on a CUDA device; read when it was opened. */
 const kd_cuda_limits *kd_cuda_limits_of(const kd_exec *exec);
-void *kd_cuda_stream(const kd_exec *exec); /* a cudaStream_t */
+void *kd_cuda_stream(const kd_exec *exec); /* a cudaStream_t; its device becomes the thread's */
+
+/* KD_ENOMEM or KD_EDEVICE, with "cuda:0: cudaMalloc: out of memory (cudaErrorMemoryAllocation)" of a
+ * cudaError_t; of `call` what stands before the first '('. */
+kd_status kd_cuda_failure(int error, const char *call);
 
 typedef struct kd_blas kd_blas;
 

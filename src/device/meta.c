@@ -29,7 +29,7 @@ static void meta_describe(kd_device_info *info, const kd_device *device)
     const meta_device *meta = (const meta_device *)device;
     snprintf(info->type, sizeof info->type, "plan");
     snprintf(info->name, sizeof info->name, "%s", meta->name);
-    info->memory = (size_t)meta->memory;
+    info->memory = info->total = (size_t)meta->memory;
 }
 
 static kd_status meta_alloc(void **out, kd_device *device, size_t bytes)

@@ -1,5 +1,6 @@
 #include "device/device.h"
 
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -8,8 +9,9 @@ const kd_device_type *const kd_device_types[] = { &kd_device_cuda, &kd_device_cp
 static kd_status open_whole(kd_device **device, const kd_device_type *type, int index)
 {
     KD_TRY(type->open(device, index));
-    const kd_status status = kd_ops_complete((*device)->ops, type->name);
-    if (status != KD_OK) type->close(*device);
+    kd_status status = kd_device_debug(*device);
+    if (status == KD_OK) status = kd_ops_complete(*device);
+    if (status != KD_OK) kd_device_close(*device);
     return status;
 }
 
@@ -31,9 +33,8 @@ kd_status kd_device_open(kd_device **device, const char *name)
         const long index = name[length] ? strtol(name + length + 1, &end, 10) : 0;
         if (end && (*end || end == name + length + 1))
             return kd_fail(KD_EINVAL, "device \"%s\": expected a number after ':'", name);
-        if (index < 0 || index >= type->count())
-            return kd_fail(KD_EDEVICE, "device \"%s\": this machine and build have %d of type %s",
-                           name, type->count(), type->name);
+        if (index < 0 || index > INT_MAX)
+            return kd_fail(KD_EINVAL, "device \"%s\": expected a number from 0", name);
         return open_whole(device, type, (int)index);
     }
     return kd_fail(KD_EINVAL, "device \"%s\": expected auto, cpu, cuda or cuda:N", name);
@@ -41,7 +42,24 @@ kd_status kd_device_open(kd_device **device, const char *name)
 
 void kd_device_close(kd_device *device)
 {
-    if (device) device->type->close(device);
+    if (!device) return;
+    kd_device_close(device->host);
+    device->type->close(device);
+}
+
+kd_status kd_device_on_cpu(kd_device *device, const char *names)
+{
+    KD_TRY(kd_ops_named(&device->on_cpu, names));
+    device->graphs = false; /* it waits within an op */
+    return device->host ? KD_OK : kd_device_cpu.open(&device->host, 0);
+}
+
+kd_status kd_device_debug(kd_device *device)
+{
+    const char *graphs = getenv("KD_GRAPHS"), *names = getenv("KD_ON_CPU");
+    device->poison = getenv("KD_POISON") != NULL;
+    if (graphs && strcmp(graphs, "0") == 0) device->graphs = false;
+    return names && device->type != &kd_device_cpu ? kd_device_on_cpu(device, names) : KD_OK;
 }
 
 void kd_device_each(void (*visit)(void *, const char *, int), void *context)
@@ -56,11 +74,14 @@ void kd_device_describe(kd_device_info *info, const kd_device *device)
     device->type->describe(info, device);
 }
 
+/* ---- memory and copies ------------------------------------------------------------------------ */
+
 kd_status kd_device_alloc(void **out, kd_device *device, size_t bytes, const char *what)
 {
-    if (device->type->alloc(out, device, bytes) == KD_OK) return KD_OK;
-    return kd_fail(KD_ENOMEM, "%s: %.2f GB on %s: %s", what, (double)bytes / 1e9,
-                   device->type->name, kd_last_error());
+    const kd_status status = device->type->alloc(out, device, bytes);
+    if (status == KD_OK) return KD_OK;
+    return kd_fail(status, "%s: %.2f GB on %s: %s", what, (double)bytes / 1e9, device->type->name,
+                   kd_last_error());
 }
 
 void kd_device_release(kd_device *device, void *memory)
@@ -68,17 +89,34 @@ void kd_device_release(kd_device *device, void *memory)
     if (memory) device->type->release(device, memory);
 }
 
+kd_status kd_device_alloc_host(void **out, kd_device *device, size_t bytes)
+{
+    if (device->type->alloc_host) return device->type->alloc_host(out, device, bytes);
+    *out = calloc(1, bytes);
+    return *out ? KD_OK : kd_fail(KD_ENOMEM, "%zu bytes of host memory", bytes);
+}
+
+void kd_device_release_host(kd_device *device, void *memory)
+{
+    if (!memory) return;
+    if (device->type->release_host)
+        device->type->release_host(device, memory);
+    else
+        free(memory);
+}
+
 kd_status kd_upload(kd_exec *exec, const kd_tensor *to, const void *from)
 {
     if (kd_planning(exec)) return KD_OK;
-    return exec->device->type->copy(exec->device, exec->queue, to->data, from, kd_tensor_bytes(to));
+    return exec->device->type->upload(exec->device, exec->queue, to->data, from,
+                                      kd_tensor_bytes(to));
 }
 
 kd_status kd_download(kd_exec *exec, void *to, const kd_tensor *from)
 {
     if (kd_planning(exec)) return KD_OK;
-    return exec->device->type->copy(exec->device, exec->queue, to, from->data,
-                                    kd_tensor_bytes(from));
+    return exec->device->type->download(exec->device, exec->queue, to, from->data,
+                                        kd_tensor_bytes(from));
 }
 
 kd_status kd_sync(kd_exec *exec)
@@ -91,6 +129,56 @@ kd_status kd_device_tune(kd_exec *exec)
     const kd_device_type *type = exec->device->type;
     return type->tune ? type->tune(exec) : KD_OK;
 }
+
+/* ---- events and graphs ------------------------------------------------------------------------ */
+
+kd_status kd_event_create(kd_event **event, kd_device *device)
+{
+    *event = NULL;
+    return device->type->event_create ? device->type->event_create(event, device) : KD_OK;
+}
+
+void kd_event_destroy(kd_device *device, kd_event *event)
+{
+    if (event) device->type->event_destroy(device, event);
+}
+
+kd_status kd_event_record(kd_exec *exec, kd_event *event)
+{
+    return event ? exec->device->type->event_record(exec->device, exec->queue, event) : KD_OK;
+}
+
+kd_status kd_event_await(kd_exec *exec, kd_event *event)
+{
+    return event ? exec->device->type->event_await(exec->device, exec->queue, event) : KD_OK;
+}
+
+kd_status kd_event_sync(kd_device *device, kd_event *event)
+{
+    return event ? device->type->event_sync(device, event) : KD_OK;
+}
+
+kd_status kd_capture_begin(kd_exec *exec)
+{
+    return exec->device->type->capture_begin(exec->device, exec->queue);
+}
+
+kd_status kd_capture_end(kd_graph **graph, kd_exec *exec)
+{
+    return exec->device->type->capture_end(graph, exec->device, exec->queue);
+}
+
+kd_status kd_graph_launch(kd_exec *exec, kd_graph *graph)
+{
+    return exec->device->type->graph_launch(exec->device, exec->queue, graph);
+}
+
+void kd_graph_destroy(kd_device *device, kd_graph *graph)
+{
+    if (graph) device->type->graph_destroy(device, graph);
+}
+
+/* ---- stacks ----------------------------------------------------------------------------------- */
 
 kd_status kd_stack_open(kd_stack *stack, kd_device *device)
 {

@@ -98,47 +98,88 @@ static kd_status backward(kd_step *step, bool last)
     return KD_OK;
 }
 
-static kd_status update(kd_step *step, int64_t index)
+static kd_status update(kd_step *step, bool last)
 {
+    (void)last;
     step->stack.phase = "update";
     for (int m = 0; m < step->count; m++) {
         kd_member *member = &step->members[m];
-        struct kd_pending *pending = &step->pending[index & 1][m];
         if (!trained(member)) continue;
         KD_TRY(step->comm->type->all_reduce(step->comm, &step->exec, &member->totals));
         KD_TRY(kd_optim_update(&step->exec, &member->model->slab, &step->optim, &member->totals,
                                &member->scalars));
-        KD_TRY(kd_download(&step->exec, pending->totals, &member->totals));
-        KD_TRY(kd_download(&step->exec, &pending->scalars, &member->scalars));
     }
     return KD_OK;
 }
 
+static kd_pending *pending_of(const kd_step *step, int64_t index, int m)
+{
+    return &step->pending[(index & 1) * KD_MAX_MODELS + m];
+}
+
+/* Sends what the step found to the host, which reads it a step later. */
+static kd_status send_results(kd_step *step, int64_t index)
+{
+    for (int m = 0; m < step->count; m++) {
+        const kd_member *member = &step->members[m];
+        if (!trained(member)) continue;
+        kd_pending *pending = pending_of(step, index, m);
+        KD_TRY(kd_download(&step->exec, pending->totals, &member->totals));
+        KD_TRY(kd_download(&step->exec, &pending->scalars, &member->scalars));
+    }
+    return kd_event_record(&step->exec, step->done[index & 1]);
+}
+
 /* ---- the step --------------------------------------------------------------------------------- */
 
-kd_status kd_step_run(kd_step *step, const kd_step_batch *batch, int64_t index)
+static kd_status passes(kd_step *step, bool last)
 {
+    KD_TRY(forward(step, false));
+    KD_TRY(forward(step, true));
+    KD_TRY(losses(step));
+    return backward(step, last);
+}
+
+/* All that changes its launches: how many chunks the head has, and whether gradients are reduced. */
+static int64_t key_of(const kd_step *step, bool last)
+{
+    return 2 * kd_ceil_div(step->targets.count, step->objective.chunk) + last;
+}
+
+static kd_status run(kd_step *step, const kd_step_batch *batch, int64_t index)
+{
+    enum { UPDATE = -1 };
     double valid = (double)batch->valid_count;
     KD_TRY(step->comm->type->all_reduce_host(step->comm, &valid, 1));
     step->results[index & 1] = (kd_step_result){ .step = index, .valid = (int64_t)valid };
 
     KD_TRY(begin(step, index, valid));
     for (int64_t i = 0; i < batch->micro_count; i++) {
+        const bool last = i + 1 == batch->micro_count;
         const kd_mark mark = kd_stack_mark(&step->stack);
         KD_TRY(kd_step_upload(step, &batch->micro[i]));
-        KD_TRY(forward(step, false));
-        KD_TRY(forward(step, true));
-        KD_TRY(losses(step));
-        KD_TRY(backward(step, i + 1 == batch->micro_count));
+        KD_TRY(kd_step_play(step, key_of(step, last), passes, last));
         kd_stack_release(&step->stack, mark);
     }
-    return update(step, index);
+    KD_TRY(kd_step_play(step, UPDATE, update, true));
+    return kd_planning(&step->exec) ? KD_OK : send_results(step, index);
+}
+
+static kd_status name_step(kd_status status, int64_t index)
+{
+    return kd_fail(status, "step %lld: %s", (long long)index, kd_last_error());
+}
+
+kd_status kd_step_run(kd_step *step, const kd_step_batch *batch, int64_t index)
+{
+    const kd_status status = run(step, batch, index);
+    return status == KD_OK || kd_planning(&step->exec) ? status : name_step(status, index);
 }
 
 /* ---- results ---------------------------------------------------------------------------------- */
 
 static void student_result(kd_student_result *out, const kd_step *step, int m,
-                           const struct kd_pending *pending, double valid)
+                           const kd_pending *pending, double valid)
 {
     const kd_objective *objective = &step->objective;
     const int terms = kd_objective_terms(objective, m);
@@ -157,7 +198,7 @@ static void student_result(kd_student_result *out, const kd_step *step, int m,
 }
 
 static kd_status check_verdict(const kd_step *step, int m, const kd_student_result *result,
-                               const struct kd_pending *pending, int64_t index)
+                               const kd_pending *pending, int64_t index)
 {
     if (result->verdict == KD_VERDICT_GOOD) return KD_OK;
     const char *component = "gradient";
@@ -179,9 +220,10 @@ static kd_status check_verdict(const kd_step *step, int m, const kd_student_resu
 kd_status kd_step_result_of(const kd_step_result **out, kd_step *step, int64_t index)
 {
     kd_step_result *result = &step->results[index & 1];
-    KD_TRY(kd_sync(&step->exec));
+    const kd_status status = kd_event_sync(step->device, step->done[index & 1]);
+    if (status != KD_OK) return name_step(status, index);
     for (int m = 0; m < step->count; m++) {
-        const struct kd_pending *pending = &step->pending[index & 1][m];
+        const kd_pending *pending = pending_of(step, index, m);
         if (!trained(&step->members[m])) continue;
         student_result(&result->student[m], step, m, pending, (double)result->valid);
         KD_TRY(check_verdict(step, m, &result->student[m], pending, index));

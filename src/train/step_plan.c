@@ -82,7 +82,7 @@ static kd_status plan(kd_step *step, const kd_step_options *options)
     if (chunk == 0) {
         kd_device_info info;
         kd_device_describe(&info, options->device);
-        chunk = kd_objective_chunk(options->rows, vocabulary, dtype, info.memory);
+        chunk = kd_objective_chunk(options->rows, vocabulary, dtype, info.total);
     }
     step->objective =
         (kd_objective){ options->terms, options->term_count, chunk, options->classes };
@@ -123,16 +123,24 @@ kd_status kd_step_plan(kd_step *step, const kd_step_options *options)
 
 kd_status kd_step_open(kd_step *step)
 {
+    void *pending;
     KD_TRY(kd_stack_open(&step->fixed, step->device));
     KD_TRY(take_fixed(step));
-    return kd_stack_open(&step->stack, step->device);
+    KD_TRY(kd_device_alloc_host(&pending, step->device, 2 * KD_MAX_MODELS * sizeof *step->pending));
+    step->pending = pending;
+    for (int i = 0; i < 2; i++) KD_TRY(kd_event_create(&step->done[i], step->device));
+    KD_TRY(kd_stack_open(&step->stack, step->device));
+    return kd_device_tune(&step->exec);
 }
 
 void kd_step_close(kd_step *step)
 {
     if (!step->arena) return;
+    kd_step_forget(step);
     kd_stack_close(&step->stack, step->device);
     kd_stack_close(&step->fixed, step->device);
+    for (int i = 0; i < 2; i++) kd_event_destroy(step->device, step->done[i]);
+    kd_device_release_host(step->device, step->pending);
     kd_arena_destroy(step->arena);
     *step = (kd_step){ 0 };
 }

@@ -1,7 +1,7 @@
 /*
  * train.h - the training run: configuration, step, evaluation, checkpoints, metrics.
  *
- * run.c (sections of a run file) session.c (opens what a run names) step.c trainer.c evaluate.c
+ * run.c (sections of a run file) session.c (opens what a run names) step*.c trainer.c evaluate.c
  * checkpoint_*.c manifest.c (their own header: checkpoint.h) metrics.c estimate.c
  */
 #ifndef KD_TRAIN_H
@@ -15,7 +15,7 @@
 
 #include <kd/trainer.h>
 
-enum { KD_MAX_MODELS = 8, KD_BUCKET_ELEMENTS = 8 << 20 };
+enum { KD_MAX_MODELS = 8, KD_BUCKET_ELEMENTS = 8 << 20, KD_MAX_RECORDINGS = 9 };
 
 /* ---- one optimizer step ----------------------------------------------------------------------- */
 
@@ -44,6 +44,18 @@ typedef struct kd_member {
     kd_buckets buckets;
 } kd_member;
 
+/* What a step reads back of one model. */
+typedef struct kd_pending {
+    float totals[KD_MAX_ROW_TERMS + 1];
+    kd_step_scalars scalars;
+} kd_pending;
+
+/* A part of the step that was recorded, or is to be when it comes again. */
+typedef struct kd_recording {
+    int64_t key; /* what its launches depend on */
+    kd_graph *graph;
+} kd_recording;
+
 typedef struct kd_step {
     kd_device *device;
     kd_exec exec;
@@ -65,10 +77,10 @@ typedef struct kd_step {
     kd_arena *arena;
     kd_stack fixed;            /* scalars, totals, batch tensors: as long as the step lives */
     kd_step_result results[2]; /* of the last two steps */
-    struct kd_pending {
-        float totals[KD_MAX_ROW_TERMS + 1];
-        kd_step_scalars scalars;
-    } pending[2][KD_MAX_MODELS];
+    kd_pending *pending;       /* [2][KD_MAX_MODELS] of the last two steps; the device writes it */
+    kd_event *done[2];         /* when it has */
+    kd_recording recordings[KD_MAX_RECORDINGS];
+    int recording_count;
 } kd_step;
 
 typedef struct kd_step_options {
@@ -95,6 +107,15 @@ size_t kd_step_bytes(const kd_step *step); /* planned: stack and batch tensors *
 
 /* Copies a micro-batch and its targets to the device. */
 KD_MUST_CHECK kd_status kd_step_upload(kd_step *step, const kd_micro_batch *micro);
+
+/*
+ * Runs `part` on the step's exec.  On a device with graphs: the first time as it is, which loads what
+ * is loaded lazily; the second time it is recorded; from then on the recording runs.  Calls of one
+ * `key` must enqueue the same work on the same memory.  What finds no room is never recorded.
+ */
+typedef kd_status (*kd_step_part)(kd_step *step, bool last);
+KD_MUST_CHECK kd_status kd_step_play(kd_step *step, int64_t key, kd_step_part part, bool last);
+void kd_step_forget(kd_step *step); /* all recordings */
 
 /* The seven parts of design.md §3, in order; enqueues and does not wait. */
 KD_MUST_CHECK kd_status kd_step_run(kd_step *step, const kd_step_batch *batch, int64_t index);

@@ -59,30 +59,34 @@ static void print_loss(FILE *out, json_t *row)
 
 /* ---- devices and ops -------------------------------------------------------------------------- */
 
+/* A device, or with "error" the reason why there is none. */
+static json_t *make_device(const char *id)
+{
+    kd_device *device;
+    kd_device_info info;
+    if (kd_device_open(&device, id) != KD_OK)
+        return json_pack("{s:s, s:s}", "id", id, "error", kd_last_error());
+    kd_device_describe(&info, device);
+    kd_device_close(device);
+    return json_pack("{s:s, s:s, s:s, s:I}", "id", id, "name", info.name, "software", info.software,
+                     "memory", (json_int_t)info.memory);
+}
+
 static json_t *make_devices(void)
 {
     json_t *all = json_array();
     for (int t = 0; kd_device_types[t]; t++) {
         const kd_device_type *type = kd_device_types[t];
-        json_t *found = json_array();
-        for (int i = 0; i < type->count(); i++) {
-            char name[32];
-            kd_device *device;
-            kd_device_info info;
-            snprintf(name, sizeof name, "%s:%d", type->name, i);
-            if (kd_device_open(&device, name) != KD_OK) {
-                (void)json_array_append_new(
-                    found, json_pack("{s:s, s:s}", "id", name, "error", kd_last_error()));
-                continue;
-            }
-            kd_device_describe(&info, device);
-            kd_device_close(device);
-            (void)json_array_append_new(found,
-                                        json_pack("{s:s, s:s, s:I}", "id", name, "name", info.name,
-                                                  "memory", (json_int_t)info.memory));
+        const int count = type->count();
+        json_t *found = json_array(),
+               *row = json_pack("{s:s, s:o}", "type", type->name, "found", found);
+        for (int i = 0; i < count; i++) {
+            char id[32];
+            snprintf(id, sizeof id, "%s:%d", type->name, i);
+            (void)json_array_append_new(found, make_device(id));
         }
-        (void)json_array_append_new(all,
-                                    json_pack("{s:s, s:o}", "type", type->name, "found", found));
+        if (count == 0) (void)json_object_set_new(row, "none", make_device(type->name));
+        (void)json_array_append_new(all, row);
     }
     return all;
 }
@@ -90,17 +94,20 @@ static json_t *make_devices(void)
 static void print_device(FILE *out, json_t *row)
 {
     const json_t *found = json_object_get(row, "found"), *one;
+    const json_t *none = json_object_get(row, "none");
     size_t i;
-    if (json_array_size(found) == 0) fprintf(out, "  %-16s none found\n", text_of(row, "type"));
+    if (none) fprintf(out, "  %-16s none: %s\n", text_of(none, "id"), text_of(none, "error"));
     json_array_foreach(found, i, one)
     {
         char bytes[32];
+        const char *software = text_of(one, "software");
         const json_t *error = json_object_get(one, "error");
         fprintf(out, "  %-16s %s", text_of(one, "id"), text_of(one, error ? "error" : "name"));
         if (!error)
-            fprintf(out, ", %s",
+            fprintf(out, ", %s%s%s",
                     kd_format_bytes(bytes, sizeof bytes,
-                                    json_number_value(json_object_get(one, "memory"))));
+                                    json_number_value(json_object_get(one, "memory"))),
+                    *software ? ", " : "", software);
         fputc('\n', out);
     }
 }

@@ -1,5 +1,7 @@
 /* errors.cpp - names of the errors that the emulated runtime can answer, and CUDA's words for them. */
-#include <cuda_runtime_api.h>
+#include "sim.h"
+
+#include <cstdlib>
 
 namespace {
 
@@ -28,6 +30,7 @@ const struct {
     ERROR(cudaErrorInvalidKernelImage, "device kernel image is invalid"),
     ERROR(cudaErrorECCUncorrectable, "uncorrectable ECC error encountered"),
     ERROR(cudaErrorInvalidResourceHandle, "invalid resource handle"),
+    ERROR(cudaErrorIllegalState, "the operation cannot be performed in the present state"),
     ERROR(cudaErrorNotReady, "device not ready"),
     ERROR(cudaErrorIllegalAddress, "an illegal memory access was encountered"),
     ERROR(cudaErrorLaunchOutOfResources, "too many resources requested for launch"),
@@ -58,9 +61,37 @@ const struct {
 #undef ERROR
 };
 
+thread_local cudaError_t last;
+
 } // namespace
 
+namespace simt {
+
+cudaError_t answer(cudaError_t error)
+{
+    if (error != cudaSuccess && error != cudaErrorNotReady) last = error;
+    return error;
+}
+
+int error_number(const char *text)
+{
+    for (const auto &e : errors)
+        if (!strcmp(e.name, text)) return e.error;
+    return atoi(text);
+}
+
+} // namespace simt
+
 extern "C" {
+
+cudaError_t cudaGetLastError(void)
+{
+    const cudaError_t error = last;
+    last = cudaSuccess;
+    return error;
+}
+
+cudaError_t cudaPeekAtLastError(void) { return last; }
 
 const char *cudaGetErrorName(cudaError_t error)
 {

@@ -58,6 +58,26 @@ static float draw(const kd_param *p, uint64_t seed, int param, int64_t element)
     return gain ? 1.0f + 0.1f * x : 0.25f * x;
 }
 
+static kd_status upload(kd_device *device, const kd_tensor *to, const float *values)
+{
+    kd_stack stack = { 0 };
+    kd_exec exec = { .device = device, .stack = &stack };
+    void *converted = malloc(kd_tensor_bytes(to));
+    if (!converted) return kd_fail(KD_ENOMEM, "no memory");
+    kd_status status = kd_convert(converted, to->dtype, values, KD_F32, kd_tensor_elements(to));
+    if (status == KD_OK) status = kd_upload(&exec, to, converted);
+    free(converted);
+    return status;
+}
+
+static kd_status download(void *to, kd_device *device, const kd_tensor *from)
+{
+    kd_stack stack = { 0 };
+    kd_exec exec = { .device = device, .stack = &stack };
+    KD_TRY(kd_download(&exec, to, from));
+    return kd_sync(&exec);
+}
+
 static kd_status fill_param(const kd_slab *slab, int index, const test_pupil *pupil, int64_t limit)
 {
     const kd_param *p = &slab->params.items[index];
@@ -67,9 +87,8 @@ static kd_status fill_param(const kd_slab *slab, int index, const test_pupil *pu
     if (!values) return kd_fail(KD_ENOMEM, "%s: no memory", p->name);
     for (int64_t i = 0; i < n; i++)
         values[i] = i < limit ? draw(p, pupil->seed, index, i) : (float)pupil->junk;
-    kd_status status = kd_convert(weight.data, weight.dtype, values, KD_F32, n);
-    if (status == KD_OK && slab->trainable)
-        status = kd_convert(master.data, KD_F32, values, KD_F32, n);
+    kd_status status = upload(slab->device, &weight, values);
+    if (status == KD_OK && slab->trainable) status = upload(slab->device, &master, values);
     free(values);
     return status;
 }
@@ -155,15 +174,14 @@ static kd_status open_step(test_lesson *l, const test_lesson_options *o)
     KD_TRY(cut_buckets(l, o->bucket));
     KD_TRY(kd_step_open(&l->step));
     /* NaN: what a step does not write it does not read. */
-    memset(l->step.stack.base, 0xff, l->step.stack.capacity);
-    return KD_OK;
+    return l->device->type->fill(l->device, NULL, l->step.stack.base, 0xff, l->step.stack.capacity);
 }
 
 kd_status test_lesson_open(test_lesson *l, const test_lesson_options *o)
 {
     kd_status status;
     *l = (test_lesson){ .comm = o->comm, .own_comm = !o->comm };
-    KD_TRY_GOTO(kd_device_open(&l->device, "cpu"), status, failed);
+    KD_TRY_GOTO(kd_device_open(&l->device, o->device ? o->device : "cpu"), status, failed);
     if (l->own_comm) KD_TRY_GOTO(kd_comm_solo(&l->comm), status, failed);
     for (; l->count < o->count; l->count++)
         KD_TRY_GOTO(open_pupil(&l->models[l->count], l->device, &o->models[l->count], o), status,
@@ -200,10 +218,12 @@ float *test_lesson_gradient(const test_lesson *l, int model)
 {
     const kd_tensor *gradients = &l->models[model]->slab.gradients;
     float *copy = malloc(kd_tensor_bytes(gradients));
-    if (copy) memcpy(copy, gradients->data, kd_tensor_bytes(gradients));
-    return copy;
+    if (copy && download(copy, l->device, gradients) == KD_OK) return copy;
+    free(copy);
+    return NULL;
 }
 
+/* Their number where `to` is NULL; 0: a copy failed. */
 static size_t copy_bits(unsigned char *to, const test_lesson *l)
 {
     size_t total = 0;
@@ -213,7 +233,7 @@ static size_t copy_bits(unsigned char *to, const test_lesson *l)
         if (!s->trainable) continue;
         for (int i = 0; i < KD_COUNT(arrays); i++) {
             if (!kd_present(arrays[i])) continue;
-            if (to) memcpy(to + total, arrays[i]->data, kd_tensor_bytes(arrays[i]));
+            if (to && download(to + total, l->device, arrays[i]) != KD_OK) return 0;
             total += kd_tensor_bytes(arrays[i]);
         }
     }
@@ -224,8 +244,9 @@ unsigned char *test_lesson_bits(const test_lesson *l, size_t *bytes)
 {
     *bytes = copy_bits(NULL, l);
     unsigned char *copy = malloc(*bytes);
-    if (copy) copy_bits(copy, l);
-    return copy;
+    if (copy && copy_bits(copy, l) > 0) return copy;
+    free(copy);
+    return NULL;
 }
 
 void test_near_gradient(const float *got, const kd_model *got_model, const float *want,

@@ -133,20 +133,16 @@ static kd_status run_gpu(parity *p, operands *o, kd_op_id op, const void *args)
     open_scratch(&stack, p, o, op, args);
     kd_exec exec = { .device = p->gpu, .stack = &stack };
     const kd_device_type *type = p->gpu->type;
-    unsigned char *nan = malloc(stack.capacity + 1);
-    cr_assert_not_null(nan);
-    memset(nan, 0xff, stack.capacity + 1);
-    test_ok(type->copy(p->gpu, NULL, stack.base, nan, stack.capacity));
+    test_ok(type->fill(p->gpu, NULL, stack.base, 0xff, stack.capacity));
     for (int i = 0; i < o->copy_count; i++)
-        test_ok(type->copy(p->gpu, NULL, o->copies[i].device, o->copies[i].before,
-                           o->copies[i].block->bytes));
+        test_ok(type->upload(p->gpu, NULL, o->copies[i].device, o->copies[i].before,
+                             o->copies[i].block->bytes));
     const kd_status status = run_on(&exec, o, op, args);
     for (int i = 0; i < o->copy_count; i++)
-        test_ok(type->copy(p->gpu, NULL, o->copies[i].after, o->copies[i].device,
-                           o->copies[i].block->bytes));
+        test_ok(type->download(p->gpu, NULL, o->copies[i].after, o->copies[i].device,
+                               o->copies[i].block->bytes));
     test_ok(type->sync(p->gpu, NULL));
     kd_stack_close(&stack, p->gpu);
-    free(nan);
     return status;
 }
 

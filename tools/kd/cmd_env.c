@@ -21,7 +21,8 @@ typedef struct environment {
     int threads;             /* of the CPU device */
     int device_count;
     char ids[MAX_DEVICES][32];
-    char names[MAX_DEVICES][TEXT];
+    char names[MAX_DEVICES][TEXT]; /* or why it does not open */
+    char software[MAX_DEVICES][TEXT];
     double bytes[MAX_DEVICES];
 } environment;
 
@@ -50,24 +51,33 @@ static void find_instructions(char *text, size_t size)
     fclose(file);
 }
 
-/* A device that is there and does not open is shown with the reason. */
+static void add_device(environment *e, const char *id)
+{
+    const int at = e->device_count++;
+    kd_device *device;
+    kd_device_info info;
+    snprintf(e->ids[at], sizeof e->ids[at], "%s", id);
+    if (kd_device_open(&device, id) != KD_OK) {
+        snprintf(e->names[at], sizeof e->names[at], "%s", kd_last_error());
+        return;
+    }
+    kd_device_describe(&info, device);
+    kd_device_close(device);
+    snprintf(e->names[at], sizeof e->names[at], "%s", info.name);
+    snprintf(e->software[at], sizeof e->software[at], "%s", info.software);
+    e->bytes[at] = (double)info.memory;
+    if (info.threads > 0) e->threads = info.threads;
+}
+
+/* A type that has none is shown with the reason, as is a device that does not open. */
 static void add_devices(void *context, const char *type, int count)
 {
     environment *e = context;
+    if (count == 0 && e->device_count < MAX_DEVICES) add_device(e, type);
     for (int i = 0; i < count && e->device_count < MAX_DEVICES; i++) {
-        const int at = e->device_count++;
-        kd_device *device;
-        kd_device_info info;
-        snprintf(e->ids[at], sizeof e->ids[at], "%s:%d", type, i);
-        if (kd_device_open(&device, e->ids[at]) != KD_OK) {
-            snprintf(e->names[at], sizeof e->names[at], "does not open: %s", kd_last_error());
-            continue;
-        }
-        kd_device_describe(&info, device);
-        kd_device_close(device);
-        snprintf(e->names[at], sizeof e->names[at], "%s", info.name);
-        e->bytes[at] = (double)info.memory;
-        if (info.threads > 0) e->threads = info.threads;
+        char id[32];
+        snprintf(id, sizeof id, "%s:%d", type, i);
+        add_device(e, id);
     }
 }
 
@@ -140,9 +150,11 @@ static void print_text(const environment *e)
            e->instructions[0] ? e->instructions : "no known vector instructions");
     printf("threads    %d (OMP_NUM_THREADS %s)\n", e->threads, threads ? threads : "not set");
     printf("memory     %s\n", kd_format_bytes(memory, sizeof memory, e->memory));
-    for (int i = 0; i < e->device_count; i++)
-        printf("device     %s  %s, %s\n", e->ids[i], e->names[i],
-               kd_format_bytes(memory, sizeof memory, e->bytes[i]));
+    for (int i = 0; i < e->device_count; i++) {
+        printf("device     %s  %s", e->ids[i], e->names[i]);
+        if (e->bytes[i] > 0.0) printf(", %s", kd_format_bytes(memory, sizeof memory, e->bytes[i]));
+        printf("%s%s\n", *e->software[i] ? ", " : "", e->software[i]);
+    }
     print_ranks();
 }
 
@@ -160,6 +172,7 @@ static void print_json(const environment *e)
         cmd_json_open(&json, NULL, '{');
         cmd_json_text(&json, "id", e->ids[i]);
         cmd_json_text(&json, "name", e->names[i]);
+        cmd_json_text(&json, "software", e->software[i]);
         cmd_json_number(&json, "memory", e->bytes[i]);
         cmd_json_close(&json);
     }

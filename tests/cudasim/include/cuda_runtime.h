@@ -50,6 +50,17 @@ extern dim3 blockDim, gridDim;
 inline void __nanosleep(unsigned) {}
 inline long long clock64() { return 0; }
 
+namespace simt {
+
+/* A pointer among a kernel's arguments; those within a struct are not seen. */
+template <class T> inline void check_parameter(const T &parameter)
+{
+    if constexpr (std::is_pointer_v<T> && !std::is_function_v<std::remove_pointer_t<T>>)
+        check_argument(parameter);
+}
+
+} // namespace simt
+
 /* ---- C++ overloads of the runtime API, with NVIDIA's signatures -------------------------------- */
 
 template <class... Params, class... Args>
@@ -57,6 +68,7 @@ inline cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t *config, void (*k
                                       Args &&...args)
 {
     std::tuple<std::remove_cv_t<Params>...> baked(std::forward<Args>(args)...);
+    std::apply([](const auto &...p) { (simt::check_parameter(p), ...); }, baked);
     return simt::launch(reinterpret_cast<const void *>(kernel), config,
                         [kernel, baked] { std::apply(kernel, baked); });
 }

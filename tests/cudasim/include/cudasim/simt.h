@@ -20,6 +20,9 @@ struct site {
 };
 #define SIMT_HERE ::simt::site here_ = { __builtin_FILE(), __builtin_LINE() }
 
+constexpr site nowhere = { "", 0 };
+
+/* Ends the process, saying which CUDA thread did what and where. */
 [[noreturn]] void trap(const char *what, site s);
 
 /* ---- barriers and warp collectives ------------------------------------------------------------ */
@@ -58,6 +61,38 @@ void cp_async(void *to, const void *from, unsigned bytes, SIMT_HERE);
 void cp_commit();
 void cp_wait(unsigned keep); /* the newest `keep` groups may stay under way */
 
+/* ---- sm_90: clusters ---------------------------------------------------------------------------- */
+
+unsigned cluster_rank(); /* of this block in its cluster; %cluster_ctarank */
+unsigned cluster_size(); /* in blocks; %cluster_nctarank */
+void cluster_arrive(SIMT_HERE);
+void cluster_wait(SIMT_HERE);
+/* The same place in the shared memory of the block of that rank (mapa); every function below that
+ * takes shared memory, and a plain load or store, may be given it. */
+void *cluster_map(const void *shared, unsigned rank, SIMT_HERE);
+
+/* ---- sm_90: mbarriers, 8 bytes of shared memory each -------------------------------------------- */
+
+void mbarrier_init(uint64_t *barrier, unsigned arrivals, SIMT_HERE);
+void mbarrier_inval(uint64_t *barrier, SIMT_HERE);
+void mbarrier_arrive(uint64_t *barrier, SIMT_HERE);
+void mbarrier_expect_tx(uint64_t *barrier, unsigned bytes, SIMT_HERE); /* without arriving */
+void mbarrier_arrive_expect_tx(uint64_t *barrier, unsigned bytes, SIMT_HERE);
+/* Whether the phase of this parity has completed; first lets others run.  To be called in a loop. */
+bool mbarrier_try_wait(uint64_t *barrier, unsigned parity, SIMT_HERE);
+
+/* ---- sm_90: cp.async.bulk; addresses and bytes are multiples of 16 ------------------------------- */
+
+/* To shared memory, from global or another block's shared memory: NaN until a wait on `barrier`, which
+ * its bytes complete, has succeeded; `from` is read no sooner. */
+void bulk_load(void *shared, const void *from, unsigned bytes, uint64_t *barrier, SIMT_HERE);
+/* From shared to global memory, in groups of the thread: `to` is NaN and `shared` is not yet read
+ * until a wait covers it.  A thread may not exit before. */
+void bulk_store(void *to, const void *shared, unsigned bytes, SIMT_HERE);
+void bulk_commit();
+void bulk_wait(unsigned keep);      /* cp.async.bulk.wait_group */
+void bulk_wait_read(unsigned keep); /* the same .read; does here what bulk_wait does */
+
 /* ---- shared memory: a heap block of exactly its size per thread block, NaN at its start --------- */
 
 void *dyn_smem(size_t align);
@@ -68,6 +103,8 @@ void *shared_get(int id, size_t bytes);
 
 cudaError_t launch(const void *kernel, const cudaLaunchConfig_t *config,
                    std::function<void()> body);
+
+void check_argument(const void *p); /* traps where a kernel cannot use that address */
 
 /* Runs f at the stream's turn, where it may touch device memory. */
 void stream_put(cudaStream_t stream, std::function<void()> f);

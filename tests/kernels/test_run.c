@@ -1,0 +1,427 @@
+/*
+ * Whole steps and runs on a CUDA device: the CPU's losses and gradients, the same bits every time
+ * (again, resumed, with and without graphs), nothing taken or waited for within a step, and what a run
+ * says when the device does not do as it should.
+ */
+#include "support/golden.h"
+#include "support/lesson.h"
+#include "support/students.h"
+#include "support/text_file.h"
+#include "train/session.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+#if __has_include(<cudasim.h>)
+#include <cudasim.h>
+enum { EMULATED = 1 };
+#else
+enum { EMULATED = 0 };
+static void cudasim_set(const char *name, const char *value) { (void)name, (void)value; }
+#endif
+
+enum { STEPS = 5, SEQUENCE = 10, STEP_SAMPLES = 6, CLASSES = 61, TOKENS = 500 };
+
+/* ---- data ------------------------------------------------------------------------------------- */
+
+/* Documents of all sizes.  `masked`: every micro-batch counts another number of rows. */
+static const char *write_tokens(const char *name, int64_t vocabulary, bool masked)
+{
+    static int64_t tokens[TOKENS], borders[TOKENS + 1];
+    static uint8_t mask[TOKENS];
+    int64_t documents = 0;
+    for (int64_t i = 0; i < TOKENS; i++) {
+        tokens[i] = (int64_t)(kd_random_uniform(4, 1, (uint64_t)i) * (double)vocabulary);
+        mask[i] = !masked || i % 60 < 40;
+        if (kd_random_uniform(4, 2, (uint64_t)i) < 0.1 && i > 0) borders[++documents] = i;
+    }
+    borders[++documents] = TOKENS;
+    return test_text_write(name, &(test_text){ .dtype = "U16",
+                                               .tokens = tokens,
+                                               .count = TOKENS,
+                                               .documents = borders,
+                                               .borders = documents + 1,
+                                               .mask = mask,
+                                               .mask_count = TOKENS });
+}
+
+/* ---- steps ------------------------------------------------------------------------------------ */
+
+typedef struct variant {
+    const char *name, *family;
+    kd_dtype dtype;
+    kd_recompute recompute;
+    bool mutual;
+    double loss, gradient; /* how far from the CPU's, relative */
+} variant;
+
+/* bf16: 2^-8 per rounding, and logits of another rounding choose other gradients of single rows. */
+static const variant variants[] = {
+    { "f32", NULL, KD_F32, KD_RECOMPUTE_NONE, false, 1e-4, 1e-4 },
+    { "bf16, recomputed", NULL, KD_BF16, KD_RECOMPUTE_BLOCKS, false, 4e-3, 4e-2 },
+    { "gpt2", "gpt2", KD_F32, KD_RECOMPUTE_NONE, false, 1e-4, 1e-4 },
+    { "two students of qwen3", "qwen3", KD_F32, KD_RECOMPUTE_BLOCKS, true, 1e-4, 1e-4 },
+};
+
+typedef struct run {
+    test_lesson lesson;
+    kd_loader *loader;
+    kd_model *students[TEST_LESSON_MODELS];
+    kd_checkpoint checkpoint;
+    kd_step_result results[STEPS];
+} run;
+
+/* A device whose ops are not all there is no device for a run. */
+static void require_cuda(void)
+{
+    kd_device *device;
+    if (kd_device_cuda.count() == 0) cr_skip_test("no CUDA device");
+    if (kd_device_open(&device, "cuda") == KD_ENOTSUP) cr_skip_test("%s", kd_last_error());
+    test_ok(kd_device_open(&device, "cuda"));
+    kd_device_close(device);
+}
+
+static void open_run(run *r, const variant *v, const char *device, const char *path)
+{
+    test_lesson_options options = {
+        .models = { { .seed = 1, .family = v->family, .label = "first", .trainable = v->mutual },
+                    { .seed = 2,
+                      .family = v->family,
+                      .label = "second",
+                      .trainable = true,
+                      .recompute = v->recompute } },
+        .count = 2,
+        .dtype = v->dtype,
+        .rows = 2 * SEQUENCE,
+        .chunk = 8,
+        .steps = STEPS,
+        .lr = 0.01,
+        .device = device,
+    };
+    const kd_loader_options data = { .files = { path },
+                                     .weights = { 1 },
+                                     .sources = 1,
+                                     .vocabulary = CLASSES,
+                                     .sequence = SEQUENCE,
+                                     .step_samples = STEP_SAMPLES,
+                                     .micro_samples = 2,
+                                     .ranks = 1,
+                                     .seed = 6,
+                                     .shuffle = true };
+    *r = (run){ .checkpoint = { .students = r->students,
+                                .config = "{}",
+                                .contract = "a test",
+                                .progress = { .best_step = -1 } } };
+    options.term_count = test_distil(options.terms, 1, 0);
+    if (v->mutual) options.term_count += test_distil(options.terms + 2, 0, 1);
+    test_ok(test_lesson_open(&r->lesson, &options));
+    test_ok(kd_loader_open(&r->loader, &data));
+    for (int m = 0; m < r->lesson.count; m++)
+        if (r->lesson.models[m]->slab.trainable)
+            r->students[r->checkpoint.student_count++] = r->lesson.models[m];
+}
+
+static void close_run(run *r)
+{
+    kd_loader_close(r->loader);
+    test_lesson_close(&r->lesson);
+}
+
+static void read_result(run *r, int64_t step)
+{
+    const kd_step_result *found;
+    test_ok(kd_step_result_of(&found, &r->lesson.step, step));
+    r->results[step] = *found;
+}
+
+/* As the trainer does: the result of a step is read when the next one is on its way. */
+static void take_step(run *r)
+{
+    const kd_step_batch *batch;
+    kd_progress *p = &r->checkpoint.progress;
+    test_ok(kd_loader_next(&batch, r->loader, NULL));
+    test_ok(kd_step_run(&r->lesson.step, batch, p->step));
+    if (p->step > 0) read_result(r, p->step - 1);
+    p->step++;
+    p->tokens += STEP_SAMPLES * SEQUENCE;
+    kd_loader_cursor(&p->cursor, r->loader);
+}
+
+static void near(double got, double want, double most, const char *what, int64_t step, int model,
+                 const char *name)
+{
+    cr_assert(fabs(got - want) <= most * fabs(want),
+              "%s: step %lld, model %d: %s is %.9g, expected %.9g", what, (long long)step, model,
+              name, got, want);
+}
+
+static void near_cpu(const run *got, const run *want, const variant *v)
+{
+    for (int64_t step = 0; step < STEPS; step++)
+        for (int m = 0; m < want->lesson.count; m++) {
+            const kd_student_result *a = &got->results[step].student[m];
+            const kd_student_result *b = &want->results[step].student[m];
+            if (!want->lesson.models[m]->slab.trainable) continue;
+            near(a->loss, b->loss, v->loss, v->name, step, m, "loss");
+            near(a->gradient_norm, b->gradient_norm, v->gradient, v->name, step, m, "norm");
+        }
+}
+
+Test(run, gives_what_the_cpu_gives)
+{
+    require_cuda();
+    for (int i = 0; i < KD_COUNT(variants); i++) {
+        const variant *v = &variants[i];
+        const char *path = write_tokens("near", CLASSES, true);
+        run gpu, cpu;
+        open_run(&gpu, v, "cuda", path);
+        open_run(&cpu, v, "cpu", path);
+        for (int64_t step = 0; step < STEPS; step++) {
+            take_step(&gpu);
+            take_step(&cpu);
+            if (step > 0) continue;
+            float *a = test_lesson_gradient(&gpu.lesson, 1),
+                  *b = test_lesson_gradient(&cpu.lesson, 1);
+            cr_assert(a && b);
+            test_near_gradient(a, gpu.lesson.models[1], b, cpu.lesson.models[1], v->gradient, "%s",
+                               v->name);
+            free(a);
+            free(b);
+        }
+        read_result(&gpu, STEPS - 1);
+        read_result(&cpu, STEPS - 1);
+        near_cpu(&gpu, &cpu, v);
+        close_run(&gpu);
+        close_run(&cpu);
+    }
+    test_text_remove();
+}
+
+/* ---- bits ------------------------------------------------------------------------------------- */
+
+static void same_bits(const run *got, const run *want, const char *name, const char *what)
+{
+    size_t bytes;
+    unsigned char *a = test_lesson_bits(&got->lesson, &bytes);
+    unsigned char *b = test_lesson_bits(&want->lesson, &bytes);
+    cr_assert(a && b);
+    cr_assert(memcmp(a, b, bytes) == 0, "%s: %s: other weights or moments", name, what);
+    free(a);
+    free(b);
+}
+
+static void finish(run *r)
+{
+    while (r->checkpoint.progress.step < STEPS) take_step(r);
+    read_result(r, STEPS - 1);
+}
+
+static void check_again(const run *whole, const variant *v, const char *path, const char *what)
+{
+    run r;
+    open_run(&r, v, "cuda", path);
+    finish(&r);
+    for (int64_t k = 0; k < STEPS; k++)
+        cr_assert(memcmp(&r.results[k], &whole->results[k], sizeof r.results[k]) == 0,
+                  "%s: %s: step %lld has loss %.17g, expected %.17g", v->name, what, (long long)k,
+                  r.results[k].student[1].loss, whole->results[k].student[1].loss);
+    same_bits(&r, whole, v->name, what);
+    close_run(&r);
+}
+
+static void check_resumed(const run *whole, const variant *v, const char *path, const char *dir)
+{
+    run r;
+    open_run(&r, v, "cuda", path);
+    test_ok(kd_checkpoint_load(&r.checkpoint.progress, dir, &r.checkpoint));
+    test_ok(kd_loader_seek(r.loader, &r.checkpoint.progress.cursor));
+    finish(&r);
+    same_bits(&r, whole, v->name, "resumed");
+    close_run(&r);
+}
+
+Test(run, has_the_same_bits_again_resumed_and_without_graphs)
+{
+    require_cuda();
+    for (int i = 1; i < KD_COUNT(variants); i++) {
+        const variant *v = &variants[i];
+        const char *path = write_tokens("bits", CLASSES, true), *out = test_folder(), *dir;
+        kd_arena *arena;
+        run whole;
+        test_ok(kd_arena_create(&arena));
+        unsetenv("KD_GRAPHS");
+        open_run(&whole, v, "cuda", path);
+        while (whole.checkpoint.progress.step < STEPS / 2) take_step(&whole);
+        test_ok(kd_checkpoint_save(&dir, arena, out, &whole.checkpoint));
+        finish(&whole);
+        check_again(&whole, v, path, "again");
+        check_resumed(&whole, v, path, dir);
+        setenv("KD_GRAPHS", "0", 1);
+        check_again(&whole, v, path, "without graphs");
+        close_run(&whole);
+        kd_arena_destroy(arena);
+        test_ok(kd_dir_remove(out));
+    }
+    test_text_remove();
+}
+
+/* ---- what a step takes ------------------------------------------------------------------------ */
+
+#if __has_include(<cudasim.h>)
+/* From the third step on all is recorded that repeats.  One wait: for the result of the step before. */
+static void check_counts(bool graphs)
+{
+    cudasim_counts c;
+    run r;
+    setenv("KD_GRAPHS", graphs ? "1" : "0", 1);
+    open_run(&r, &variants[0], "cuda", write_tokens("counts", CLASSES, false));
+    for (int64_t step = 0; step < STEPS; step++) {
+        cudasim_reset();
+        take_step(&r);
+        cudasim_read(&c);
+        if (step < 2) continue;
+        cr_assert(c.allocations + c.frees + c.host_allocations + c.host_frees + c.captures == 0,
+                  "step %lld: %d + %d of memory, %d + %d of pinned memory, %d captures",
+                  (long long)step, (int)c.allocations, (int)c.frees, (int)c.host_allocations,
+                  (int)c.host_frees, (int)c.captures);
+        cr_assert(c.synchronisations == 1, "step %lld waits %d times", (long long)step,
+                  (int)c.synchronisations);
+        /* Three micro-batches and the update; outside of them totals and gradients are cleared. */
+        cr_assert(c.graph_launches == (graphs ? 4 : 0), "step %lld: %d graphs", (long long)step,
+                  (int)c.graph_launches);
+        cr_assert(graphs ? c.launches == 2 : c.launches > 100, "step %lld: %d launches",
+                  (long long)step, (int)c.launches);
+    }
+    read_result(&r, STEPS - 1);
+    close_run(&r);
+}
+
+Test(run, takes_and_waits_for_nothing_within_a_step)
+{
+    require_cuda();
+    check_counts(true);
+    check_counts(false);
+    test_text_remove();
+}
+#endif
+
+/* ---- a run ------------------------------------------------------------------------------------ */
+
+static kd_run *make_run(const char *device, const char *out, const char *micro)
+{
+    kd_run *made;
+    const char *const settings[][2] = { { "teacher.model", KD_GOLDEN "/step/teacher" },
+                                        { "teacher.dtype", "f32" },
+                                        { "student.model", KD_GOLDEN "/step/student" },
+                                        { "student.dtype", "f32" },
+                                        { "data.train", write_tokens("run", 80, true) },
+                                        { "data.valid", write_tokens("valid", 80, false) },
+                                        { "data.sequence", "10" },
+                                        { "loss.alpha", "0.6" },
+                                        { "optim.lr", "1e-3" },
+                                        { "batch.samples", "16" },
+                                        { "batch.micro", micro },
+                                        { "run.steps", "3" },
+                                        { "run.log_every", "1" },
+                                        { "run.device", device },
+                                        { "run.out", out },
+                                        { "run.checkpoint.every", "never" },
+                                        { "eval.every", "2 steps" },
+                                        { "eval.tokens", "80" } };
+    test_ok(kd_run_create(&made));
+    for (int i = 0; i < KD_COUNT(settings); i++)
+        test_ok(kd_run_set(made, settings[i][0], settings[i][1]));
+    return made;
+}
+
+/* Trains, and gives the numbers of one kind in metrics.jsonl. */
+static int train(double *losses, double *divergences, const char *device, const char *out)
+{
+    char *text;
+    size_t bytes;
+    int count = 0, measured = 0;
+    kd_run *made = make_run(device, out, "4");
+    test_ok(kd_run_train(made));
+    kd_run_destroy(made);
+    cr_assert(test_exists(out, "model.safetensors"), "%s: no model", device);
+    test_ok(kd_file_read(&text, &bytes, test_path(out, "metrics.jsonl"), 1 << 20));
+    for (const char *at = text; (at = strstr(at, "\"loss\":")) && count < STEPS;)
+        losses[count++] = strtod(at += 7, NULL);
+    for (const char *at = text; (at = strstr(at, "\"kl\":")) && measured < 2 * STEPS;)
+        divergences[measured++] = strtod(at += 5, NULL);
+    cr_assert(count == 3 && measured == 3 + 2, "%d losses and %d divergences in %s", count,
+              measured, text);
+    free(text);
+    return measured;
+}
+
+Test(run, trains_evaluates_and_saves_as_on_the_cpu)
+{
+    double losses[2][STEPS], divergences[2][2 * STEPS];
+    const char *folder = test_folder();
+    char out[2][512];
+    require_cuda();
+    (void)test_log();
+    snprintf(out[0], sizeof out[0], "%s", test_path(folder, "gpu"));
+    snprintf(out[1], sizeof out[1], "%s", test_path(folder, "cpu"));
+    const int count = train(losses[0], divergences[0], "cuda", out[0]);
+    (void)train(losses[1], divergences[1], "cpu", out[1]);
+    for (int i = 0; i < 3; i++) near(losses[0][i], losses[1][i], 1e-4, "run", i, 1, "loss");
+    for (int i = 0; i < count; i++)
+        near(divergences[0][i], divergences[1][i], 1e-4, "run", i, 1, "kl");
+    kd_log_redirect(NULL, NULL);
+    test_ok(kd_dir_remove(folder));
+    test_text_remove();
+}
+
+/* Of the memory, 92 % may be planned with (train/session.c): 4 samples just fit, 8 do not. */
+Test(run, that_does_not_fit_is_refused_with_what_would)
+{
+    const char *folder = test_folder();
+    kd_estimate fits;
+    char memory[32];
+    if (!EMULATED) cr_skip_test("skipped: only the emulator has memory of any size");
+    require_cuda();
+    kd_run *made = make_run("cuda", test_path(folder, "out"), "4");
+    test_ok(kd_run_estimate(&fits, made, "cuda"));
+    kd_run_destroy(made);
+    made = make_run("cuda", test_path(folder, "out"), "16");
+    snprintf(memory, sizeof memory, "%.0f", (fits.peak_bytes - fits.reserve_bytes) / 0.92 * 1.01);
+    cudasim_set("KD_SIM_MEMORY", memory);
+    const kd_status status = kd_run_validate(made);
+    cr_assert(status == KD_ENOMEM && kd_status_exit_code(status) == 4 &&
+                  strstr(kd_last_error(), "batch.micro: 4 fits"),
+              "%s: %s", kd_status_text(status), kd_last_error());
+    kd_run_destroy(made);
+    test_ok(kd_dir_remove(folder));
+    test_text_remove();
+}
+
+Test(run, names_the_step_whose_call_fails)
+{
+    static const char *const settings[] = { "cudaMemcpyAsync:3", "cudaEventSynchronize:1",
+                                            "cudaLaunchKernelEx:2", "cudaGraphLaunch:2" };
+    if (!EMULATED) cr_skip_test("skipped: only the emulator fails when it is asked to");
+    require_cuda();
+    for (int i = 0; i < KD_COUNT(settings); i++) {
+        const kd_step_batch *batch;
+        const kd_step_result *result;
+        char call[32];
+        run r;
+        snprintf(call, sizeof call, "%.*s", (int)strcspn(settings[i], ":"), settings[i]);
+        open_run(&r, &variants[0], "cuda", write_tokens("fails", CLASSES, false));
+        for (int k = 0; k < 3; k++) take_step(&r);
+        test_ok(kd_loader_next(&batch, r.loader, NULL));
+        cudasim_set("KD_SIM_FAIL", settings[i]);
+        kd_status status = kd_step_run(&r.lesson.step, batch, 3);
+        if (status == KD_OK) status = kd_step_result_of(&result, &r.lesson.step, 3);
+        cudasim_set("KD_SIM_FAIL", "");
+        cr_assert(status == KD_EDEVICE && strncmp(kd_last_error(), "step 3: ", 8) == 0 &&
+                      strstr(kd_last_error(), "cuda:0: "),
+                  "%s: %s: %s", settings[i], kd_status_text(status), kd_last_error());
+        cr_assert(strstr(kd_last_error(), "Launch") || strstr(kd_last_error(), call) || i == 2,
+                  "%s: %s", settings[i], kd_last_error());
+        close_run(&r);
+    }
+    test_text_remove();
+}
