@@ -2,8 +2,8 @@
  * tile.cuh - tiles of bf16 in shared memory, for mma.cuh.
  *
  * A tile has rows of D elements (a multiple of 32).  The 16-byte chunks of a row change places, in
- * every row otherwise, so that the same chunk of any 8 rows from a multiple of 8 lies in 8 different
- * groups of 4 banks: loads of matrices and copies have no conflicts, without padding.
+ * every row otherwise, so that the same chunk of any 8 rows from a multiple of 8 lies in 8
+ * different groups of 4 banks: loads of matrices and copies have no conflicts, without padding.
  */
 #ifndef KD_TILE_CUH
 #define KD_TILE_CUH
@@ -11,7 +11,7 @@
 #include "common/mma.cuh"
 #include "common/ptx.cuh"
 
-/* Elements from the start of the tile to chunk `chunk` (elements 8 chunk to 8 chunk + 7) of a row. */
+/* Elements from the start of the tile to a chunk (elements 8 chunk to 8 chunk + 7) of a row. */
 template <int D> __device__ __forceinline__ constexpr int kd_tile_offset(int row, int chunk)
 {
     static_assert(D % 32 == 0, "chunks change places in groups of 4 or 8");
@@ -49,8 +49,9 @@ template <int D> __device__ __forceinline__ int kd_tile_step(int offset, int row
 }
 
 /*
- * Starts to copy `rows` rows of d (<= D, a multiple of 8) elements, `stride` elements apart.  The rows of
- * the tile from there to ROWS, and the columns from d to D, become zeros.  All THREADS threads call.
+ * Starts to copy `rows` rows of d (<= D, a multiple of 8) elements, `stride` elements apart.  The
+ * rows of the tile from there to ROWS, and the columns from d to D, become zeros.  All THREADS
+ * threads call.
  */
 template <int D, int ROWS, int THREADS>
 __device__ __forceinline__ void kd_tile_copy(bf16 *tile, const bf16 *from, int64_t stride, int rows,

@@ -1,28 +1,29 @@
 /*
  * attention on CUDA, the fast way for bf16: products on tensor cores, softmax as the keys go by, no
- * [Nq, Nk] anywhere (Dao, "FlashAttention-2", 2023).  What it does not take goes to attention_plain.cu.
- * src/ops/attention.c has the mathematics.
+ * [Nq, Nk] anywhere (Dao, "FlashAttention-2", 2023).  What it does not take, attention_plain.cu
+ * does.  src/ops/attention.c has the mathematics.
  *
- * Grid      a block per 128 query rows and head, the last rows first: the longest where causal.  A warp has
- *           32 rows (16 above head size 128) and their results in registers; tiles of K and V pass
- *           through shared memory, one of each: V arrives while q k' is computed, the next K during
- *           softmax and p v.  Other blocks of the multiprocessor fill what waiting is left.
+ * Grid      a block per 128 query rows and head, the last rows first: the longest where causal.
+ *           A warp has 32 rows (16 above head size 128) and their results in registers; tiles of K
+ *           and V pass through shared memory, one of each: V arrives while q k' is computed, the
+ *           next K during softmax and p v.  Another block fills what waiting is left.
  *
  *               head size, up to       32     64     96    128    192    256
  *               warps                   4      4      4      4      8      8
- *               keys in a tile         64     64     64     32     64     32   (64 do not fit registers)
- *               shared memory, KiB     16     32     48     48     96     96   (sm_86 has 99, sm_80 163)
- *               blocks at a time        3      2      2      2      1      1   (by registers)
+ *               keys in a tile         64     64     64     32     64     32   (registers)
+ *               shared memory, KiB     16     32     48     48     96     96   (of 99 on sm_86)
+ *               blocks at a time        3      2      2      2      1      1   (registers)
  *
- * Flops     4 d per query and key that it sees, in whole tiles.  A warp skips tiles that none of its rows
- *           sees, and compares positions only in those that some row sees in part.
- * Traffic   q and o once, k and v once per 128 query rows and query head: mostly from the second cache.
- * Numerics  scores and sums in f32; weights are rounded to bf16 before p v, by a relative 2^-9 each, their
- *           sum is of unrounded ones; e^x within a relative 2^-22, the softcap's tanh within 3e-7.
- *           Weights are e^(s - m) with m not the largest score yet, but within a factor of 2^8 of it:
- *           moving o from one m to the next would take a sixth of the instructions.
- *           A value of V that is not finite reaches, besides who sees it, rows of the same block that
- *           share a tile with who sees it: zero times it is NaN.
+ * Flops     4 d per query and key that it sees, in whole tiles.  A warp skips tiles that none of
+ *           its rows sees, and compares positions only in those that some row sees in part.
+ * Traffic   q and o once, k and v once per 128 query rows and query head: mostly from the second
+ *           cache.  No conflicts of banks (tile.cuh).
+ * Numerics  scores and sums in f32; weights are rounded to bf16 before p v, by a relative 2^-9
+ *           each, and their sum is of unrounded ones; e^x within a relative 2^-22, the softcap's
+ *           tanh within 3e-7.  Weights are e^(s - m) with m not the largest score so far, but within a
+ *           factor of 2^8 of it: moving o with every new m would be a sixth of the instructions.
+ *           A value of V that is not finite reaches, besides who sees it, rows of the same block
+ *           that share a tile with who sees it: zero times it is NaN.
  * Same bits  nobody adds to what another wrote.  o must not overlap q, k or v.
  */
 #include "ops/attention.cuh"
@@ -64,7 +65,7 @@ template <int D> using Scores = float[STRIPS<D>][KEYS<D> / 8][4];
 
 /* ---- who sees what ---------------------------------------------------------------------------- */
 
-/* Scores of keys j0 and on that a row does not see become -inf.  `first` is the warp's first row. */
+/* Scores of keys j0 on that a row does not see become -inf.  `first` is the warp's first row. */
 template <int D>
 __device__ __forceinline__ void hide(Scores<D> &s, const Params &p, int first, int j0)
 {

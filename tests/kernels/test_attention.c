@@ -15,8 +15,8 @@ typedef struct lengths {
     int32_t q[MAX_DOCUMENTS], k[MAX_DOCUMENTS];
 } lengths;
 
-/* Around the 16 rows of a product, the 32 and 64 keys of a tile and the 128 queries of a block; several
- * documents in one block and blocks in one document; documents of no query, of no key and of neither. */
+/* Around the 16 rows of a product, the 32 and 64 keys of a tile and the 128 queries of a block;
+ * several documents in a block and blocks in a document; documents of no query, no key, neither. */
 static const lengths alike = { { 1, 15, 0, 16, 17, 63, 64, 65, -1 },
                                { 1, 15, 0, 16, 17, 63, 64, 65 } },
                      long_one = { { 3, 127, 129, -1 }, { 3, 127, 129 } },
@@ -56,8 +56,8 @@ static kd_tensor part(const kd_tensor *fused, int64_t first, int64_t heads, int6
     return kd_tensor_split(&columns, d);
 }
 
-/* q, k and v are views of one buffer where all have the same rows, else q and o, and k and v.  Rows of no
- * document are NaN. */
+/* q, k and v are views of one buffer where all have the same rows, else q and o, and k and v.
+ * Rows of no document are NaN. */
 static operands make_operands(test_bench *bench, const attention_case *c, kd_dtype dtype)
 {
     operands x = { .cu_q = offsets(bench, c->documents->q),
@@ -115,10 +115,10 @@ static kd_attention_args arguments(const attention_case *c, const operands *x)
 }
 
 /*
- * Scores have a standard deviation of size^2 / 3, or are of the size of the softcap, whose tanh is within
- * 3e-7, and their errors are errors of the weights.  In bf16 the
- * weights are rounded too: by up to 2^-9 of themselves, so o, a mean of values up to 1, by up to 2^-9.
- * lse does not know of that, so it is compared once more, without.
+ * Scores have a standard deviation of size^2 / 3, or are of the size of the softcap, whose tanh is
+ * within 3e-7, and their errors are errors of the weights.  In bf16 the weights are rounded too: by
+ * up to 2^-9 of themselves, so o, a mean of values up to 1, by up to 2^-9.  lse does not know of
+ * that, so it is compared once more, without.
  */
 static void check(parity *p, const attention_case *c, kd_dtype dtype)
 {
