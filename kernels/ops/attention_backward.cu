@@ -11,16 +11,17 @@
  *               sum1 += ds other1      dk or dq
  *           p and ds leave the first two products where the last two want them: no shared memory in
  *           between, and one barrier a stage.  The query heads of a group follow each other, so dk
- *           and dv are written once.
+ *           and dv are written once; where that leaves multiprocessors idle (few key heads), parts of
+ *           the group are blocks of their own, whose f32 sums are added in order.
  * Work      s and dp are computed twice, for keys and for queries: 7 products of [Tq, Tk, d] in place
  *           of 5.  The 5 need sums of dq over blocks: with atomics, not the same bits every run; or as
  *           f32 partials, 0.8 bytes / 128 keys per operation, 1.5 TB/s at 250 TF/s, and scratch of
  *           H Nq d Tk / 128.  Above 128 elements sums of both dk and dv do not fit the registers:
  *           dv is a kernel of its own, 8 products.
- * Shared    A matrix load of 512 bytes, 4 clocks, feeds 2 (d > 64) or 4 products of 16 x 8 x 16, at 1.6
- *           clocks each on an H100 and 2 on an A100: shared memory bounds d = 128 to 0.7 of what
- *           mma.sync gives, 300 TF/s of 5 products at best; the pipeline bounds d = 64.
- * Traffic   other rows once per 128 own rows, from L2: 1/256 byte per operation.
+ * Bounds    (worked out, not measured) A matrix load of 512 bytes, 4 clocks, feeds 2 (d > 64) or 4
+ *           products of 16 x 8 x 16, at 1.6 clocks each on an H100 and 2 on an A100: above 64 shared
+ *           memory holds mma.sync to 0.7 of its rate, 300 TF/s counted as 5 products.  Other rows
+ *           come once per 128 own rows, from L2: 1/256 byte per operation.
  * Numerics  Sums in f32.  p and ds are rounded to bf16 where they become operands: a relative 2^-9 of
  *           each term.  2^x within 2^-22.
  * Same bits a block adds in the order of heads and rows; nobody adds to what another wrote.
@@ -42,7 +43,8 @@ struct alignas(8) Statistics {
 
 /* ---- statistics ------------------------------------------------------------------------------- */
 
-constexpr int ROW_LANES = 8, ROW_THREADS = 128; /* lanes of a row; of 16 bytes each */
+constexpr int ROW_LANES = 8, ROW_THREADS = 128,
+              PART_THREADS = 256; /* lanes of a row: 16 bytes each */
 
 struct StatisticsParams {
     Statistics *to; /* [H, stride] */
@@ -109,9 +111,10 @@ struct Params {
     kd_heads<bf16> out1, out2;
     const kd_seen *seen;          /* by own rows */
     const Statistics *statistics; /* [H, stride] */
+    float *partial;               /* sums of some heads of a group: [2, parts, rows, heads, d] */
     int64_t stride;
     int rows, queries; /* own rows; all queries */
-    int group;         /* query heads of a key head */
+    int group, share;  /* query heads of a key head, and of a part of them */
     int d;
     float scale, softcap;
     float inner;    /* softcap: scores are softcap tanh(inner product) */
@@ -320,8 +323,8 @@ __device__ __forceinline__ void load_operands(Operand<S> &own1, Operand<S> &own2
     __syncthreads(); /* before the stages come to lie there */
 }
 
-template <class S>
-__device__ __forceinline__ void store(const kd_heads<bf16> &out, const Sum<S> &sum, const Params &p,
+template <class S, class T>
+__device__ __forceinline__ void store(const kd_heads<T> &out, const Sum<S> &sum, const Params &p,
                                       int first, int head, float factor)
 {
     const int lane = threadIdx.x % KD_WARP;
@@ -331,12 +334,13 @@ __device__ __forceinline__ void store(const kd_heads<bf16> &out, const Sum<S> &s
         for (int half = 0; half < 2; half++) {
             const int row = first + t * 16 + half * 8 + lane / 4;
             if (row >= p.rows) continue;
-            bf16 *to = out.at(row, head) + lane % 4 * 2;
+            T *to = out.at(row, head) + lane % 4 * 2;
 #pragma unroll
-            for (int n = 0; n < S::D / 8; n++)
-                if (n * 8 < p.d)
-                    *(uint32_t *)(to + n * 8) = kd_bf16_pair(sum[t][n][half * 2] * factor,
-                                                             sum[t][n][half * 2 + 1] * factor);
+            for (int n = 0; n < S::D / 8; n++) {
+                const float pair[2] = { sum[t][n][half * 2] * factor,
+                                        sum[t][n][half * 2 + 1] * factor };
+                if (n * 8 < p.d) kd_store(to + n * 8, pair);
+            }
         }
 }
 
@@ -387,20 +391,23 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS) backward_kernel(Params 
     /* Where it is causal, the first keys and the last queries have most to do. */
     const int tile = S::KEYS ? blockIdx.x : gridDim.x - 1 - blockIdx.x;
     const int first = tile * S::ROWS, own_first = first + warp * S::TILES * 16;
-    const int head = blockIdx.y, other_head = S::KEYS ? head * p.group : head / p.group;
+    const int head = blockIdx.y;
+    const int other_head = S::KEYS ? head * p.group + blockIdx.z * p.share : head / p.group;
+    const int last_head =
+        S::KEYS ? min(other_head + p.share, (head + 1) * p.group) : other_head + 1;
     const kd_reach block = kd_reach_of(p.seen, first, min(first + S::ROWS, p.rows));
     const kd_reach own = kd_reach_of(p.seen, own_first, min(own_first + S::TILES * 16, p.rows));
 
     Operand<S> own1, own2;
     load_operands<S>(own1, own2, tiles, p, first, head);
     Statistics mine[S::TILES][2] = {};
+#pragma unroll
     for (int t = 0; t < 2 * S::TILES && !S::KEYS; t++) {
         const int row = own_first + t * 8 + lane / 4;
         if (row < p.rows) mine[t / 2][t % 2] = p.statistics[head * p.stride + row];
     }
     Sum<S> sum1 = {}, sum2 = {};
 
-    const int last_head = other_head + (S::KEYS ? p.group : 1);
     Place here = { block.begin, block.begin < block.end ? other_head : last_head };
     if (here.head < last_head) copy_stage<S>(tiles, 0, p, here, block.end);
     for (int stage = 0; here.head < last_head; stage ^= 1) {
@@ -420,30 +427,75 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS) backward_kernel(Params 
         here = next;
     }
     const float poison = p.seen[first].begin < 0 ? NAN : 1; /* no offsets: NaN everywhere */
-    if (S::FIRST) store<S>(p.out1, sum1, p, own_first, head, p.scale * poison);
-    if (S::SECOND) store<S>(p.out2, sum2, p, own_first, head, poison);
+    if (gridDim.z == 1) {
+        if (S::FIRST) store<S>(p.out1, sum1, p, own_first, head, p.scale * poison);
+        if (S::SECOND) store<S>(p.out2, sum2, p, own_first, head, poison);
+        return;
+    }
+    const int64_t row = (int64_t)gridDim.y * p.d, size = p.rows * row;
+    const kd_heads<float> part1 = { p.partial + blockIdx.z * size, row, p.d };
+    const kd_heads<float> part2 = { part1.data + gridDim.z * size, row, p.d };
+    if (S::FIRST) store<S>(part1, sum1, p, own_first, head, p.scale * poison);
+    if (S::SECOND) store<S>(part2, sum2, p, own_first, head, poison);
+}
+
+/* ---- sums of parts ---------------------------------------------------------------------------- */
+
+struct PartsParams {
+    kd_heads<bf16> to1, to2;
+    const float *from; /* [2, parts, rows, heads, d] */
+    int64_t size;      /* rows heads d */
+    int heads, d, parts;
+};
+
+/* A thread has 4 elements of to1 or to2. */
+__global__ void __launch_bounds__(PART_THREADS) parts_kernel(PartsParams p)
+{
+    const int64_t at = ((int64_t)blockIdx.x * PART_THREADS + threadIdx.x) * 4;
+    if (at >= p.size) return;
+    float sum[4] = {};
+    for (int part = 0; part < p.parts; part++) {
+        float x[4];
+        kd_load(x, p.from + ((int64_t)blockIdx.y * p.parts + part) * p.size + at);
+#pragma unroll
+        for (int i = 0; i < 4; i++) sum[i] += x[i];
+    }
+    const int64_t head = at / p.d;
+    bf16 *to = (blockIdx.y ? p.to2 : p.to1).at(head / p.heads, head % p.heads);
+    kd_store(to + at % p.d, sum);
 }
 
 /* ---- launches --------------------------------------------------------------------------------- */
 
-template <class S> kd_status launch(kd_exec *exec, const Params &p, int64_t heads)
+template <class S>
+kd_status launch(kd_exec *exec, const Params &p, int64_t heads, int64_t parts = 1)
 {
     if (p.rows == 0) return KD_OK;
     KD_TRY(kd_allow_shared(backward_kernel<S>, S::SHARED));
-    const kd_grid grid = { dim3((unsigned)kd_ceil_div(p.rows, S::ROWS), (unsigned)heads),
+    const kd_grid grid = { dim3((unsigned)kd_ceil_div(p.rows, S::ROWS), (unsigned)heads,
+                                (unsigned)parts),
                            dim3(S::THREADS), S::SHARED };
     return kd_launch(exec, "attention_backward", backward_kernel<S>, grid, p);
 }
 
 struct Scratch {
-    kd_tensor statistics, seen_by_queries, seen_by_keys;
+    kd_tensor statistics, seen_by_queries, seen_by_keys, partial;
 };
 
-Params params_of(const kd_attention_backward_args *args, const Scratch &scratch)
+Params params_of(const kd_attention_backward_args *args, const Scratch &scratch, bool keys)
 {
     Params p = {};
+    p.own1 = kd_heads_of<const bf16>(keys ? args->k : args->q);
+    p.own2 = kd_heads_of<const bf16>(keys ? args->v : args->dout);
+    p.other1 = kd_heads_of<const bf16>(keys ? args->q : args->k);
+    p.other2 = kd_heads_of<const bf16>(keys ? args->dout : args->v);
+    p.out1 = kd_heads_of<bf16>(keys ? args->dk : args->dq);
+    p.out2 = kd_heads_of<bf16>(args->dv);
+    p.seen = (const kd_seen *)(keys ? scratch.seen_by_keys : scratch.seen_by_queries).data;
     p.statistics = (const Statistics *)scratch.statistics.data;
+    p.partial = (float *)scratch.partial.data;
     p.stride = scratch.statistics.shape[1];
+    p.rows = (int)(keys ? args->k : args->q)->shape[0];
     p.queries = (int)args->q->shape[0];
     p.group = (int)(args->q->shape[1] / args->k->shape[1]);
     p.d = (int)args->q->shape[2];
@@ -451,33 +503,6 @@ Params params_of(const kd_attention_backward_args *args, const Scratch &scratch)
     p.softcap = args->softcap;
     p.inner = p.softcap > 0 ? p.scale / p.softcap : 0;
     p.exponent = LOG2E * (p.softcap > 0 ? p.softcap : p.scale);
-    return p;
-}
-
-Params keys_of(const kd_attention_backward_args *args, const Scratch &scratch)
-{
-    Params p = params_of(args, scratch);
-    p.own1 = kd_heads_of<const bf16>(args->k);
-    p.own2 = kd_heads_of<const bf16>(args->v);
-    p.other1 = kd_heads_of<const bf16>(args->q);
-    p.other2 = kd_heads_of<const bf16>(args->dout);
-    p.out1 = kd_heads_of<bf16>(args->dk);
-    p.out2 = kd_heads_of<bf16>(args->dv);
-    p.seen = (const kd_seen *)scratch.seen_by_keys.data;
-    p.rows = (int)args->k->shape[0];
-    return p;
-}
-
-Params queries_of(const kd_attention_backward_args *args, const Scratch &scratch)
-{
-    Params p = params_of(args, scratch);
-    p.own1 = kd_heads_of<const bf16>(args->q);
-    p.own2 = kd_heads_of<const bf16>(args->dout);
-    p.other1 = kd_heads_of<const bf16>(args->k);
-    p.other2 = kd_heads_of<const bf16>(args->v);
-    p.out1 = kd_heads_of<bf16>(args->dq);
-    p.seen = (const kd_seen *)scratch.seen_by_queries.data;
-    p.rows = p.queries;
     return p;
 }
 
@@ -499,37 +524,56 @@ kd_status launch_statistics(kd_exec *exec, const kd_attention_backward_args *arg
                      { dim3((unsigned)blocks), dim3(ROW_THREADS) }, p);
 }
 
+kd_status launch_parts(kd_exec *exec, const Params &keys, int64_t heads, int64_t parts)
+{
+    const PartsParams p = { keys.out1,  keys.out2, keys.partial, keys.rows * heads * keys.d,
+                            (int)heads, keys.d,    (int)parts };
+    const kd_grid grid = { dim3((unsigned)kd_ceil_div(p.size, 4 * PART_THREADS), 2),
+                           dim3(PART_THREADS) };
+    return kd_launch(exec, "attention parts", parts_kernel, grid, p);
+}
+
 /* Heads of up to D elements; see Shape. */
 template <int D, int TILES, int WARPS, int STAGE, int KEYS_CHUNK, int QUERIES_CHUNK>
-kd_status backward(kd_exec *exec, const kd_attention_backward_args *args, const Scratch &scratch)
+kd_status backward(kd_exec *exec, const kd_attention_backward_args *args, Scratch scratch)
 {
-    const Params keys = keys_of(args, scratch), queries = queries_of(args, scratch);
-    const int64_t heads = args->q->shape[1], groups = args->k->shape[1];
-    if constexpr (D <= 128) {
-        using Both = Shape<D, TILES, WARPS, STAGE, KEYS_CHUNK, true, true, true>;
-        KD_TRY(launch<Both>(exec, keys, groups));
-    } else {
-        using First = Shape<D, TILES, WARPS, STAGE, KEYS_CHUNK, true, true, false>;
-        using Second = Shape<D, TILES, WARPS, STAGE, KEYS_CHUNK, true, false, true>;
-        KD_TRY(launch<First>(exec, keys, groups));
-        KD_TRY(launch<Second>(exec, keys, groups));
-    }
+    using Both = Shape<D, TILES, WARPS, STAGE, KEYS_CHUNK, true, true, true>;
+    using First = Shape<D, TILES, WARPS, STAGE, KEYS_CHUNK, true, true, false>;
+    using Second = Shape<D, TILES, WARPS, STAGE, KEYS_CHUNK, true, false, true>;
     using Queries = Shape<D, TILES, WARPS, STAGE, QUERIES_CHUNK, false, true, false>;
-    return launch<Queries>(exec, queries, heads);
+    const int64_t heads = args->q->shape[1], groups = args->k->shape[1], rows = args->k->shape[0];
+    const int64_t group = heads / groups;
+    const int64_t blocks = kd_max_i64(kd_ceil_div(rows, Both::ROWS) * groups, 1);
+    const int64_t wanted = 2 * Both::BLOCKS * kd_cuda_limits_of(exec)->multiprocessors;
+    const int64_t share = kd_ceil_div(group, kd_max_i64(kd_min_i64(wanted / blocks, group), 1));
+    const int64_t parts = kd_ceil_div(group, share);
+    if (parts > 1)
+        KD_TRY(kd_push(&scratch.partial, exec, "attention.parts", KD_F32,
+                       KD_SHAPE(2 * parts, rows, groups * args->k->shape[2])));
+    if (kd_planning(exec)) return KD_OK;
+    KD_TRY(launch_statistics(exec, args, scratch));
+    KD_TRY(launch<Queries>(exec, params_of(args, scratch, false), heads));
+    Params keys = params_of(args, scratch, true);
+    keys.share = (int)share;
+    if constexpr (D <= 128) {
+        KD_TRY(launch<Both>(exec, keys, groups, parts));
+    } else {
+        KD_TRY(launch<First>(exec, keys, groups, parts));
+        KD_TRY(launch<Second>(exec, keys, groups, parts));
+    }
+    return parts > 1 && rows > 0 ? launch_parts(exec, keys, groups, parts) : KD_OK;
 }
 
 kd_status flash(kd_exec *exec, const kd_attention_backward_args *args)
 {
     const int64_t rows = args->q->shape[0], heads = args->q->shape[1], d = args->q->shape[2];
     const kd_attention_args of_forward = kd_attention_forward_of(args);
-    Scratch scratch;
+    Scratch scratch = {};
     /* An even number of rows, so that two begin at a multiple of 16 bytes. */
     KD_TRY(kd_push(&scratch.statistics, exec, "attention.statistics", KD_F32,
                    KD_SHAPE(heads, rows + rows % 2, 2)));
     KD_TRY(kd_attention_seen(&scratch.seen_by_queries, exec, &of_forward, false));
     KD_TRY(kd_attention_seen(&scratch.seen_by_keys, exec, &of_forward, true));
-    if (kd_planning(exec)) return KD_OK;
-    KD_TRY(launch_statistics(exec, args, scratch));
     if (d <= 32) return backward<32, 2, 4, 64, 32, 32>(exec, args, scratch);
     if (d <= 64) return backward<64, 2, 4, 64, 16, 16>(exec, args, scratch);
     if (d <= 96) return backward<96, 1, 8, 64, 32, 32>(exec, args, scratch);
