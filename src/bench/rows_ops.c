@@ -231,6 +231,48 @@ static const bench_shape ropes[] = {
     { BENCH_CPU, "", KD_BF16, { 1024, 12, 64 } },
 };
 
+static bench_work work_qk_norm_rope_backward(const bench_shape *s)
+{
+    return (bench_work){ .bytes = 3 * element(s) * product(s, 3) };
+}
+
+/* Two heads of q to one of k. */
+static int64_t queries(const bench_run *r) { return r->shape->dim[1] * 2 / 3; }
+
+static void open_qk_norm_rope(bench_run *r, int set)
+{
+    const int64_t n = r->shape->dim[0], h = r->shape->dim[1], d = r->shape->dim[2];
+    const kd_shape shape = KD_SHAPE(n, h, d);
+    ARGS(r, set, qk_norm_rope, .y = result(r, set, shape),
+         .rstd = kd_bench_zeros(r, set, KD_F32, KD_SHAPE(n, h)), .x = values(r, set, shape, 1),
+         .q_weight = values(r, set, KD_SHAPE(d), 2), .k_weight = values(r, set, KD_SHAPE(d), 3),
+         .positions = kd_bench_filled(r, set, KD_I32, KD_SHAPE(n), 0, 4096, 4),
+         .frequencies = kd_bench_filled(r, set, KD_F32, KD_SHAPE(d / 2), 0, 1, 5),
+         .heads = queries(r), .eps = 1e-6f, .scale = 1);
+}
+
+static void open_qk_norm_rope_backward(bench_run *r, int set)
+{
+    const int64_t n = r->shape->dim[0], h = r->shape->dim[1], d = r->shape->dim[2];
+    const kd_shape shape = KD_SHAPE(n, h, d);
+    ARGS(r, set, qk_norm_rope_backward, .dx = result(r, set, shape),
+         .dq_weight = kd_bench_zeros(r, set, KD_F32, KD_SHAPE(d)),
+         .dk_weight = kd_bench_zeros(r, set, KD_F32, KD_SHAPE(d)), .dy = values(r, set, shape, 1),
+         .x = values(r, set, shape, 2),
+         .rstd = kd_bench_filled(r, set, KD_F32, KD_SHAPE(n, h), 0.5, 2, 3),
+         .q_weight = values(r, set, KD_SHAPE(d), 4), .k_weight = values(r, set, KD_SHAPE(d), 5),
+         .positions = kd_bench_filled(r, set, KD_I32, KD_SHAPE(n), 0, 4096, 6),
+         .frequencies = kd_bench_filled(r, set, KD_F32, KD_SHAPE(d / 2), 0, 1, 7),
+         .heads = queries(r), .scale = 1);
+}
+
+static const bench_shape normed_heads[] = {
+    { BENCH_QUICK, "", KD_F32, { 5, 3, 16 } },
+    { BENCH_GPU, "", KD_BF16, { 16384, 24, 128 } },
+    { BENCH_CPU, "", KD_F32, { 1024, 24, 128 } },
+    { BENCH_CPU, "", KD_BF16, { 1024, 24, 128 } },
+};
+
 /* ---- attention -------------------------------------------------------------------------------- */
 
 /* B documents of T tokens, H heads of d; "gqa8": one key head for eight, "full": not causal. */
@@ -319,6 +361,8 @@ const bench_row kd_bench_rows_ops[] = {
     ROW(gelu, "NF", work_two, gelus),
     ROW(gelu_backward, "NF", work_three, gelus),
     ROW(rope, "NHd", work_rope, ropes),
+    ROW(qk_norm_rope, "NHd", work_rope, normed_heads),
+    ROW(qk_norm_rope_backward, "NHd", work_qk_norm_rope_backward, normed_heads),
     ROW(attention, "BTHd", work_attention, attentions),
     ROW(attention_backward, "BTHd", work_attention_backward, attentions),
     { 0 },
