@@ -29,8 +29,9 @@ constexpr int THREADS = 256;
 /* ---- forward ---------------------------------------------------------------------------------- */
 
 template <class T> struct EmbeddingParams {
-    kd_rows<T> y;
-    kd_rows<const T> table, add; /* add or absent */
+    T *y;
+    const T *table, *add; /* add or NULL */
+    int64_t y_stride, table_stride, add_stride;
     const int32_t *ids;
     int64_t rows, units, vocabulary; /* units of W elements in a row */
 };
@@ -42,20 +43,22 @@ __global__ void __launch_bounds__(THREADS) embedding_kernel(EmbeddingParams<T> p
          n += (int64_t)gridDim.y * blockDim.y) {
         const int64_t id = p.ids[n];
         const bool inside = id >= 0 && id < p.vocabulary;
-        const T *from = p.table.row(inside ? id : 0);
+        const T *from = p.table + (inside ? id : 0) * p.table_stride;
+        const T *add = p.add + n * p.add_stride;
+        T *y = p.y + n * p.y_stride;
         for (int64_t u = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; u < p.units;
              u += (int64_t)gridDim.x * blockDim.x) {
             float x[W];
 #pragma unroll
             for (int k = 0; k < W; k++) x[k] = NAN;
             if (inside) kd_load(x, from + u * W);
-            if (inside && p.add.data) {
-                float add[W];
-                kd_load(add, p.add.row(n) + u * W);
+            if (p.add) {
+                float more[W];
+                kd_load(more, add + u * W);
 #pragma unroll
-                for (int k = 0; k < W; k++) x[k] += add[k];
+                for (int k = 0; k < W; k++) x[k] += more[k];
             }
-            kd_store(p.y.row(n) + u * W, x);
+            kd_store(y + u * W, x);
         }
     }
 }
@@ -63,14 +66,19 @@ __global__ void __launch_bounds__(THREADS) embedding_kernel(EmbeddingParams<T> p
 template <class T> kd_status embedding(kd_exec *exec, const kd_embedding_args *args)
 {
     constexpr int W = kd_width<T>;
-    EmbeddingParams<T> p = { kd_rows_of<T>(args->y),
-                             kd_rows_of<const T>(args->table),
-                             kd_rows_of<const T>(args->add),
+    const kd_tensor *y = args->y, *table = args->table;
+    const bool adds = kd_present(args->add);
+    EmbeddingParams<T> p = { (T *)y->data,
+                             (const T *)table->data,
+                             adds ? (const T *)args->add->data : NULL,
+                             y->stride[0],
+                             table->stride[0],
+                             adds ? args->add->stride[0] : 0,
                              (const int32_t *)args->ids->data,
-                             args->y->shape[0],
-                             args->y->shape[1],
-                             args->table->shape[0] };
-    if (!kd_rows_aligned(args->y, args->table, args->add))
+                             y->shape[0],
+                             y->shape[1],
+                             table->shape[0] };
+    if (!kd_rows_aligned(y, table, args->add))
         return kd_launch(exec, "embedding", embedding_kernel<T, 1>,
                          kd_grid_rows(exec, p.rows, p.units, THREADS), p);
     p.units /= W;

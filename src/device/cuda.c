@@ -270,10 +270,7 @@ const kd_cuda_limits *kd_cuda_limits_of(const kd_exec *exec)
     return &((const kd_cuda_device *)exec->device)->limits;
 }
 
-kd_blas *kd_cuda_blas(const kd_exec *exec)
-{
-    return ((const kd_cuda_device *)exec->device)->blas;
-}
+kd_blas *kd_cuda_blas(const kd_exec *exec) { return ((const kd_cuda_device *)exec->device)->blas; }
 
 void *kd_cuda_stream(const kd_exec *exec) { return kd_cuda_stream_of(exec->device, exec->queue); }
 

@@ -72,8 +72,8 @@ struct kd_device {
     const kd_ops *ops;
     int index;
     /* To be set before anything is planned. */
-    bool tf32; /* products of f32 may round their operands to 10 bits of mantissa */
-    bool tune; /* kd_device_tune may choose by the clock: other bits on another day */
+    bool tf32;       /* products of f32 may round their operands to 10 bits of mantissa */
+    bool tune;       /* kd_device_tune may choose by the clock: other bits on another day */
     bool poison;     /* debug: outputs are filled with NaN before an op runs */
     bool graphs;     /* work that repeats may be captured */
     uint64_t on_cpu; /* debug: bit per op that runs on the CPU, over copies */

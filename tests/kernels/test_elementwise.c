@@ -207,7 +207,7 @@ Test(elementwise, rows_by_index)
         const kd_shape some = KD_SHAPE(chosen[s].few, chosen[s].columns);
         const kd_tensor many = made(&p, dtype, all, layout);
         const kd_tensor few = made(&p, dtype, some, (layout + s) % LAYOUTS);
-        const kd_tensor y = make(&p, dtype, some, layout);
+        const kd_tensor y = make(&p, dtype, some, (layout + 1) % LAYOUTS);
         const kd_tensor rows = choose(&p, chosen[s].few, chosen[s].ids);
         PARITY(&p, gather_rows, 0, 0, name_of("gather", s, dtype, layout), .y = &y, .x = &many,
                .rows = &rows);
