@@ -8,10 +8,11 @@
 #include "common/cluster.cuh"
 #include "ops/row_loss_terms.cuh"
 
+namespace {
+
 /* ---- operands and shared memory ---------------------------------------------------------------- */
 
-/* One launch.  Named, because two files launch the kernel. */
-struct kd_row_params {
+struct Params {
     void *student;
     const void *teacher;
     int64_t student_stride, teacher_stride;
@@ -26,10 +27,6 @@ struct kd_row_params {
     int count;
     int kind[KD_MAX_ROW_TERMS], index[KD_MAX_ROW_TERMS]; /* index: the term's in loss and scalars */
 };
-
-namespace {
-
-typedef kd_row_params Params;
 
 struct Term {
     kd_row_stats stats; /* a and b are 0 until they are known */
