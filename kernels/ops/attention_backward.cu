@@ -3,8 +3,8 @@
  * way for every shape.  This is the way for bf16 rows of up to 256 elements, a multiple of 8, that
  * lie at multiples of 16 bytes.
  *
- * Scheme    A block owns rows (keys for dk and dv, queries for dq), holds them as operands in
- *           registers and streams the rows of the other side, two stages deep, through shared memory:
+ * Scheme    A block owns rows, across documents: keys for dk and dv, queries for dq.  It holds them in
+ *           registers and streams the rows of the other side, in two stages, through shared memory:
  *               s  = own1 other1'      own1, other1: k, q for keys;   q, k for queries
  *               dp = own2 other2'      own2, other2: v, dout;         dout, v
  *               sum2 += p other2       dv, of keys alone
@@ -25,7 +25,6 @@
  * Numerics  Sums in f32.  p and ds are rounded to bf16 where they become operands: a relative 2^-9 of
  *           each term.  2^x within 2^-22.
  * Same bits a block adds in the order of heads and rows; nobody adds to what another wrote.
- * Shapes    Tiles lie across documents: a row knows the interval that it sees (attention.cuh).
  */
 #include "common/rows.cuh"
 #include "common/tile.cuh"

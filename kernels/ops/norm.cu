@@ -11,7 +11,8 @@
  *           bf16; backward dy, x and dx (add), 6 (8) bytes, and 8 bytes a column and block of partial
  *           sums, which the second-level cache mostly holds: 3 % of the whole at 16384 rows in the 396
  *           blocks that an H100 runs.
- * Aim       0.88 (forward) and 0.80 (backward) of the bandwidth of a copy.
+ * Aim       0.88 (forward) and 0.80 (backward, up to 4096 columns: beyond, one block has the whole
+ *           multiprocessor and its loads wait for its sums) of the bandwidth of a copy.
  * Numerics  f32 trees in a row; mean first, then the variance around it; rsqrtf is within 2 ulp.
  *           The gradients of the parameters: see common/partials.cuh.
  * Outputs   sum may be x or residual, dx may be add: a thread reads what it is about to overwrite.
@@ -30,8 +31,10 @@ constexpr int threads_of(int lanes) { return lanes <= KD_WARP ? 256 : lanes; }
 
 template <int LANES> __device__ __forceinline__ float row_sum(float x, float *buffer)
 {
-    if (LANES <= KD_WARP) return kd_lanes_sum<LANES>(x);
-    return kd_block_sum < LANES < KD_WARP ? KD_WARP : LANES > (x, buffer);
+    if constexpr (LANES <= KD_WARP)
+        return kd_lanes_sum<LANES>(x);
+    else
+        return kd_block_sum<LANES>(x, buffer);
 }
 
 /* ---- forward ---------------------------------------------------------------------------------- */
