@@ -48,7 +48,8 @@ inline kd_status kd_cuda_status(cudaError_t error, const char *call)
 
 struct kd_grid {
     dim3 blocks, threads;
-    size_t shared = 0; /* bytes of dynamic shared memory */
+    size_t shared = 0;    /* bytes of dynamic shared memory */
+    unsigned cluster = 1; /* blocks of a cluster, in x; more than 1 from sm_90 on: cluster.cuh */
 };
 
 /* Blocks of `threads` threads that a card may hold at a time; a kernel strides over the rest. */
@@ -78,6 +79,11 @@ inline kd_status kd_launch(kd_exec *exec, const char *name, void (*kernel)(Param
     config.blockDim = grid.threads;
     config.dynamicSmemBytes = grid.shared;
     config.stream = (cudaStream_t)kd_cuda_stream(exec);
+    cudaLaunchAttribute cluster = {};
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim = { grid.cluster, 1, 1 };
+    config.attrs = &cluster;
+    config.numAttrs = grid.cluster > 1;
     return kd_cuda_status(cudaLaunchKernelEx(&config, kernel, static_cast<Args &&>(args)...), name);
 }
 

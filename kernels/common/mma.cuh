@@ -1,6 +1,6 @@
 /*
- * mma.cuh - products of small bf16 matrices by one warp on tensor cores, sums in f32 (sm_80 and up),
- * and the loads that put tiles of shared memory into the registers they want.
+ * mma.cuh - products of small bf16 matrices by one warp on tensor cores, sums in f32 (sm_80 and
+ * up), and the loads that put tiles of shared memory into the registers they want.
  *
  * All 32 lanes call.  With g = lane / 4 and t = lane % 4, a register of two bf16 (the first in the
  * low half) or of one f32 holds, of a 16 x 16, b 16 x 8, d 16 x 8:

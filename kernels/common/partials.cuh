@@ -51,16 +51,32 @@ __device__ __forceinline__ void kd_write_partial(float *to, const float *buffer,
 
 /* Two gradients at a time: dweight and dbias, or those of q and k. */
 struct kd_partials {
-    const float *from[2]; /* [rows, columns]; NULL: no such gradient */
+    float *from[2]; /* [rows, columns]; NULL: no such gradient */
     float *to[2];
     int64_t rows, columns;
 };
+
+/* Scratch for the partial sums of `blocks` blocks to either gradient that is present. */
+inline kd_status kd_push_partials(kd_partials *p, kd_exec *exec, int64_t blocks, int64_t columns,
+                                  const kd_tensor *first, const kd_tensor *second)
+{
+    const kd_tensor *const to[2] = { first, second };
+    *p = { { NULL, NULL }, { NULL, NULL }, blocks, columns };
+    for (int i = 0; i < 2; i++) {
+        kd_tensor from;
+        if (!kd_present(to[i])) continue;
+        KD_TRY(kd_push(&from, exec, "partial sums", KD_F32, KD_SHAPE(blocks, columns)));
+        p->from[i] = (float *)from.data;
+        p->to[i] = (float *)to[i]->data;
+    }
+    return KD_OK;
+}
 
 __global__ void __launch_bounds__(1024) kd_add_partials_kernel(kd_partials p)
 {
     KD_SHARED(double, sums, [32][32]);
     const int64_t column = (int64_t)blockIdx.x * 32 + threadIdx.x;
-    const float *from = p.from[blockIdx.y];
+    const float *const from = blockIdx.y ? p.from[1] : p.from[0];
     if (!from) return;
     double total = 0;
     if (column < p.columns)
@@ -70,7 +86,7 @@ __global__ void __launch_bounds__(1024) kd_add_partials_kernel(kd_partials p)
     __syncthreads();
     if (threadIdx.y != 0 || column >= p.columns) return;
     for (unsigned i = 1; i < blockDim.y; i++) total += sums[i][threadIdx.x];
-    float *to = p.to[blockIdx.y] + column;
+    float *const to = (blockIdx.y ? p.to[1] : p.to[0]) + column;
     *to = (float)(*to + total);
 }
 

@@ -1,6 +1,6 @@
 /*
- * ptx.cuh - the instructions that CUDA C++ has no name for, each with its emulated meaning beside it.
- * Matrix products are in mma.cuh.
+ * ptx.cuh - the instructions that CUDA C++ has no name for, each with its emulated meaning beside
+ * it.  Matrix products are in mma.cuh.
  */
 #ifndef KD_PTX_CUH
 #define KD_PTX_CUH
@@ -10,13 +10,13 @@
 /* ---- copies from global to shared memory that a thread need not wait for (cp.async) ------------- */
 
 /*
- * 16 bytes, both addresses multiples of 16 (KD_DYN_SHARED begins at one), past the first-level cache.  Where `present` is false,
- * zeros, and `from` is not read (but must be a pointer to global memory, any).
+ * 16 bytes, both addresses multiples of 16 (KD_DYN_SHARED begins at one), past the first-level
+ * cache.  Where `present` is false, zeros, and `from` may lead anywhere: nothing is read.
  *
  * A copy belongs to the group that the same thread's next kd_copy_commit closes.
  * kd_copy_wait<N> returns when all but the thread's N newest groups have arrived; other threads
- * see them after the __syncthreads that follows.  Until then the destination is undefined (emulated:
- * NaN), and it must not be read or written.
+ * see them after the __syncthreads that follows.  Until then the destination is undefined
+ * (emulated: NaN), and it must not be read or written.
  */
 __device__ __forceinline__ void kd_copy_async(void *to, const void *from, bool present = true)
 {

@@ -92,6 +92,24 @@ __device__ __forceinline__ void kd_load_unit(float (&z)[KD_UNIT], const kd_logit
     }
 }
 
+/* Takes this thread's units into shared memory at `to`; they are there after kd_copy_wait<0>. */
+template <class T>
+__device__ __forceinline__ void kd_stage_units(kd_logits<T> &logits, T *to, const kd_units &u)
+{
+    for (int k = 0; k < u.mine; k++) {
+        const int first = kd_unit_at(u, k) * KD_UNIT, count = u.classes - first;
+        T *slot = to + (first - u.begin * KD_UNIT);
+        if (logits.aligned && count >= KD_UNIT) {
+#pragma unroll
+            for (int h = 0; h < KD_UNIT; h += kd_width<T>)
+                kd_copy_async(slot + h, logits.data + first + h);
+        } else {
+            for (int i = 0; i < KD_UNIT && i < count; i++) slot[i] = logits.data[first + i];
+        }
+    }
+    logits.staged = to;
+}
+
 /* Those of the unit's columns that lie in [from, to). */
 template <class T>
 __device__ __forceinline__ void kd_store_unit(const kd_logits<T> &logits, int unit, int from,
@@ -153,45 +171,44 @@ __device__ __forceinline__ float &kd_own(kd_own_shared &own, int i)
 
 constexpr int KD_MAX_SUMS = 2 * KD_MAX_ROW_TERMS;
 
-struct kd_reduction {
-    float partial[KD_MAX_SUMS][KD_WARP]; /* per warp */
-    float most[4];
-    double sum[KD_MAX_SUMS];
-};
+/* Shared memory for reductions: of every warp. */
+typedef float kd_partials[KD_MAX_SUMS][KD_WARP];
 
-/* r.most[i] = the block's largest x[i]; NaN is never the largest. */
-template <int N> __device__ __forceinline__ void kd_reduce_max(kd_reduction &r, const float (&x)[N])
+/* to[i] = the block's largest x[i]; NaN is never the largest. */
+template <int N>
+__device__ __forceinline__ void kd_reduce_max(float *to, kd_partials &partials, const float (&x)[N])
 {
     const int warp = threadIdx.x / KD_WARP, lane = threadIdx.x % KD_WARP;
     const int warps = (int)blockDim.x / KD_WARP;
 #pragma unroll
     for (int i = 0; i < N; i++) {
         const float most = kd_warp_max(x[i]);
-        if (lane == 0) r.partial[i][warp] = most;
+        if (lane == 0) partials[i][warp] = most;
     }
     __syncthreads();
     for (int i = warp; i < N; i += warps) {
-        const float most = kd_warp_max(lane < warps ? r.partial[i][lane] : -INFINITY);
-        if (lane == 0) r.most[i] = most;
+        const float most = kd_warp_max(lane < warps ? partials[i][lane] : -INFINITY);
+        if (lane == 0) to[i] = most;
     }
     __syncthreads();
 }
 
-/* r.sum[i] = the block's sum of own[i], i < count: f32 over the lanes of a warp, double over warps. */
+/* to[i] = the block's sum of own[i], i < count: f32 over the lanes of a warp, double over warps. */
 template <int UNROLL, class Own>
-__device__ __forceinline__ void kd_reduce_sums(kd_reduction &r, Own &own, int count)
+__device__ __forceinline__ void kd_reduce_sums(double *to, kd_partials &partials, Own &own,
+                                               int count)
 {
     const int warp = threadIdx.x / KD_WARP, lane = threadIdx.x % KD_WARP;
     const int warps = (int)blockDim.x / KD_WARP;
 #pragma unroll UNROLL
     for (int i = 0; i < count; i++) {
         const float sum = kd_warp_sum(kd_own(own, i));
-        if (lane == 0) r.partial[i][warp] = sum;
+        if (lane == 0) partials[i][warp] = sum;
     }
     __syncthreads();
     for (int i = warp; i < count; i += warps) {
-        const double sum = kd_warp_sum(lane < warps ? (double)r.partial[i][lane] : 0.0);
-        if (lane == 0) r.sum[i] = sum;
+        const double sum = kd_warp_sum(lane < warps ? (double)partials[i][lane] : 0.0);
+        if (lane == 0) to[i] = sum;
     }
     __syncthreads();
 }

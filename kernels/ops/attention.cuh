@@ -19,6 +19,29 @@ struct kd_seen {
     int32_t begin, end;
 };
 
+/* Rows of the other side that some of a few rows see, and that all of them see. */
+struct kd_reach {
+    int32_t begin, end, all_begin, all_end;
+};
+
+/* Of rows first to last - 1; the whole warp calls. */
+__device__ __forceinline__ kd_reach kd_reach_of(const kd_seen *seen, int first, int last)
+{
+    kd_reach r = { INT32_MAX, 0, 0, INT32_MAX };
+    for (int row = first + (int)threadIdx.x % KD_WARP; row < last; row += KD_WARP) {
+        const kd_seen one = seen[row];
+        if (one.begin < one.end) {
+            r.begin = min(r.begin, one.begin);
+            r.end = max(r.end, one.end);
+        }
+        r.all_begin = max(r.all_begin, one.begin);
+        r.all_end = min(r.all_end, one.end);
+    }
+    return { __reduce_min_sync(KD_ALL_LANES, r.begin), __reduce_max_sync(KD_ALL_LANES, r.end),
+             __reduce_max_sync(KD_ALL_LANES, r.all_begin),
+             __reduce_min_sync(KD_ALL_LANES, r.all_end) };
+}
+
 /* Rows of [N, H, d] with elements side by side. */
 template <class T> struct kd_heads {
     T *data;

@@ -3,28 +3,28 @@
  * way for every shape.  This is the way for bf16 rows of up to 256 elements, a multiple of 8, that
  * lie at multiples of 16 bytes.
  *
- * Scheme    A block owns rows (keys for dk and dv, queries for dq), holds them as operands in
- *           registers and streams the rows of the other side, two stages deep, through shared memory:
+ * Scheme    A block owns rows, across documents: keys for dk and dv, queries for dq.  It holds them in
+ *           registers and streams the rows of the other side, in two stages, through shared memory:
  *               s  = own1 other1'      own1, other1: k, q for keys;   q, k for queries
  *               dp = own2 other2'      own2, other2: v, dout;         dout, v
  *               sum2 += p other2       dv, of keys alone
  *               sum1 += ds other1      dk or dq
  *           p and ds leave the first two products where the last two want them: no shared memory in
  *           between, and one barrier a stage.  The query heads of a group follow each other, so dk
- *           and dv are written once.
+ *           and dv are written once; where that leaves multiprocessors idle (few key heads), parts of
+ *           the group are blocks of their own, whose f32 sums are added in order.
  * Work      s and dp are computed twice, for keys and for queries: 7 products of [Tq, Tk, d] in place
  *           of 5.  The 5 need sums of dq over blocks: with atomics, not the same bits every run; or as
  *           f32 partials, 0.8 bytes / 128 keys per operation, 1.5 TB/s at 250 TF/s, and scratch of
  *           H Nq d Tk / 128.  Above 128 elements sums of both dk and dv do not fit the registers:
  *           dv is a kernel of its own, 8 products.
- * Shared    A matrix load of 512 bytes, 4 clocks, feeds 2 (d > 64) or 4 products of 16 x 8 x 16, at 1.6
- *           clocks each on an H100 and 2 on an A100: shared memory bounds d = 128 to 0.7 of what
- *           mma.sync gives, 300 TF/s of 5 products at best; the pipeline bounds d = 64.
- * Traffic   other rows once per 128 own rows, from L2: 1/256 byte per operation.
+ * Bounds    (worked out, not measured) A matrix load of 512 bytes, 4 clocks, feeds 2 (d > 64) or 4
+ *           products of 16 x 8 x 16, at 1.6 clocks each on an H100 and 2 on an A100: above 64 shared
+ *           memory holds mma.sync to 0.7 of its rate, 300 TF/s counted as 5 products.  Other rows
+ *           come once per 128 own rows, from L2: 1/256 byte per operation.
  * Numerics  Sums in f32.  p and ds are rounded to bf16 where they become operands: a relative 2^-9 of
  *           each term.  2^x within 2^-22.
  * Same bits a block adds in the order of heads and rows; nobody adds to what another wrote.
- * Shapes    Tiles lie across documents: a row knows the interval that it sees (attention.cuh).
  */
 #include "common/rows.cuh"
 #include "common/tile.cuh"
@@ -42,7 +42,8 @@ struct alignas(8) Statistics {
 
 /* ---- statistics ------------------------------------------------------------------------------- */
 
-constexpr int ROW_LANES = 8, ROW_THREADS = 128; /* lanes of a row; of 16 bytes each */
+constexpr int ROW_LANES = 8, ROW_THREADS = 128,
+              PART_THREADS = 256; /* lanes of a row: 16 bytes each */
 
 struct StatisticsParams {
     Statistics *to; /* [H, stride] */
@@ -100,169 +101,107 @@ struct Shape {
         2 * STATISTICS * sizeof(Statistics);
 };
 
+/* In registers, as mma.cuh has them: own rows as left operands, and sums for own rows. */
+template <class S> using Operand = uint32_t[S::D / 16][S::TILES][4];
+template <class S> using Sum = float[S::TILES][S::D / 8][4];
+
 struct Params {
     kd_heads<const bf16> own1, own2, other1, other2;
     kd_heads<bf16> out1, out2;
     const kd_seen *seen;          /* by own rows */
     const Statistics *statistics; /* [H, stride] */
+    float *partial;               /* sums of some heads of a group: [2, parts, rows, heads, d] */
     int64_t stride;
     int rows, queries; /* own rows; all queries */
-    int group;         /* query heads of a key head */
+    int group, share;  /* query heads of a key head, and of a part of them */
     int d;
     float scale, softcap;
+    float inner;    /* softcap: scores are softcap tanh(inner product) */
+    float exponent; /* of 2: times a product or, with a softcap, its tanh */
 };
-
-/* What the rows of a warp, or of a block, see: some of them [begin, end), all [inner_begin,
- * inner_end). */
-struct Bounds {
-    int begin, end, inner_begin, inner_end;
-    bool poison;
-};
-
-/* A row past the last may see everything: it is written nowhere. */
-__device__ __forceinline__ kd_seen seen_by_row(const Params &p, int row)
-{
-    return row < p.rows ? p.seen[row] : kd_seen{ INT32_MAX, INT32_MAX };
-}
-
-template <int ROWS> __device__ __forceinline__ Bounds bounds_of(const Params &p, int first)
-{
-    Bounds b = { INT32_MAX, 0, 0, INT32_MAX, false };
-    for (int r = threadIdx.x % KD_WARP; r < ROWS && first + r < p.rows; r += KD_WARP) {
-        const kd_seen s = p.seen[first + r];
-        b.poison = b.poison || s.begin < 0;
-        b.inner_begin = max(b.inner_begin, s.begin);
-        b.inner_end = min(b.inner_end, s.end);
-        if (s.begin < s.end) {
-            b.begin = min(b.begin, s.begin);
-            b.end = max(b.end, s.end);
-        }
-    }
-    b.begin = __reduce_min_sync(KD_ALL_LANES, b.begin);
-    b.end = __reduce_max_sync(KD_ALL_LANES, b.end);
-    b.inner_begin = __reduce_max_sync(KD_ALL_LANES, b.inner_begin);
-    b.inner_end = __reduce_min_sync(KD_ALL_LANES, b.inner_end);
-    b.poison = __any_sync(KD_ALL_LANES, b.poison);
-    return b;
-}
 
 /* ---- products of a warp ----------------------------------------------------------------------- */
 
-/* to += a b' for CHUNK rows of b from row `first`; a in registers. */
-template <class S, int N>
-__device__ __forceinline__ void scores(float (&to)[S::TILES][N][4],
-                                       const uint32_t (&a)[S::TILES][S::D / 16][4], bf16 *b,
-                                       int first)
+/* Where a lane of its warp reads matrices in tiles of rows of D: see mma.cuh. */
+template <int D> __device__ __forceinline__ int offset_by_rows(int row)
 {
     const int lane = threadIdx.x % KD_WARP;
-    const int row = first + lane % 8 + lane / 16 * 8, chunk = lane / 8 % 2;
-#pragma unroll
-    for (int k = 0; k < S::D / 16; k++)
-#pragma unroll
-        for (int n = 0; n < N / 2; n++) {
-            uint32_t m[4];
-            kd_load_matrices(m, kd_tile_at<S::D>(b, row + n * 16, 2 * k + chunk));
-#pragma unroll
-            for (int t = 0; t < S::TILES; t++) {
-                kd_mma(to[t][2 * n], a[t][k], m[0], m[1]);
-                kd_mma(to[t][2 * n + 1], a[t][k], m[2], m[3]);
-            }
-        }
+    return kd_tile_offset<D>(row + lane % 16, lane / 16);
 }
 
-/* The same; a from the tile that is kept. */
-template <class S, int N>
-__device__ __forceinline__ void scores_of_kept(float (&to)[S::TILES][N][4], bf16 *kept, bf16 *b,
-                                               int first)
+template <int D> __device__ __forceinline__ int offset_by_columns(int row)
 {
-    const int lane = threadIdx.x % KD_WARP, warp = threadIdx.x / KD_WARP;
-    const int row = first + lane % 8 + lane / 16 * 8, chunk = lane / 8 % 2;
+    const int lane = threadIdx.x % KD_WARP;
+    return kd_tile_offset<D>(row + lane % 8 + lane / 16 * 8, lane / 8 % 2);
+}
+
+template <class S> __device__ __forceinline__ int offset_of_own()
+{
+    return offset_by_rows<S::D>((int)threadIdx.x / KD_WARP * S::TILES * 16);
+}
+
+/* Columns 16 k and on, 16 of them, of the warp's own rows from a tile at `offset`. */
+template <class S>
+__device__ __forceinline__ void load_own(uint32_t (&a)[S::TILES][4], const bf16 *tile, int offset,
+                                         int k)
+{
 #pragma unroll
-    for (int k = 0; k < S::D / 16; k++) {
-        uint32_t a[S::TILES][4];
+    for (int t = 0; t < S::TILES; t++)
+        kd_load_matrices(a[t], tile + kd_tile_step<S::D>(offset, t * 16, 2 * k));
+}
+
+/* to += a b' of these columns; b in a tile at `offset`. */
+template <class S, int N>
+__device__ __forceinline__ void add_scores(float (&to)[S::TILES][N][4],
+                                           const uint32_t (&a)[S::TILES][4], const bf16 *b,
+                                           int offset, int k)
+{
 #pragma unroll
-        for (int t = 0; t < S::TILES; t++)
-            kd_load_matrices(a[t], kd_tile_at<S::D>(kept, (warp * S::TILES + t) * 16 + lane % 16,
-                                                    2 * k + lane / 16));
+    for (int n = 0; n < N; n += 2) {
+        uint32_t m[4];
+        kd_load_matrices(m, b + kd_tile_step<S::D>(offset, n * 8, 2 * k));
 #pragma unroll
-        for (int n = 0; n < N / 2; n++) {
-            uint32_t m[4];
-            kd_load_matrices(m, kd_tile_at<S::D>(b, row + n * 16, 2 * k + chunk));
-#pragma unroll
-            for (int t = 0; t < S::TILES; t++) {
-                kd_mma(to[t][2 * n], a[t], m[0], m[1]);
-                kd_mma(to[t][2 * n + 1], a[t], m[2], m[3]);
-            }
+        for (int t = 0; t < S::TILES; t++) {
+            kd_mma(to[t][n], a[t], m[0], m[1]);
+            kd_mma(to[t][n + 1], a[t], m[2], m[3]);
         }
     }
 }
 
-/* sum += a b for CHUNK rows of b from row `first`. */
-template <class S, int K>
-__device__ __forceinline__ void add_products(float (&sum)[S::TILES][S::D / 8][4],
-                                             const uint32_t (&a)[S::TILES][K][4], bf16 *b,
-                                             int first)
+/* sum += a b; a rounded to bf16, b rows `first` and on of a tile. */
+template <class S, int N>
+__device__ __forceinline__ void add_products(Sum<S> &sum, const float (&a)[S::TILES][N][4],
+                                             const bf16 *b, int first)
 {
-    const int lane = threadIdx.x % KD_WARP, row = first + lane % 16, chunk = lane / 16;
+    const int offset = offset_by_rows<S::D>(first);
 #pragma unroll
-    for (int k = 0; k < K; k++)
+    for (int n = 0; n < N; n += 2) {
+        uint32_t rounded[S::TILES][4];
 #pragma unroll
-        for (int n = 0; n < S::D / 16; n++) {
+        for (int t = 0; t < S::TILES; t++)
+#pragma unroll
+            for (int r = 0; r < 4; r++) {
+                const float *pair = &a[t][n + r / 2][r % 2 * 2];
+                rounded[t][r] = kd_bf16_pair(pair[0], pair[1]);
+            }
+#pragma unroll
+        for (int c = 0; c < S::D / 8; c += 2) {
             uint32_t m[4];
-            kd_load_matrices_transposed(m, kd_tile_at<S::D>(b, row + k * 16, 2 * n + chunk));
+            kd_load_matrices_transposed(m, b + kd_tile_step<S::D>(offset, n * 8, c));
 #pragma unroll
             for (int t = 0; t < S::TILES; t++) {
-                kd_mma(sum[t][2 * n], a[t][k], m[0], m[1]);
-                kd_mma(sum[t][2 * n + 1], a[t][k], m[2], m[3]);
+                kd_mma(sum[t][c], rounded[t], m[0], m[1]);
+                kd_mma(sum[t][c + 1], rounded[t], m[2], m[3]);
             }
         }
-}
-
-/* The warp's own rows from a tile to registers. */
-template <class S>
-__device__ __forceinline__ void load_own(uint32_t (&a)[S::TILES][S::D / 16][4], bf16 *tile)
-{
-    const int lane = threadIdx.x % KD_WARP, warp = threadIdx.x / KD_WARP;
-#pragma unroll
-    for (int t = 0; t < S::TILES; t++)
-#pragma unroll
-        for (int k = 0; k < S::D / 16; k++)
-            kd_load_matrices(a[t][k], kd_tile_at<S::D>(tile, (warp * S::TILES + t) * 16 + lane % 16,
-                                                       2 * k + lane / 16));
-}
-
-/* Rounded to bf16, as the left operand of the next product. */
-template <int TILES, int N>
-__device__ __forceinline__ void pack(uint32_t (&a)[TILES][N / 2][4], const float (&x)[TILES][N][4])
-{
-#pragma unroll
-    for (int t = 0; t < TILES; t++)
-#pragma unroll
-        for (int n = 0; n < N; n++) {
-            a[t][n / 2][n % 2 * 2] = kd_bf16_pair(x[t][n][0], x[t][n][1]);
-            a[t][n / 2][n % 2 * 2 + 1] = kd_bf16_pair(x[t][n][2], x[t][n][3]);
-        }
+    }
 }
 
 /* ---- scores to weights and gradients ---------------------------------------------------------- */
 
-/* Products become weights p; with `slope`, what dp is multiplied with for the cap. */
-__device__ __forceinline__ float weight_of(float *slope, float product, float lse, const Params &p)
-{
-    if (p.softcap <= 0) {
-        *slope = 1;
-        return kd_exp2(product * (p.scale * LOG2E) - lse);
-    }
-    /* tanh within 2^-23, absolute; far out 2^x is 0 or inf */
-    const float e = kd_exp2(product * (2 * LOG2E * p.scale / p.softcap));
-    const float tanh = 1 - __fdividef(2, e + 1);
-    *slope = 1 - tanh * tanh;
-    return kd_exp2(tanh * (p.softcap * LOG2E) - lse);
-}
-
 /* s becomes p and dp becomes ds.  `mine`: of the rows (row g, row g + 8 of every tile); `theirs`: of
  * the CHUNK other rows. */
-template <class S, int N>
+template <class S, bool CAPPED, int N>
 __device__ __forceinline__ void weigh(float (&s)[S::TILES][N][4], float (&dp)[S::TILES][N][4],
                                       const Statistics (&mine)[S::TILES][2],
                                       const Statistics *theirs, const Params &p)
@@ -280,9 +219,13 @@ __device__ __forceinline__ void weigh(float (&s)[S::TILES][N][4], float (&dp)[S:
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 const Statistics of = S::KEYS ? column[i % 2] : mine[t][i / 2];
-                float slope;
-                s[t][n][i] = weight_of(&slope, s[t][n][i], of.lse, p);
-                if (S::FIRST) dp[t][n][i] = s[t][n][i] * (dp[t][n][i] - of.delta) * slope;
+                float score = s[t][n][i], slope = dp[t][n][i] - of.delta;
+                if (CAPPED) {
+                    score = kd_tanh(score * p.inner);
+                    slope *= 1 - score * score;
+                }
+                s[t][n][i] = kd_exp2(score * p.exponent - of.lse);
+                if (S::FIRST) dp[t][n][i] = s[t][n][i] * slope;
             }
     }
 }
@@ -298,13 +241,14 @@ __device__ __forceinline__ void hide(float (&s)[S::TILES][N][4], float (&dp)[S::
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             const int row = own_first + t * 16 + half * 8 + lane / 4;
-            const kd_seen seen = seen_by_row(p, row);
+            const kd_seen seen = row < p.rows ? p.seen[row] : kd_seen{ 0, 0 };
+            const int begin = seen.begin - other_first - lane % 4 * 2;
+            const int end = seen.end - other_first - lane % 4 * 2;
 #pragma unroll
             for (int n = 0; n < N; n++)
 #pragma unroll
                 for (int i = 0; i < 2; i++) {
-                    const int other = other_first + n * 8 + lane % 4 * 2 + i;
-                    const bool hidden = other < seen.begin || other >= seen.end;
+                    const bool hidden = n * 8 + i < begin || n * 8 + i >= end;
                     if (hidden) s[t][n][half * 2 + i] = 0;
                     if (hidden) dp[t][n][half * 2 + i] = 0;
                 }
@@ -341,10 +285,10 @@ template <class S>
 __device__ __forceinline__ void copy_stage(const Tiles<S> &tiles, int stage, const Params &p,
                                            Place at, int end)
 {
-    kd_tile_copy<S::D, S::STAGE, S::THREADS, 1>(
-        tiles.other(stage, 0), p.other1.at(at.first, at.head), p.other1.row, end - at.first, p.d);
-    kd_tile_copy<S::D, S::STAGE, S::THREADS, 1>(
-        tiles.other(stage, 1), p.other2.at(at.first, at.head), p.other2.row, end - at.first, p.d);
+    kd_tile_copy<S::D, S::STAGE, S::THREADS>(tiles.other(stage, 0), p.other1.at(at.first, at.head),
+                                             p.other1.row, end - at.first, p.d);
+    kd_tile_copy<S::D, S::STAGE, S::THREADS>(tiles.other(stage, 1), p.other2.at(at.first, at.head),
+                                             p.other2.row, end - at.first, p.d);
     if (S::KEYS && threadIdx.x < S::STATISTICS / 2) {
         const int pair = threadIdx.x * 2, row = at.first / 2 * 2 + pair;
         kd_copy_async(tiles.statistics + stage * S::STATISTICS + pair,
@@ -353,9 +297,9 @@ __device__ __forceinline__ void copy_stage(const Tiles<S> &tiles, int stage, con
     kd_copy_commit();
 }
 
+/* The own rows: to registers, but for a second operand that is kept. */
 template <class S>
-__device__ __forceinline__ void load_operands(uint32_t (&own1)[S::TILES][S::D / 16][4],
-                                              uint32_t (&own2)[S::TILES][S::D / 16][4],
+__device__ __forceinline__ void load_operands(Operand<S> &own1, Operand<S> &own2,
                                               const Tiles<S> &tiles, const Params &p, int first,
                                               int head)
 {
@@ -369,14 +313,17 @@ __device__ __forceinline__ void load_operands(uint32_t (&own1)[S::TILES][S::D / 
     kd_copy_commit();
     kd_copy_wait<0>();
     __syncthreads();
-    load_own<S>(own1, tiles.stages);
-    if (S::FIRST && !S::KEPT) load_own<S>(own2, second);
+    const int offset = offset_of_own<S>();
+#pragma unroll
+    for (int k = 0; k < S::D / 16; k++) {
+        load_own<S>(own1[k], tiles.stages, offset, k);
+        if (S::FIRST && !S::KEPT) load_own<S>(own2[k], second, offset, k);
+    }
     __syncthreads(); /* before the stages come to lie there */
 }
 
-template <class S>
-__device__ __forceinline__ void store(const kd_heads<bf16> &out,
-                                      const float (&sum)[S::TILES][S::D / 8][4], const Params &p,
+template <class S, class T>
+__device__ __forceinline__ void store(const kd_heads<T> &out, const Sum<S> &sum, const Params &p,
                                       int first, int head, float factor)
 {
     const int lane = threadIdx.x % KD_WARP;
@@ -386,45 +333,52 @@ __device__ __forceinline__ void store(const kd_heads<bf16> &out,
         for (int half = 0; half < 2; half++) {
             const int row = first + t * 16 + half * 8 + lane / 4;
             if (row >= p.rows) continue;
-            bf16 *to = out.at(row, head) + lane % 4 * 2;
+            T *to = out.at(row, head) + lane % 4 * 2;
 #pragma unroll
-            for (int n = 0; n < S::D / 8; n++)
-                if (n * 8 < p.d)
-                    *(uint32_t *)(to + n * 8) = kd_bf16_pair(sum[t][n][half * 2] * factor,
-                                                             sum[t][n][half * 2 + 1] * factor);
+            for (int n = 0; n < S::D / 8; n++) {
+                const float pair[2] = { sum[t][n][half * 2] * factor,
+                                        sum[t][n][half * 2 + 1] * factor };
+                if (n * 8 < p.d) kd_store(to + n * 8, pair);
+            }
         }
 }
 
-/* Scores of CHUNK other rows from row `at` of the stage, which is row `first` of all; and what they
- * add to the sums. */
+/* Where a chunk of other rows is: from row `at` of a stage, which is row `first` of all. */
+struct Chunk {
+    int stage, at, first;
+};
+
+/* What CHUNK other rows add to the sums; `all_seen`: by all of the warp's rows, from `own_first`. */
 template <class S>
-__device__ __forceinline__ void add_chunk(float (&sum1)[S::TILES][S::D / 8][4],
-                                          float (&sum2)[S::TILES][S::D / 8][4],
-                                          const uint32_t (&own1)[S::TILES][S::D / 16][4],
-                                          const uint32_t (&own2)[S::TILES][S::D / 16][4],
+__device__ __forceinline__ void add_chunk(Sum<S> &sum1, Sum<S> &sum2, const Operand<S> &own1,
+                                          const Operand<S> &own2,
                                           const Statistics (&mine)[S::TILES][2],
-                                          const Tiles<S> &tiles, int stage, int at, const Params &p,
-                                          int own_first, int first, bool all_seen)
+                                          const Tiles<S> &tiles, const Params &p, Chunk c,
+                                          int own_first, bool all_seen)
 {
-    constexpr int N = S::CHUNK / 8;
-    float s[S::TILES][N][4] = {}, dp[S::TILES][N][4] = {};
-    scores<S>(s, own1, tiles.other(stage, 0), at);
-    if (S::KEPT)
-        scores_of_kept<S>(dp, tiles.kept, tiles.other(stage, 1), at);
-    else if (S::FIRST)
-        scores<S>(dp, own2, tiles.other(stage, 1), at);
-    const int odd = (first - at) % 2; /* the stage's first row */
-    weigh<S>(s, dp, mine, tiles.statistics + stage * S::STATISTICS + at + odd, p);
-    if (!all_seen) hide<S>(s, dp, p, own_first, first);
-    uint32_t a[S::TILES][N / 2][4];
-    if (S::SECOND) {
-        pack(a, s);
-        add_products<S>(sum2, a, tiles.other(stage, 1), at);
+    bf16 *const other1 = tiles.other(c.stage, 0), *const other2 = tiles.other(c.stage, 1);
+    float s[S::TILES][S::CHUNK / 8][4] = {}, dp[S::TILES][S::CHUNK / 8][4] = {};
+    const int offset = offset_by_columns<S::D>(c.at);
+#pragma unroll
+    for (int k = 0; k < S::D / 16; k++) {
+        add_scores<S>(s, own1[k], other1, offset, k);
+        if (S::KEPT) {
+            uint32_t a[S::TILES][4];
+            load_own<S>(a, tiles.kept, offset_of_own<S>(), k);
+            add_scores<S>(dp, a, other2, offset, k);
+        } else if (S::FIRST) {
+            add_scores<S>(dp, own2[k], other2, offset, k);
+        }
     }
-    if (S::FIRST) {
-        pack(a, dp);
-        add_products<S>(sum1, a, tiles.other(stage, 0), at);
-    }
+    const int odd = (c.first - c.at) % 2; /* the stage's first row */
+    const Statistics *theirs = tiles.statistics + c.stage * S::STATISTICS + c.at + odd;
+    if (p.softcap > 0)
+        weigh<S, true>(s, dp, mine, theirs, p);
+    else
+        weigh<S, false>(s, dp, mine, theirs, p);
+    if (!all_seen) hide<S>(s, dp, p, own_first, c.first);
+    if (S::SECOND) add_products<S>(sum2, s, other2, c.at);
+    if (S::FIRST) add_products<S>(sum1, dp, other1, c.at);
 }
 
 template <class S>
@@ -436,19 +390,23 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS) backward_kernel(Params 
     /* Where it is causal, the first keys and the last queries have most to do. */
     const int tile = S::KEYS ? blockIdx.x : gridDim.x - 1 - blockIdx.x;
     const int first = tile * S::ROWS, own_first = first + warp * S::TILES * 16;
-    const int head = blockIdx.y, other_head = S::KEYS ? head * p.group : head / p.group;
-    const Bounds block = bounds_of<S::ROWS>(p, first), own = bounds_of<S::TILES * 16>(p, own_first);
+    const int head = blockIdx.y;
+    const int other_head = S::KEYS ? head * p.group + blockIdx.z * p.share : head / p.group;
+    const int last_head =
+        S::KEYS ? min(other_head + p.share, (head + 1) * p.group) : other_head + 1;
+    const kd_reach block = kd_reach_of(p.seen, first, min(first + S::ROWS, p.rows));
+    const kd_reach own = kd_reach_of(p.seen, own_first, min(own_first + S::TILES * 16, p.rows));
 
-    uint32_t own1[S::TILES][S::D / 16][4], own2[S::TILES][S::D / 16][4];
+    Operand<S> own1, own2;
     load_operands<S>(own1, own2, tiles, p, first, head);
     Statistics mine[S::TILES][2] = {};
+#pragma unroll
     for (int t = 0; t < 2 * S::TILES && !S::KEYS; t++) {
         const int row = own_first + t * 8 + lane / 4;
         if (row < p.rows) mine[t / 2][t % 2] = p.statistics[head * p.stride + row];
     }
-    float sum1[S::TILES][S::D / 8][4] = {}, sum2[S::TILES][S::D / 8][4] = {};
+    Sum<S> sum1 = {}, sum2 = {};
 
-    const int last_head = other_head + (S::KEYS ? p.group : 1);
     Place here = { block.begin, block.begin < block.end ? other_head : last_head };
     if (here.head < last_head) copy_stage<S>(tiles, 0, p, here, block.end);
     for (int stage = 0; here.head < last_head; stage ^= 1) {
@@ -461,68 +419,89 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS) backward_kernel(Params 
         for (int at = 0; at < S::STAGE; at += S::CHUNK) {
             const int other = here.first + at;
             if (other + S::CHUNK <= own.begin || other >= own.end) continue;
-            const bool all_seen = other >= own.inner_begin && other + S::CHUNK <= own.inner_end;
-            add_chunk<S>(sum1, sum2, own1, own2, mine, tiles, stage, at, p, own_first, other,
+            const bool all_seen = other >= own.all_begin && other + S::CHUNK <= own.all_end;
+            add_chunk<S>(sum1, sum2, own1, own2, mine, tiles, p, { stage, at, other }, own_first,
                          all_seen);
         }
         here = next;
     }
-    if (S::FIRST) store<S>(p.out1, sum1, p, own_first, head, block.poison ? NAN : p.scale);
-    if (S::SECOND) store<S>(p.out2, sum2, p, own_first, head, block.poison ? NAN : 1);
+    const float poison = p.seen[first].begin < 0 ? NAN : 1; /* no offsets: NaN everywhere */
+    if (gridDim.z == 1) {
+        if (S::FIRST) store<S>(p.out1, sum1, p, own_first, head, p.scale * poison);
+        if (S::SECOND) store<S>(p.out2, sum2, p, own_first, head, poison);
+        return;
+    }
+    const int64_t row = (int64_t)gridDim.y * p.d, size = p.rows * row;
+    const kd_heads<float> part1 = { p.partial + blockIdx.z * size, row, p.d };
+    const kd_heads<float> part2 = { part1.data + gridDim.z * size, row, p.d };
+    if (S::FIRST) store<S>(part1, sum1, p, own_first, head, p.scale * poison);
+    if (S::SECOND) store<S>(part2, sum2, p, own_first, head, poison);
+}
+
+/* ---- sums of parts ---------------------------------------------------------------------------- */
+
+struct PartsParams {
+    kd_heads<bf16> to1, to2;
+    const float *from; /* [2, parts, rows, heads, d] */
+    int64_t size;      /* rows heads d */
+    int heads, d, parts;
+};
+
+/* A thread has 4 elements of to1 or to2. */
+__global__ void __launch_bounds__(PART_THREADS) parts_kernel(PartsParams p)
+{
+    const int64_t at = ((int64_t)blockIdx.x * PART_THREADS + threadIdx.x) * 4;
+    if (at >= p.size) return;
+    float sum[4] = {};
+    for (int part = 0; part < p.parts; part++) {
+        float x[4];
+        kd_load(x, p.from + ((int64_t)blockIdx.y * p.parts + part) * p.size + at);
+#pragma unroll
+        for (int i = 0; i < 4; i++) sum[i] += x[i];
+    }
+    const int64_t head = at / p.d;
+    bf16 *to = (blockIdx.y ? p.to2 : p.to1).at(head / p.heads, head % p.heads);
+    kd_store(to + at % p.d, sum);
 }
 
 /* ---- launches --------------------------------------------------------------------------------- */
 
-template <class S> kd_status launch(kd_exec *exec, const Params &p, int64_t heads)
+template <class S>
+kd_status launch(kd_exec *exec, const Params &p, int64_t heads, int64_t parts = 1)
 {
     if (p.rows == 0) return KD_OK;
     KD_TRY(kd_allow_shared(backward_kernel<S>, S::SHARED));
-    const kd_grid grid = { dim3((unsigned)kd_ceil_div(p.rows, S::ROWS), (unsigned)heads),
+    const kd_grid grid = { dim3((unsigned)kd_ceil_div(p.rows, S::ROWS), (unsigned)heads,
+                                (unsigned)parts),
                            dim3(S::THREADS), S::SHARED };
     return kd_launch(exec, "attention_backward", backward_kernel<S>, grid, p);
 }
 
 struct Scratch {
-    kd_tensor statistics, seen_by_queries, seen_by_keys;
+    kd_tensor statistics, seen_by_queries, seen_by_keys, partial;
 };
 
-Params params_of(const kd_attention_backward_args *args, const Scratch &scratch)
+Params params_of(const kd_attention_backward_args *args, const Scratch &scratch, bool keys)
 {
     Params p = {};
+    p.own1 = kd_heads_of<const bf16>(keys ? args->k : args->q);
+    p.own2 = kd_heads_of<const bf16>(keys ? args->v : args->dout);
+    p.other1 = kd_heads_of<const bf16>(keys ? args->q : args->k);
+    p.other2 = kd_heads_of<const bf16>(keys ? args->dout : args->v);
+    p.out1 = kd_heads_of<bf16>(keys ? args->dk : args->dq);
+    p.out2 = kd_heads_of<bf16>(args->dv);
+    p.seen = (const kd_seen *)(keys ? scratch.seen_by_keys : scratch.seen_by_queries).data;
     p.statistics = (const Statistics *)scratch.statistics.data;
+    p.partial = (float *)scratch.partial.data;
     p.stride = scratch.statistics.shape[1];
+    p.rows = (int)(keys ? args->k : args->q)->shape[0];
     p.queries = (int)args->q->shape[0];
     p.group = (int)(args->q->shape[1] / args->k->shape[1]);
     p.d = (int)args->q->shape[2];
     p.scale = args->scale;
     p.softcap = args->softcap;
-    return p;
-}
-
-Params keys_of(const kd_attention_backward_args *args, const Scratch &scratch)
-{
-    Params p = params_of(args, scratch);
-    p.own1 = kd_heads_of<const bf16>(args->k);
-    p.own2 = kd_heads_of<const bf16>(args->v);
-    p.other1 = kd_heads_of<const bf16>(args->q);
-    p.other2 = kd_heads_of<const bf16>(args->dout);
-    p.out1 = kd_heads_of<bf16>(args->dk);
-    p.out2 = kd_heads_of<bf16>(args->dv);
-    p.seen = (const kd_seen *)scratch.seen_by_keys.data;
-    p.rows = (int)args->k->shape[0];
-    return p;
-}
-
-Params queries_of(const kd_attention_backward_args *args, const Scratch &scratch)
-{
-    Params p = params_of(args, scratch);
-    p.own1 = kd_heads_of<const bf16>(args->q);
-    p.own2 = kd_heads_of<const bf16>(args->dout);
-    p.other1 = kd_heads_of<const bf16>(args->k);
-    p.other2 = kd_heads_of<const bf16>(args->v);
-    p.out1 = kd_heads_of<bf16>(args->dq);
-    p.seen = (const kd_seen *)scratch.seen_by_queries.data;
-    p.rows = p.queries;
+    p.inner = p.softcap > 0 ? p.scale / p.softcap : 0;
+    p.exponent = LOG2E * (p.softcap > 0 ? p.softcap : p.scale);
     return p;
 }
 
@@ -544,37 +523,56 @@ kd_status launch_statistics(kd_exec *exec, const kd_attention_backward_args *arg
                      { dim3((unsigned)blocks), dim3(ROW_THREADS) }, p);
 }
 
+kd_status launch_parts(kd_exec *exec, const Params &keys, int64_t heads, int64_t parts)
+{
+    const PartsParams p = { keys.out1,  keys.out2, keys.partial, keys.rows * heads * keys.d,
+                            (int)heads, keys.d,    (int)parts };
+    const kd_grid grid = { dim3((unsigned)kd_ceil_div(p.size, 4 * PART_THREADS), 2),
+                           dim3(PART_THREADS) };
+    return kd_launch(exec, "attention parts", parts_kernel, grid, p);
+}
+
 /* Heads of up to D elements; see Shape. */
 template <int D, int TILES, int WARPS, int STAGE, int KEYS_CHUNK, int QUERIES_CHUNK>
-kd_status backward(kd_exec *exec, const kd_attention_backward_args *args, const Scratch &scratch)
+kd_status backward(kd_exec *exec, const kd_attention_backward_args *args, Scratch scratch)
 {
-    const Params keys = keys_of(args, scratch), queries = queries_of(args, scratch);
-    const int64_t heads = args->q->shape[1], groups = args->k->shape[1];
-    if constexpr (D <= 128) {
-        using Both = Shape<D, TILES, WARPS, STAGE, KEYS_CHUNK, true, true, true>;
-        KD_TRY(launch<Both>(exec, keys, groups));
-    } else {
-        using First = Shape<D, TILES, WARPS, STAGE, KEYS_CHUNK, true, true, false>;
-        using Second = Shape<D, TILES, WARPS, STAGE, KEYS_CHUNK, true, false, true>;
-        KD_TRY(launch<First>(exec, keys, groups));
-        KD_TRY(launch<Second>(exec, keys, groups));
-    }
+    using Both = Shape<D, TILES, WARPS, STAGE, KEYS_CHUNK, true, true, true>;
+    using First = Shape<D, TILES, WARPS, STAGE, KEYS_CHUNK, true, true, false>;
+    using Second = Shape<D, TILES, WARPS, STAGE, KEYS_CHUNK, true, false, true>;
     using Queries = Shape<D, TILES, WARPS, STAGE, QUERIES_CHUNK, false, true, false>;
-    return launch<Queries>(exec, queries, heads);
+    const int64_t heads = args->q->shape[1], groups = args->k->shape[1], rows = args->k->shape[0];
+    const int64_t group = heads / groups;
+    const int64_t blocks = kd_max_i64(kd_ceil_div(rows, Both::ROWS) * groups, 1);
+    const int64_t wanted = 2 * Both::BLOCKS * kd_cuda_limits_of(exec)->multiprocessors;
+    const int64_t share = kd_ceil_div(group, kd_max_i64(kd_min_i64(wanted / blocks, group), 1));
+    const int64_t parts = kd_ceil_div(group, share);
+    if (parts > 1)
+        KD_TRY(kd_push(&scratch.partial, exec, "attention.parts", KD_F32,
+                       KD_SHAPE(2 * parts, rows, groups * args->k->shape[2])));
+    if (kd_planning(exec)) return KD_OK;
+    KD_TRY(launch_statistics(exec, args, scratch));
+    KD_TRY(launch<Queries>(exec, params_of(args, scratch, false), heads));
+    Params keys = params_of(args, scratch, true);
+    keys.share = (int)share;
+    if constexpr (D <= 128) {
+        KD_TRY(launch<Both>(exec, keys, groups, parts));
+    } else {
+        KD_TRY(launch<First>(exec, keys, groups, parts));
+        KD_TRY(launch<Second>(exec, keys, groups, parts));
+    }
+    return parts > 1 && rows > 0 ? launch_parts(exec, keys, groups, parts) : KD_OK;
 }
 
 kd_status flash(kd_exec *exec, const kd_attention_backward_args *args)
 {
     const int64_t rows = args->q->shape[0], heads = args->q->shape[1], d = args->q->shape[2];
     const kd_attention_args of_forward = kd_attention_forward_of(args);
-    Scratch scratch;
+    Scratch scratch = {};
     /* An even number of rows, so that two begin at a multiple of 16 bytes. */
     KD_TRY(kd_push(&scratch.statistics, exec, "attention.statistics", KD_F32,
                    KD_SHAPE(heads, rows + rows % 2, 2)));
     KD_TRY(kd_attention_seen(&scratch.seen_by_queries, exec, &of_forward, false));
     KD_TRY(kd_attention_seen(&scratch.seen_by_keys, exec, &of_forward, true));
-    if (kd_planning(exec)) return KD_OK;
-    KD_TRY(launch_statistics(exec, args, scratch));
     if (d <= 32) return backward<32, 2, 4, 64, 32, 32>(exec, args, scratch);
     if (d <= 64) return backward<64, 2, 4, 64, 16, 16>(exec, args, scratch);
     if (d <= 96) return backward<96, 1, 8, 64, 32, 32>(exec, args, scratch);

@@ -10,8 +10,8 @@
  * Numerics  everything in f32; weights are not rounded.
  * Same bits  a warp adds in the order of the rows and nobody adds to what another wrote.
  */
-#include "ops/attention.cuh"
 #include "common/reduce.cuh"
+#include "ops/attention.cuh"
 
 namespace {
 

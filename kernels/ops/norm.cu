@@ -11,7 +11,8 @@
  *           bf16; backward dy, x and dx (add), 6 (8) bytes, and 8 bytes a column and block of partial
  *           sums, which the second-level cache mostly holds: 3 % of the whole at 16384 rows in the 396
  *           blocks that an H100 runs.
- * Aim       0.88 (forward) and 0.80 (backward) of the bandwidth of a copy.
+ * Aim       0.88 (forward) and 0.80 (backward, up to 4096 columns: beyond, one block has the whole
+ *           multiprocessor and its loads wait for its sums) of the bandwidth of a copy.
  * Numerics  f32 trees in a row; mean first, then the variance around it; rsqrtf is within 2 ulp.
  *           The gradients of the parameters: see common/partials.cuh.
  * Outputs   sum may be x or residual, dx may be add: a thread reads what it is about to overwrite.
@@ -30,8 +31,10 @@ constexpr int threads_of(int lanes) { return lanes <= KD_WARP ? 256 : lanes; }
 
 template <int LANES> __device__ __forceinline__ float row_sum(float x, float *buffer)
 {
-    if (LANES <= KD_WARP) return kd_lanes_sum<LANES>(x);
-    return kd_block_sum < LANES < KD_WARP ? KD_WARP : LANES > (x, buffer);
+    if constexpr (LANES <= KD_WARP)
+        return kd_lanes_sum<LANES>(x);
+    else
+        return kd_block_sum<LANES>(x, buffer);
 }
 
 /* ---- forward ---------------------------------------------------------------------------------- */
@@ -348,29 +351,31 @@ __global__ void __launch_bounds__(LONG) long_backward_kernel(Backward<T> p)
 struct Gradient {
     const char *name;
     const kd_tensor *dx, *dweight, *dbias, *dy, *x, *mean, *rstd, *weight, *add;
-    kd_tensor dweight_blocks, dbias_blocks; /* f32 [blocks, D]; absent with their tensors */
-    int64_t blocks;
-    int lanes; /* that hold a row; 0: it is not held */
+    kd_partials sums; /* of dweight and dbias */
+    int lanes;        /* that hold a row; 0: it is not held */
 };
 
 template <class T, bool CENTRE, int LANES>
 kd_status launch_held_backward(kd_exec *exec, const Gradient &a, const Backward<T> &p)
 {
-    const kd_grid grid = { dim3((unsigned)a.blocks), dim3(threads_of(LANES)) };
+    const kd_grid grid = { dim3((unsigned)a.sums.rows), dim3(threads_of(LANES)) };
     return kd_launch(exec, a.name, held_backward_kernel<T, CENTRE, LANES>, grid, p);
 }
 
 template <class T, bool CENTRE> kd_status backward_of(kd_exec *exec, const Gradient &a)
 {
-    const Backward<T> p = {
-        kd_rows_of<T>(a.dx),          kd_rows_of<T>(a.dy),
-        kd_rows_of<T>(a.x),           kd_rows_of<T>(a.add),
-        (const T *)a.weight->data,    CENTRE ? (const float *)a.mean->data : NULL,
-        (const float *)a.rstd->data,  (float *)a.dweight_blocks.data,
-        (float *)a.dbias_blocks.data, kd_tensor_rows(a.x),
-        kd_tensor_columns(a.x)
-    };
-    const kd_grid grid = { dim3((unsigned)a.blocks), dim3(LONG) };
+    const Backward<T> p = { kd_rows_of<T>(a.dx),
+                            kd_rows_of<T>(a.dy),
+                            kd_rows_of<T>(a.x),
+                            kd_rows_of<T>(a.add),
+                            (const T *)a.weight->data,
+                            CENTRE ? (const float *)a.mean->data : NULL,
+                            (const float *)a.rstd->data,
+                            a.sums.from[0],
+                            a.sums.from[1],
+                            kd_tensor_rows(a.x),
+                            kd_tensor_columns(a.x) };
+    const kd_grid grid = { dim3((unsigned)a.sums.rows), dim3(LONG) };
     switch (a.lanes) {
     case 8: return launch_held_backward<T, CENTRE, 8>(exec, a, p);
     case 32: return launch_held_backward<T, CENTRE, 32>(exec, a, p);
@@ -402,22 +407,12 @@ kd_status run(kd_exec *exec, Gradient &a)
     const int64_t rows = kd_tensor_rows(a.x), columns = kd_tensor_columns(a.x);
     a.lanes = lanes_of(a);
     const int lanes = a.lanes ? a.lanes : LONG;
-    a.blocks = kd_partial_blocks(exec, rows, 4 * threads_of(lanes) / lanes,
-                                 a.lanes ? resident_of(lanes, a.mean) : 2);
-    const kd_shape shape = KD_SHAPE(a.blocks, columns);
-    if (kd_present(a.dweight))
-        KD_TRY(kd_push(&a.dweight_blocks, exec, "norm.dweight_blocks", KD_F32, shape));
-    if (kd_present(a.dbias))
-        KD_TRY(kd_push(&a.dbias_blocks, exec, "norm.dbias_blocks", KD_F32, shape));
+    const int64_t blocks = kd_partial_blocks(exec, rows, 4 * threads_of(lanes) / lanes,
+                                             a.lanes ? resident_of(lanes, a.mean) : 2);
+    KD_TRY(kd_push_partials(&a.sums, exec, blocks, columns, a.dweight, a.dbias));
     if (kd_planning(exec) || rows * columns == 0) return KD_OK;
     KD_TRY(KD_BY_DTYPE(a.x->dtype, backward, exec, a));
-    const kd_partials partials = { { (const float *)a.dweight_blocks.data,
-                                     (const float *)a.dbias_blocks.data },
-                                   { kd_present(a.dweight) ? (float *)a.dweight->data : NULL,
-                                     kd_present(a.dbias) ? (float *)a.dbias->data : NULL },
-                                   a.blocks,
-                                   columns };
-    return kd_add_partials(exec, partials);
+    return kd_add_partials(exec, a.sums);
 }
 
 } // namespace

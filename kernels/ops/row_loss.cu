@@ -1,23 +1,6 @@
-#include "ops/row_loss.cuh"
+#include "ops/row_loss_launch.cuh"
 
 namespace {
-
-/* ---- which kernel ----------------------------------------------------------------------------- */
-
-/* A divergence alone or with cross entropy is compiled for itself, of bf16 logits; the first that
- * fits is taken, in whichever order the terms are given. */
-#define KD_MIXES(MIX)                                                                              \
-    MIX(KD_ROW_forward_kl, KD_ROW_cross_entropy)                                                   \
-    MIX(KD_ROW_reverse_kl, KD_ROW_cross_entropy)                                                   \
-    MIX(KD_ROW_jsd, KD_ROW_cross_entropy)                                                          \
-    MIX(KD_ROW_cross_entropy, NONE)                                                                \
-    MIX(KD_ROW_forward_kl, NONE)                                                                   \
-    MIX(KD_ROW_reverse_kl, NONE)                                                                   \
-    MIX(KD_ROW_jsd, NONE)                                                                          \
-    MIX(KD_ROW_skew_kl, NONE)                                                                      \
-    MIX(KD_ROW_skew_reverse_kl, NONE)                                                              \
-    MIX(KD_ROW_total_variation, NONE)                                                              \
-    MIX(KD_ROW_z_loss, NONE)
 
 int64_t row_bytes(const kd_tensor *t) { return t->stride[0] * (int64_t)kd_dtype_size(t->dtype); }
 
@@ -59,6 +42,7 @@ Params params_of(const kd_row_loss_args *args)
     p.loss_stride[0] = args->loss->stride[0];
     p.loss_stride[1] = args->loss->stride[1];
     p.scalars = ((const kd_step_scalars *)args->scalars->data)->term;
+    p.ranks = 1;
     p.count = args->terms->count;
     for (int k = 0; k < p.count; k++) {
         p.kind[k] = args->terms->kind[k];
@@ -67,58 +51,43 @@ Params params_of(const kd_row_loss_args *args)
     return p;
 }
 
-/* Whether p's terms are these; then puts them in this order. */
-bool take_mix(Params &p, int first, int second)
+/*
+ * How many blocks hold a row in shared memory: as few as leave room for three of them on a
+ * multiprocessor, so that some load while others compute; 0: it is too long.
+ */
+int ranks_for(kd_exec *exec, const Params &p, size_t class_bytes)
 {
-    if (p.count != (second == NONE ? 1 : 2)) return false;
-    if (p.kind[0] == first && (second == NONE || p.kind[1] == second)) return true;
-    if (second == NONE || p.kind[0] != second || p.kind[1] != first) return false;
-    p.index[0] = 1;
-    p.index[1] = 0;
-    return true;
-}
-
-/* Few threads where a row is short; so many that each has two units or more where it is long. */
-unsigned threads_for(int64_t units)
-{
-    unsigned threads = KD_WARP;
-    while (threads < 512 && 2 * (int64_t)threads < units) threads *= 2;
-    return threads;
-}
-
-template <class S, class T, class U> kd_status launch(kd_exec *exec, int64_t rows, const Params &p)
-{
-    const unsigned threads = threads_for(kd_ceil_div(p.classes, KD_UNIT));
-    kd_grid grid = { dim3((unsigned)rows), dim3(threads) };
-    if (!S::fixed) grid.shared = 2 * (size_t)p.count * threads * sizeof(float);
-    return kd_launch(exec, "row_loss", row_loss_kernel<false, S, T, U>, grid, p);
-}
-
-kd_status launch_bf16(kd_exec *exec, int64_t rows, Params &p)
-{
-#define KD_MIX(FIRST, SECOND)                                                                      \
-    if (take_mix(p, FIRST, SECOND)) return launch<Set<FIRST, SECOND>, bf16, bf16>(exec, rows, p);
-    KD_MIXES(KD_MIX)
-#undef KD_MIX
-    return launch<Set<ANY, NONE>, bf16, bf16>(exec, rows, p);
+    const kd_cuda_limits *limits = kd_cuda_limits_of(exec);
+    const size_t own = 5 << 10; /* static, and what the system takes */
+    const int most = limits->capability >= 90 ? 8 : 1;
+    const int units = (p.classes + KD_UNIT - 1) / KD_UNIT;
+    for (int ranks = kd_min_i64(kd_max_i64(limits->row_blocks, 1), most);; ranks *= 2) {
+        const size_t bytes = (size_t)((units + ranks - 1) / ranks) * KD_UNIT * class_bytes +
+                             bytes_of_sums<Set<ANY, NONE>>(p.count, 512) + own;
+        if (bytes <= limits->shared / 3) return ranks;
+        if (ranks == most) return bytes <= limits->shared / (most == 1 ? 2 : 1) ? ranks : 0;
+    }
 }
 
 } // namespace
 
 extern "C" kd_status kd_row_loss_cuda(kd_exec *exec, const kd_row_loss_args *args)
 {
-    const int64_t rows = args->student->shape[0];
+    const int64_t rows = args->student->shape[0], columns = args->student->shape[1];
     if (kd_planning(exec) || rows == 0) return KD_OK;
-    const int64_t most = INT32_MAX - KD_UNIT;
-    if (args->student->shape[1] > most || rows > most)
-        return kd_fail(KD_ENOTSUP, "[%lld, %lld] logits, expected at most %lld rows and columns",
-                       (long long)rows, (long long)args->student->shape[1], (long long)most);
+    const int64_t most_rows = INT32_MAX / 8, most_columns = INT32_MAX - KD_UNIT;
+    if (rows > most_rows || columns > most_columns)
+        return kd_fail(KD_ENOTSUP, "[%lld, %lld] logits, expected at most [%lld, %lld]",
+                       (long long)rows, (long long)columns, (long long)most_rows,
+                       (long long)most_columns);
     Params p = params_of(args);
-    const bool student = args->student->dtype == KD_BF16;
-    const bool teacher = p.teacher ? args->teacher->dtype == KD_BF16 : student;
-    typedef Set<ANY, NONE> Any;
-    if (student && teacher) return launch_bf16(exec, rows, p);
-    if (student) return launch<Any, bf16, float>(exec, rows, p);
-    if (teacher) return launch<Any, float, bf16>(exec, rows, p);
-    return launch<Any, float, float>(exec, rows, p);
+    const kd_dtype student = args->student->dtype;
+    const kd_dtype teacher = p.teacher ? args->teacher->dtype : student;
+    const size_t class_bytes = kd_dtype_size(student) + (p.teacher ? kd_dtype_size(teacher) : 0);
+    if (kd_cuda_limits_of(exec)->row_blocks) {
+        p.ranks = ranks_for(exec, p, class_bytes);
+        if (p.ranks) return kd_row_loss_resident(exec, (int)rows, &p, student, teacher);
+        p.ranks = 1;
+    }
+    return launch_types<false>(exec, (int)rows, p, student, teacher);
 }

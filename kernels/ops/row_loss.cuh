@@ -1,75 +1,17 @@
 /*
- * row_loss.cuh - the kernel of row_loss.cu: one row by one block, over units of the row.
+ * row_loss.cuh - the kernel of row_loss.cu: one row by one block, or by a cluster that holds it in
+ * shared memory, over units of the row.
  */
 #ifndef KD_ROW_LOSS_CUH
 #define KD_ROW_LOSS_CUH
 
-#include "common/row_softmax.cuh"
-
-#define KD_ROW_FN     static __device__ __forceinline__
-#define KD_ROW_LOG(x) logf(x)
-#define KD_ROW_ABS(x) fabsf(x)
-
-#include "ops/rows/cross_entropy.h"
-#include "ops/rows/forward_kl.h"
-#include "ops/rows/jsd.h"
-#include "ops/rows/reverse_kl.h"
-#include "ops/rows/skew_kl.h"
-#include "ops/rows/skew_reverse_kl.h"
-#include "ops/rows/total_variation.h"
-#include "ops/rows/z_loss.h"
-
-namespace {
-
-/* ---- which terms ------------------------------------------------------------------------------ */
-
-/* In place of a kind: any terms, told at run time; no second term. */
-enum { ANY = -1, NONE = -2 };
-
-constexpr bool reads_teacher(int kind)
-{
-    switch (kind) {
-#define KD_ROW(term, teacher, ...)                                                                 \
-    case KD_ROW_##term:                                                                            \
-        return teacher;
-#include "ops/row_list.h"
-#undef KD_ROW
-    default: return false;
-    }
-}
-
-constexpr kd_row_need need_of(int kind)
-{
-    switch (kind) {
-#define KD_ROW(term, teacher, label, sums, ...)                                                    \
-    case KD_ROW_##term:                                                                            \
-        return sums;
-#include "ops/row_list.h"
-#undef KD_ROW
-    default: return KD_SUMS_NEVER;
-    }
-}
-
-/* The terms of one instantiation.  Of two, the second reads no teacher. */
-template <int FIRST, int SECOND> struct Set {
-    static constexpr bool fixed = FIRST != ANY;
-    static constexpr int terms = !fixed ? KD_MAX_ROW_TERMS : SECOND == NONE ? 1 : 2;
-    static constexpr int unroll = fixed ? terms : 1;
-    static constexpr bool teacher = !fixed || reads_teacher(FIRST);
-    static constexpr bool always =
-        need_of(FIRST) == KD_SUMS_ALWAYS || need_of(SECOND) == KD_SUMS_ALWAYS;
-    static constexpr bool clean = fixed && !always; /* worth a sweep of its own for clean rows */
-    /* Threads of a block, so that two of 512 or one of 1024 have what registers they need. */
-    static constexpr int threads = !fixed || FIRST == KD_ROW_jsd ? 512 : 1024;
-    static __device__ __forceinline__ int kind(int j, int told)
-    {
-        return !fixed ? told : j == 0 ? FIRST : SECOND;
-    }
-};
+#include "common/cluster.cuh"
+#include "ops/row_loss_terms.cuh"
 
 /* ---- operands and shared memory ---------------------------------------------------------------- */
 
-struct Params {
+/* One launch.  Named, because two files launch the kernel. */
+struct kd_row_params {
     void *student;
     const void *teacher;
     int64_t student_stride, teacher_stride;
@@ -80,9 +22,14 @@ struct Params {
     float *loss, *same_top;
     int64_t label_stride, weight_stride, loss_stride[2], same_top_stride;
     const kd_term_scalars *scalars;
+    int ranks; /* blocks per row; more than one are a cluster */
     int count;
     int kind[KD_MAX_ROW_TERMS], index[KD_MAX_ROW_TERMS]; /* index: the term's in loss and scalars */
 };
+
+namespace {
+
+typedef kd_row_params Params;
 
 struct Term {
     kd_row_stats stats; /* a and b are 0 until they are known */
@@ -101,9 +48,17 @@ template <class S> struct Facts {
 
 template <class S> struct State {
     Facts<S> facts;
-    kd_reduction reduction;
+    kd_partials partials;
+    /* Of this block; the others of the cluster read them, so each is written once per row. */
+    float most[4];              /* maxima of student and teacher, minus their minima */
+    double sum[2][KD_MAX_SUMS]; /* of exponentials; of terms */
+    int top[2];                 /* first largest class of student and teacher */
+    /* Of the row, where blocks are a cluster. */
+    float row_most[4];
+    double row_sum[2][KD_MAX_SUMS];
+    int row_top[2];
+
     float label_logit;
-    int top[2];    /* first largest class of student and teacher */
     bool poisoned; /* a temperature is none */
     bool need;     /* some gradient reads its sums */
     bool clean;    /* no class of either side is dead at any temperature */
@@ -121,98 +76,9 @@ template <class T, class U> struct Row {
     kd_logits<U> teacher;
     kd_units units;
     int label; /* -1: none */
+    int n;
+    int rank; /* of the block among those of the row */
 };
-
-/* ---- one unit at one temperature --------------------------------------------------------------- */
-
-struct Classes {
-    float log_q[KD_UNIT], q[KD_UNIT], log_p[KD_UNIT], p[KD_UNIT], live[KD_UNIT];
-    int label; /* which of them is the row's label; any other number: none */
-};
-
-/* In a CLEAN row nothing is dead, and what fills up the last unit is finite and has probability 0. */
-constexpr float LOWEST = -1e30f;
-
-template <bool CLEAN>
-__device__ __forceinline__ void fill_side(float (&log_x)[KD_UNIT], float (&x)[KD_UNIT],
-                                          float (&live)[KD_UNIT], const float (&z)[KD_UNIT],
-                                          const kd_side &side, const kd_softmax &softmax)
-{
-#pragma unroll
-    for (int i = 0; i < KD_UNIT; i++) {
-        const float from_max = z[i] - side.max, tempered = from_max * softmax.inv_t;
-        const bool dead = !CLEAN && tempered == -INFINITY;
-        log_x[i] = dead ? side.dead : tempered - side.log_sum;
-        x[i] = kd_exp2(fmaf(from_max, softmax.scale, -side.log2_sum));
-        live[i] = dead ? 0.0f : 1.0f;
-    }
-}
-
-template <bool CLEAN>
-__device__ __forceinline__ void fill_classes(Classes &c, const float (&z)[KD_UNIT],
-                                             const float (&t)[KD_UNIT], const kd_softmax &softmax)
-{
-    float unused[KD_UNIT];
-    fill_side<CLEAN>(c.log_q, c.q, c.live, z, softmax.student, softmax);
-    fill_side<CLEAN>(c.log_p, c.p, unused, t, softmax.teacher, softmax);
-}
-
-__device__ __forceinline__ kd_row_class class_at(const Classes &c, int i)
-{
-    return { c.log_q[i], c.q[i], c.log_p[i], c.p[i], c.live[i], i == c.label ? 1.0f : 0.0f };
-}
-
-__device__ __forceinline__ void add_sums(float &a, float &b, int kind, const Classes &c,
-                                         float option)
-{
-    float a_of[KD_UNIT], b_of[KD_UNIT];
-    switch (kind) {
-#define KD_ROW(term, ...)                                                                          \
-    case KD_ROW_##term:                                                                            \
-        _Pragma("unroll") for (int i = 0; i < KD_UNIT; i++)                                        \
-        {                                                                                          \
-            const kd_row_sums share = kd_row_##term##_sums(class_at(c, i), option);                \
-            a_of[i] = share.a;                                                                     \
-            b_of[i] = share.b;                                                                     \
-        }                                                                                          \
-        break;
-#include "ops/row_list.h"
-#undef KD_ROW
-    default: return;
-    }
-    a += kd_unit_sum(a_of);
-    b += kd_unit_sum(b_of);
-}
-
-__device__ __forceinline__ void add_gradient(float (&gradient)[KD_UNIT], int kind, const Classes &c,
-                                             const kd_row_stats &stats, float scale)
-{
-    switch (kind) {
-#define KD_ROW(term, ...)                                                                          \
-    case KD_ROW_##term:                                                                            \
-        _Pragma("unroll") for (int i = 0; i < KD_UNIT; i++)                                        \
-        {                                                                                          \
-            const float g = kd_row_##term##_gradient(class_at(c, i), stats);                       \
-            gradient[i] += c.live[i] == 0.0f ? 0.0f : scale * g;                                   \
-        }                                                                                          \
-        break;
-#include "ops/row_list.h"
-#undef KD_ROW
-    default: return;
-    }
-}
-
-__device__ __forceinline__ float value_of(int kind, const kd_row_stats &stats)
-{
-    switch (kind) {
-#define KD_ROW(term, ...)                                                                          \
-    case KD_ROW_##term:                                                                            \
-        return kd_row_##term##_value(stats);
-#include "ops/row_list.h"
-#undef KD_ROW
-    default: return NAN;
-    }
-}
 
 /* ---- sweeps ----------------------------------------------------------------------------------- */
 
@@ -268,10 +134,11 @@ __device__ __forceinline__ void sweep_statistics(kd_seen (&seen)[2], Own &own, c
     }
 }
 
-/* The sums of every term (own[2 j], own[2 j + 1]), the gradient, or both. */
+/* The sums of terms [first, end) (own[2 j], own[2 j + 1]), the gradient, or both. */
 template <bool STAGED, bool CLEAN, class S, class T, class U, class Own>
 __device__ __forceinline__ void sweep_terms(Own &own, const Row<T, U> &row, const Facts<S> &facts,
-                                            int count, bool sums, bool gradient, bool backward)
+                                            int first, int end, bool sums, bool gradient,
+                                            bool backward)
 {
     const float fill = CLEAN ? LOWEST : -INFINITY;
     for (int i = 0; i < row.units.mine; i++) {
@@ -281,14 +148,14 @@ __device__ __forceinline__ void sweep_terms(Own &own, const Row<T, U> &row, cons
         if (S::fixed ? S::teacher : row.teacher.data != NULL)
             kd_load_unit<STAGED>(t, row.teacher, row.units, unit, fill);
         Classes c;
-        c.label = row.label < 0 ? -1 : row.label - unit * KD_UNIT;
+        c.label = row.label - unit * KD_UNIT; /* -1: none, of any unit */
         int group = -1;
 #pragma unroll(S::unroll)
-        for (int j = 0; j < count; j++) {
+        for (int j = first; j < end; j++) {
             const Term &term = facts.term[j];
             const int kind = S::kind(j, term.kind);
-            if (j == 0 || term.group != group)
-                fill_classes<CLEAN>(c, z, t, facts.softmax[S::fixed ? j : term.group]);
+            if (j == first || term.group != group)
+                fill_classes<CLEAN>(c, z, t, facts.softmax[term.group]);
             group = term.group;
             kd_row_stats stats = term.stats;
             if (CLEAN) stats.option = stats.a = stats.b = 0.0f; /* see `need` */
@@ -349,14 +216,12 @@ __device__ __forceinline__ bool all_live(float min, float max, float inv_t)
     return (fminf(min, LOWEST) - max) * inv_t > -INFINITY;
 }
 
-/* One thread: softmaxes and what of the terms is known without their sums.  most: the largest of
- * student and teacher, then minus their smallest. */
+/* One thread: softmaxes and what of the terms is known without their sums. */
 template <class S>
-__device__ void finish_statistics(State<S> &state, int label, bool teacher, int count)
+__device__ void finish_statistics(State<S> &state, const float *most, const double *sum, int label,
+                                  bool teacher, int count)
 {
     Facts<S> &facts = state.facts;
-    const float *most = state.reduction.most;
-    const double *sum = state.reduction.sum;
     state.need = false;
     state.clean = true;
     for (int g = 0; g < facts.groups; g++) {
@@ -385,21 +250,35 @@ __device__ void finish_statistics(State<S> &state, int label, bool teacher, int 
 
 /* ---- results ---------------------------------------------------------------------------------- */
 
-/* The row's place in `loss`, but for the term. */
-__device__ __forceinline__ float *loss_of(const Params &p, int64_t n)
+template <class T, class U>
+__device__ __forceinline__ void write_loss(const Params &p, const Row<T, U> &row, int term,
+                                           float loss)
 {
-    return p.loss + n * p.loss_stride[1];
+    p.loss[term * p.loss_stride[0] + row.n * p.loss_stride[1]] = loss;
+}
+
+template <class T, class U>
+__device__ __forceinline__ void write_same_top(const Params &p, const Row<T, U> &row, bool same)
+{
+    if (p.same_top && row.rank == 0 && threadIdx.x == 0)
+        p.same_top[row.n * p.same_top_stride] = same ? 1.0f : 0.0f;
+}
+
+template <class T, class U>
+__device__ __forceinline__ void write_padding(const Params &p, const Row<T, U> &row)
+{
+    if (row.rank == p.ranks - 1) kd_fill_columns(row.student, p.classes, p.columns, 0.0f);
 }
 
 /* A row that is not computed: ignored (0) or invalid (NaN). */
-template <class T>
-__device__ __forceinline__ void write_constant(const kd_logits<T> &student, const Params &p,
-                                               int64_t n, float value)
+template <class T, class U>
+__device__ __forceinline__ void write_constant(const Params &p, const Row<T, U> &row, float value)
 {
-    kd_fill_columns(student, 0, p.classes, value);
-    kd_fill_columns(student, p.classes, p.columns, 0.0f);
-    if ((int)threadIdx.x < p.count) loss_of(p, n)[threadIdx.x * p.loss_stride[0]] = value;
-    if (p.same_top && threadIdx.x == 0) p.same_top[n * p.same_top_stride] = 0.0f;
+    kd_fill_columns(row.student, row.units.begin * KD_UNIT, min(row.units.end * KD_UNIT, p.classes),
+                    value);
+    write_padding(p, row);
+    if (row.rank == 0 && (int)threadIdx.x < p.count) write_loss(p, row, threadIdx.x, value);
+    write_same_top(p, row, false);
 }
 
 /* Every thread that has the row's largest class looks for it in the unit it remembers. */
@@ -416,7 +295,29 @@ __device__ __forceinline__ void find_top(int &top, const kd_logits<T> &logits,
     atomicMin(&top, seen.unit * KD_UNIT + first);
 }
 
-/* ---- the kernel ------------------------------------------------------------------------------- */
+/* ---- blocks of a row --------------------------------------------------------------------------- */
+
+/* Maxima, sums and first places, of two blocks. */
+__device__ __forceinline__ float join(float a, float b) { return fmaxf(a, b); }
+__device__ __forceinline__ double join(double a, double b) { return a + b; }
+__device__ __forceinline__ int join(int a, int b) { return min(a, b); }
+
+/* What the blocks of a row have at `mine`, put together in the order of their ranks by one thread per
+ * element; `all` of the block's threads go on with `to`. */
+template <bool STAGED, class X>
+__device__ __forceinline__ const X *across(X *to, const X *mine, int count, int ranks)
+{
+    if (!STAGED || ranks == 1) return mine;
+    kd_cluster_sync();
+    if ((int)threadIdx.x < count) {
+        X x = *kd_cluster_peer(mine + threadIdx.x, 0);
+        for (int rank = 1; rank < ranks; rank++)
+            x = join(x, *kd_cluster_peer(mine + threadIdx.x, rank));
+        to[threadIdx.x] = x;
+    }
+    __syncthreads();
+    return to;
+}
 
 /* Sums relative to the thread's maximum become sums relative to the row's. */
 template <class S, class Own>
@@ -432,70 +333,86 @@ __device__ __forceinline__ void rescale(Own &own, int slot, const Facts<S> &fact
 
 template <bool STAGED, class S, class T, class U, class Own>
 __device__ __forceinline__ void find_statistics(State<S> &state, Own &own, const Row<T, U> &row,
-                                                const Params &p, int64_t n)
+                                                const Params &p)
 {
     const int count = S::fixed ? S::terms : p.count;
     kd_seen seen[2] = { { -INFINITY, INFINITY, -1 }, { -INFINITY, INFINITY, -1 } };
-#pragma unroll(2 * S::unroll)
-    for (int i = 0; i < 2 * count; i++) kd_own(own, i) = 0.0f;
     sweep_statistics<STAGED>(seen, own, row, state.facts, count);
 
-    const float most[4] = { seen[0].max, seen[1].max, -seen[0].min, -seen[1].min };
-    kd_reduce_max(state.reduction, most);
+    const float of_thread[4] = { seen[0].max, seen[1].max, -seen[0].min, -seen[1].min };
+    kd_reduce_max(state.most, state.partials, of_thread);
+    const float *most = across<STAGED>(state.row_most, state.most, 4, p.ranks);
     if (p.same_top) {
-        find_top<STAGED>(state.top[0], row.student, row.units, seen[0], state.reduction.most[0]);
-        find_top<STAGED>(state.top[1], row.teacher, row.units, seen[1], state.reduction.most[1]);
+        find_top<STAGED>(state.top[0], row.student, row.units, seen[0], most[0]);
+        find_top<STAGED>(state.top[1], row.teacher, row.units, seen[1], most[1]);
     }
-    rescale(own, 0, state.facts, seen[0].max, state.reduction.most[0]);
-    if (S::teacher) rescale(own, count, state.facts, seen[1].max, state.reduction.most[1]);
-    kd_reduce_sums<2 * S::unroll>(state.reduction, own, 2 * count);
-    if (threadIdx.x == 0) {
-        finish_statistics(state, row.label, row.teacher.data != NULL, count);
-        if (p.same_top)
-            p.same_top[n * p.same_top_stride] =
-                state.top[0] == state.top[1] && state.top[0] < INT32_MAX ? 1.0f : 0.0f;
+    rescale(own, 0, state.facts, seen[0].max, most[0]);
+    if (S::teacher) rescale(own, count, state.facts, seen[1].max, most[1]);
+    kd_reduce_sums<2 * S::unroll>(state.sum[0], state.partials, own, 2 * count);
+    const double *sum = across<STAGED>(state.row_sum[0], state.sum[0], 2 * count, p.ranks);
+    if (p.same_top) {
+        const int *top = across<STAGED>(state.row_top, state.top, 2, p.ranks);
+        write_same_top(p, row, top[0] == top[1] && top[0] < INT32_MAX);
     }
+    if (threadIdx.x == 0)
+        finish_statistics(state, most, sum, row.label, row.teacher.data != NULL, count);
     __syncthreads();
 }
 
-/* What `sums` has left in own, into the terms. */
-template <class S, class Own>
-__device__ __forceinline__ void finish_sums(State<S> &state, Own &own, int count)
+template <class S, class Own> __device__ __forceinline__ void clear(Own &own, int count)
 {
-    kd_reduce_sums<2 * S::unroll>(state.reduction, own, 2 * count);
+#pragma unroll(2 * S::unroll)
+    for (int i = 0; i < count; i++) kd_own(own, i) = 0.0f;
+}
+
+/* What a sweep for the sums has left in own, into the terms. */
+template <bool STAGED, class S, class Own>
+__device__ __forceinline__ void finish_sums(State<S> &state, Own &own, int count, int ranks)
+{
+    kd_reduce_sums<2 * S::unroll>(state.sum[1], state.partials, own, 2 * count);
+    const double *sum = across<STAGED>(state.row_sum[1], state.sum[1], 2 * count, ranks);
     const int j = (int)threadIdx.x;
     if (j < count) {
-        state.facts.term[j].stats.a = (float)state.reduction.sum[2 * j];
-        state.facts.term[j].stats.b = (float)state.reduction.sum[2 * j + 1];
+        state.facts.term[j].stats.a = (float)sum[2 * j];
+        state.facts.term[j].stats.b = (float)sum[2 * j + 1];
     }
     __syncthreads();
 }
 
 template <bool STAGED, class S, class T, class U, class Own>
 __device__ __forceinline__ void run_row(State<S> &state, Own &own, const Row<T, U> &row,
-                                        const Params &p, int64_t n)
+                                        const Params &p)
 {
     const int count = S::fixed ? S::terms : p.count;
-    find_statistics<STAGED>(state, own, row, p, n);
-#pragma unroll(2 * S::unroll)
-    for (int i = 0; i < 2 * count; i++) kd_own(own, i) = 0.0f;
-    const bool need = S::always || state.need;
+    clear<S>(own, 2 * count);
+    find_statistics<STAGED>(state, own, row, p);
+    clear<S>(own, 2 * count);
+    const bool clean = S::clean && state.clean && !state.need;
+    const bool need = S::fixed ? !clean : state.need;
     if (need) {
-        sweep_terms<STAGED, false>(own, row, state.facts, count, true, false, true);
-        finish_sums(state, own, count);
+        if (S::clean) /* seldom: registers before time */
+#pragma unroll
+            for (int j = 0; j < S::unroll; j++)
+                sweep_terms<STAGED, false>(own, row, state.facts, j, j + 1, true, false, true);
+        else
+            sweep_terms<STAGED, false>(own, row, state.facts, 0, count, true, false, true);
+        finish_sums<STAGED>(state, own, count, p.ranks);
     }
-    if (S::clean && !need && state.clean)
-        sweep_terms<STAGED, true>(own, row, state.facts, count, true, true, true);
+    if (S::clean && clean)
+        sweep_terms<STAGED, true>(own, row, state.facts, 0, count, true, true, true);
     else
-        sweep_terms<STAGED, false>(own, row, state.facts, count, !need, true, !need);
-    if (!need) finish_sums(state, own, count);
-    if ((int)threadIdx.x < count) {
+        sweep_terms<STAGED, false>(own, row, state.facts, 0, count, !S::fixed && !need, true,
+                                   !need);
+    if (!need) finish_sums<STAGED>(state, own, count, p.ranks);
+    if (row.rank == 0 && (int)threadIdx.x < count) {
         const Term &term = state.facts.term[threadIdx.x];
-        loss_of(p, n)[term.index * p.loss_stride[0]] =
-            term.squared * value_of(term.kind, term.stats);
+        write_loss(p, row, term.index, term.squared * value_of(term.kind, term.stats));
     }
-    kd_fill_columns(row.student, p.classes, p.columns, 0.0f);
+    write_padding(p, row);
+    if (STAGED && p.ranks > 1) kd_cluster_sync(); /* until nobody reads this block's sums */
 }
+
+/* ---- the kernel ------------------------------------------------------------------------------- */
 
 template <class T>
 __device__ __forceinline__ kd_logits<T> logits_of(const void *data, int64_t stride, bool aligned,
@@ -504,40 +421,63 @@ __device__ __forceinline__ kd_logits<T> logits_of(const void *data, int64_t stri
     return { data ? (T *)data + n * stride : NULL, NULL, aligned };
 }
 
+template <bool STAGED, class T, class U>
+__device__ __forceinline__ Row<T, U> row_of(const Params &p)
+{
+    const int rank = STAGED ? (int)blockIdx.x % p.ranks : 0;
+    const int n = STAGED ? (int)blockIdx.x / p.ranks : (int)blockIdx.x;
+    const int units = (p.classes + KD_UNIT - 1) / KD_UNIT;
+    const int slice = STAGED ? (units + p.ranks - 1) / p.ranks : units;
+    const int begin = min(rank * slice, units), end = min(begin + slice, units);
+    return { logits_of<T>(p.student, p.student_stride, p.student_aligned, n),
+             logits_of<U>(p.teacher, p.teacher_stride, p.teacher_aligned, n),
+             kd_units_of(begin, end, p.classes),
+             p.labels ? p.labels[n * p.label_stride] : -1,
+             n,
+             rank };
+}
+
+/* Bytes of dynamic shared memory: sums of every thread where there may be any terms, then the units
+ * of both sides. */
+template <class S> __host__ __device__ size_t bytes_of_sums(int count, int threads)
+{
+    return S::fixed ? 0 : 2 * (size_t)count * (size_t)threads * sizeof(float);
+}
+
 template <bool STAGED, class S, class T, class U>
 __global__ void __launch_bounds__(S::threads) row_loss_kernel(Params p)
 {
     KD_SHARED(State<S>, shared, [1]);
     State<S> &state = shared[0];
-    const int64_t n = blockIdx.x;
-    const int label = p.labels ? p.labels[n * p.label_stride] : -1;
-    const float weight = p.weight ? p.weight[n * p.weight_stride] : 1.0f;
-    Row<T, U> row = {
-        logits_of<T>(p.student, p.student_stride, p.student_aligned, n),
-        logits_of<U>(p.teacher, p.teacher_stride, p.teacher_aligned, n),
-        kd_units_of(0, (p.classes + KD_UNIT - 1) / KD_UNIT, p.classes),
-        label,
-    };
-    if ((p.labels && label == -1) || weight == 0.0f) {
-        write_constant(row.student, p, n, 0.0f);
-        return;
-    }
-    const bool no_label = p.labels && (label < 0 || label >= p.classes);
-    if (threadIdx.x == 0) {
-        plan_terms(state, p, weight);
-        if (label >= 0 && !no_label) state.label_logit = kd_load(row.student.data + label);
-    }
-    __syncthreads();
-    if (state.poisoned || no_label) {
-        write_constant(row.student, p, n, NAN);
+    Row<T, U> row = row_of<STAGED, T, U>(p);
+    const float weight = p.weight ? p.weight[row.n * p.weight_stride] : 1.0f;
+    if ((p.labels && row.label == -1) || weight == 0.0f) {
+        write_constant(p, row, 0.0f);
         return;
     }
     typename own_of<S, S::fixed>::type own;
-    if (!S::fixed) {
-        KD_DYN_SHARED(float, columns);
-        kd_own_open(own, columns);
+    if (STAGED || !S::fixed) {
+        KD_DYN_SHARED(unsigned char, dynamic);
+        kd_own_open(own, (float *)dynamic);
+        if (STAGED) {
+            T *student = (T *)(dynamic + bytes_of_sums<S>(p.count, (int)blockDim.x));
+            U *teacher = (U *)(student + (row.units.end - row.units.begin) * KD_UNIT);
+            kd_stage_units(row.student, student, row.units);
+            if (row.teacher.data) kd_stage_units(row.teacher, teacher, row.units);
+            kd_copy_commit();
+        }
     }
-    run_row<STAGED>(state, own, row, p, n);
+    const bool no_label = p.labels && (row.label < 0 || row.label >= p.classes);
+    if (threadIdx.x == 0) {
+        plan_terms(state, p, weight);
+        if (row.label >= 0 && !no_label) state.label_logit = kd_load(row.student.data + row.label);
+    }
+    if (STAGED) kd_copy_wait<0>();
+    __syncthreads();
+    if (state.poisoned || no_label)
+        write_constant(p, row, NAN);
+    else
+        run_row<STAGED>(state, own, row, p);
 }
 
 } // namespace

@@ -66,6 +66,25 @@ static bench_work work_matmul_add(const bench_shape *s)
                          .flops = 2 * m * n * k };
 }
 
+/* The pre-activation is written beside its GELU. */
+static bench_work work_matmul_gelu(const bench_shape *s)
+{
+    bench_work work = work_matmul(s);
+    work.bytes += element(s) * product(s, 2);
+    return work;
+}
+
+static void open_matmul_gelu(bench_run *r, int set)
+{
+    const int64_t m = r->shape->dim[0], n = r->shape->dim[1], k = r->shape->dim[2];
+    const kd_tensor *w = values(r, set, KD_SHAPE(n, k), 2);
+    kd_tensor *turned = &r->tensor[set][r->count[set]++];
+    *turned = kd_tensor_transposed(w);
+    ARGS(r, set, matmul_gelu, .y = result(r, set, KD_SHAPE(m, n)),
+         .pre = result(r, set, KD_SHAPE(m, n)), .a = values(r, set, KD_SHAPE(m, k), 1), .b = turned,
+         .bias = values(r, set, KD_SHAPE(n), 3));
+}
+
 /* dW += dy^T x, in f32. */
 static void open_matmul_add(bench_run *r, int set)
 {
@@ -225,8 +244,42 @@ static void open_rope(bench_run *r, int set)
          .frequencies = kd_bench_filled(r, set, KD_F32, KD_SHAPE(d / 2), 0, 1, 3), .scale = 1);
 }
 
+/* The heads of q and of k in one row, one of k for every four of q. */
+static int64_t query_heads(const bench_shape *s) { return s->dim[1] - s->dim[1] / 5; }
+
+static bench_work work_qk_norm_rope_backward(const bench_shape *s)
+{
+    return (bench_work){ .bytes = 3 * element(s) * product(s, 3) };
+}
+
+static void open_qk_norm_rope(bench_run *r, int set)
+{
+    const int64_t n = r->shape->dim[0], h = r->shape->dim[1], d = r->shape->dim[2];
+    ARGS(r, set, qk_norm_rope, .y = result(r, set, KD_SHAPE(n, h, d)),
+         .rstd = kd_bench_zeros(r, set, KD_F32, KD_SHAPE(n, h)),
+         .x = values(r, set, KD_SHAPE(n, h, d), 1), .q_weight = values(r, set, KD_SHAPE(d), 2),
+         .k_weight = values(r, set, KD_SHAPE(d), 3),
+         .positions = kd_bench_filled(r, set, KD_I32, KD_SHAPE(n), 0, 4096, 4),
+         .frequencies = kd_bench_filled(r, set, KD_F32, KD_SHAPE(d / 2), 0, 1, 5),
+         .heads = query_heads(r->shape), .eps = 1e-6f, .scale = 1);
+}
+
+static void open_qk_norm_rope_backward(bench_run *r, int set)
+{
+    const int64_t n = r->shape->dim[0], h = r->shape->dim[1], d = r->shape->dim[2];
+    ARGS(r, set, qk_norm_rope_backward, .dx = result(r, set, KD_SHAPE(n, h, d)),
+         .dq_weight = kd_bench_zeros(r, set, KD_F32, KD_SHAPE(d)),
+         .dk_weight = kd_bench_zeros(r, set, KD_F32, KD_SHAPE(d)),
+         .dy = values(r, set, KD_SHAPE(n, h, d), 1), .x = values(r, set, KD_SHAPE(n, h, d), 2),
+         .rstd = kd_bench_filled(r, set, KD_F32, KD_SHAPE(n, h), 0.5, 2, 3),
+         .q_weight = values(r, set, KD_SHAPE(d), 4), .k_weight = values(r, set, KD_SHAPE(d), 5),
+         .positions = kd_bench_filled(r, set, KD_I32, KD_SHAPE(n), 0, 4096, 6),
+         .frequencies = kd_bench_filled(r, set, KD_F32, KD_SHAPE(d / 2), 0, 1, 7),
+         .heads = query_heads(r->shape), .scale = 1);
+}
+
 static const bench_shape ropes[] = {
-    { BENCH_QUICK, "", KD_F32, { 5, 3, 16 } },      { BENCH_GPU, "", KD_BF16, { 16384, 40, 64 } },
+    { BENCH_QUICK, "", KD_F32, { 5, 5, 16 } },      { BENCH_GPU, "", KD_BF16, { 16384, 40, 64 } },
     { BENCH_GPU, "", KD_BF16, { 16384, 40, 128 } }, { BENCH_CPU, "", KD_F32, { 1024, 12, 64 } },
     { BENCH_CPU, "", KD_BF16, { 1024, 12, 64 } },
 };
@@ -310,6 +363,7 @@ static const bench_shape attentions[] = {
 const bench_row kd_bench_rows_ops[] = {
     ROW(matmul, "MNK", work_matmul, products),
     ROW(matmul_add, "MNK", work_matmul_add, products),
+    ROW(matmul_gelu, "MNK", work_matmul_gelu, products),
     ROW(rms_norm, "ND", work_norm, norms),
     ROW(rms_norm_backward, "ND", work_norm_backward, norms_backward),
     ROW(layer_norm, "ND", work_norm, norms),
@@ -319,6 +373,8 @@ const bench_row kd_bench_rows_ops[] = {
     ROW(gelu, "NF", work_two, gelus),
     ROW(gelu_backward, "NF", work_three, gelus),
     ROW(rope, "NHd", work_rope, ropes),
+    ROW(qk_norm_rope, "NHd", work_rope, ropes),
+    ROW(qk_norm_rope_backward, "NHd", work_qk_norm_rope_backward, ropes),
     ROW(attention, "BTHd", work_attention, attentions),
     ROW(attention_backward, "BTHd", work_attention_backward, attentions),
     { 0 },

@@ -74,6 +74,18 @@ static kd_status find_device(int index)
                    cudaGetErrorString(error), cudaGetErrorName(error), a, b);
 }
 
+/* 0 until a card has shown that the other way is faster. */
+static kd_status read_row_blocks(int *blocks)
+{
+    const char *text = getenv("KD_ROW_BLOCKS");
+    *blocks = 0;
+    if (!text) return KD_OK;
+    if (strlen(text) != 1 || !strchr("01248", *text))
+        return kd_fail(KD_EINVAL, "KD_ROW_BLOCKS: \"%s\", expected 0, 1, 2, 4 or 8", text);
+    *blocks = *text - '0';
+    return KD_OK;
+}
+
 static kd_status read_limits(kd_cuda_device *cuda)
 {
     const int index = cuda->base.index;
@@ -86,7 +98,8 @@ static kd_status read_limits(kd_cuda_device *cuda)
     CUDA_TRY(cudaDeviceGetAttribute(&cache, cudaDevAttrL2CacheSize, index));
     CUDA_TRY(cudaGetDeviceProperties(&card, index));
     cuda->limits =
-        (kd_cuda_limits){ 10 * major + minor, processors, (size_t)shared, (size_t)cache };
+        (kd_cuda_limits){ 10 * major + minor, processors, (size_t)shared, (size_t)cache, 0 };
+    KD_TRY(read_row_blocks(&cuda->limits.row_blocks));
     snprintf(cuda->name, sizeof cuda->name, "%.*s", (int)sizeof cuda->name - 1, card.name);
     if (cuda->limits.capability >= LEAST_CAPABILITY) return KD_OK;
     return kd_fail(KD_EDEVICE, "cuda:%d: %s has compute capability %d.%d, expected %d.%d or later",
@@ -257,10 +270,7 @@ const kd_cuda_limits *kd_cuda_limits_of(const kd_exec *exec)
     return &((const kd_cuda_device *)exec->device)->limits;
 }
 
-kd_blas *kd_cuda_blas(const kd_exec *exec)
-{
-    return ((const kd_cuda_device *)exec->device)->blas;
-}
+kd_blas *kd_cuda_blas(const kd_exec *exec) { return ((const kd_cuda_device *)exec->device)->blas; }
 
 void *kd_cuda_stream(const kd_exec *exec) { return kd_cuda_stream_of(exec->device, exec->queue); }
 

@@ -72,8 +72,8 @@ struct kd_device {
     const kd_ops *ops;
     int index;
     /* To be set before anything is planned. */
-    bool tf32; /* products of f32 may round their operands to 10 bits of mantissa */
-    bool tune; /* kd_device_tune may choose by the clock: other bits on another day */
+    bool tf32;       /* products of f32 may round their operands to 10 bits of mantissa */
+    bool tune;       /* kd_device_tune may choose by the clock: other bits on another day */
     bool poison;     /* debug: outputs are filled with NaN before an op runs */
     bool graphs;     /* work that repeats may be captured */
     uint64_t on_cpu; /* debug: bit per op that runs on the CPU, over copies */
@@ -180,6 +180,8 @@ typedef struct kd_cuda_limits {
     int multiprocessors; /* that run blocks at the same time */
     size_t shared;       /* bytes of shared memory that a block may ask for */
     size_t cache;        /* bytes of the second-level cache */
+    int row_blocks;      /* KD_ROW_BLOCKS: at least so many blocks hold a row of logits in shared
+                          * memory (row_loss.cu); 0: none does */
 } kd_cuda_limits;
 
 /* Of an exec on a CUDA device; read when it was opened. */

@@ -11,7 +11,9 @@ static kd_status open_whole(kd_device **device, const kd_device_type *type, int 
     KD_TRY(type->open(device, index));
     kd_status status = kd_device_debug(*device);
     if (status == KD_OK) status = kd_ops_complete(*device);
-    if (status != KD_OK) kd_device_close(*device);
+    if (status == KD_OK) return KD_OK;
+    kd_device_close(*device);
+    *device = NULL;
     return status;
 }
 

@@ -76,7 +76,7 @@ typedef struct kd_geometry {
 
 typedef struct kd_attention {
     kd_linear qkv, out;     /* rows of qkv: H d of q, G d of k, G d of v */
-    kd_norm q_norm, k_norm; /* over each head's d columns */
+    kd_norm q_norm, k_norm; /* RMSNorm over each head's d columns, of the same eps */
     int64_t heads, kv_heads, head_size, window;
     float softcap, rope_scale;
     bool causal;
@@ -84,16 +84,12 @@ typedef struct kd_attention {
 } kd_attention;
 
 typedef struct kd_attention_saved {
-    kd_tensor qkv; /* [N, (H + 2G) d] after QK-norm and position */
-    kd_tensor raw; /* [N, (H + G) d] q and k before QK-norm; absent without it */
-    kd_norm_saved q_norm, k_norm;
-    kd_tensor out; /* [N, H d] before the output projection */
-    kd_tensor lse; /* [H, N] f32 */
+    kd_tensor qkv;     /* [N, (H + 2G) d] after position; with QK-norm, as projected */
+    kd_tensor qk;      /* [N, (H + G) d] q and k after QK-norm and position; absent without it */
+    kd_tensor qk_rstd; /* f32 [N, H + G]; absent with qk */
+    kd_tensor out;     /* [N, H d] before the output projection */
+    kd_tensor lse;     /* [H, N] f32 */
 } kd_attention_saved;
-
-/* q [N, H, d], k and v [N, G, d] as views of `qkv`. */
-void kd_attention_views(kd_tensor *q, kd_tensor *k, kd_tensor *v, const kd_tensor *qkv,
-                        const kd_attention *layer);
 
 KD_MUST_CHECK kd_status kd_attention_save(kd_attention_saved *saved, kd_exec *exec,
                                           const kd_attention *layer, kd_dtype dtype, int64_t rows);

@@ -261,12 +261,11 @@ static void backward_row(const norm_backward *a, int64_t row, float *dweight, fl
     }
 }
 
-/* A function of the number of rows alone: at most 64 blocks. */
-static int64_t rows_per_block(int64_t rows) { return kd_max_i64(16, kd_ceil_div(rows, 64)); }
+int64_t kd_rows_per_block(int64_t rows) { return kd_max_i64(16, kd_ceil_div(rows, 64)); }
 
-/* y += the sum of the blocks, in order. */
-static void add_blocks(const kd_tensor *y, const kd_tensor *blocks)
+void kd_add_blocks(const kd_tensor *y, const kd_tensor *blocks)
 {
+    if (!kd_present(blocks)) return;
     const int64_t count = blocks->shape[0], columns = blocks->shape[1];
     const float *from = blocks->data;
     float *to = y->data;
@@ -282,7 +281,16 @@ static void add_blocks(const kd_tensor *y, const kd_tensor *blocks)
     }
 }
 
-static float *block_of(const kd_tensor *blocks, int64_t block)
+kd_status kd_push_blocks(kd_tensor *blocks, kd_exec *exec, const char *name, const kd_tensor *y,
+                         int64_t rows)
+{
+    *blocks = (kd_tensor){ 0 };
+    if (!kd_present(y)) return KD_OK;
+    const int64_t count = kd_ceil_div(rows, kd_rows_per_block(rows));
+    return kd_push(blocks, exec, name, KD_F32, KD_SHAPE(count, kd_tensor_elements(y)));
+}
+
+float *kd_block_of(const kd_tensor *blocks, int64_t block)
 {
     if (!kd_present(blocks)) return NULL;
     float *row = (float *)blocks->data + block * blocks->shape[1];
@@ -293,16 +301,16 @@ static float *block_of(const kd_tensor *blocks, int64_t block)
 static void backward(const norm_backward *a)
 {
     const int64_t rows = kd_tensor_rows(a->x), columns = kd_tensor_columns(a->x);
-    const int64_t height = rows_per_block(rows), blocks = kd_ceil_div(rows, height);
+    const int64_t height = kd_rows_per_block(rows), blocks = kd_ceil_div(rows, height);
 #pragma omp parallel for schedule(static) if (rows * columns > KD_PARALLEL_ABOVE)
     for (int64_t block = 0; block < blocks; block++) {
-        float *dweight = block_of(&a->dweight_blocks, block);
-        float *dbias = block_of(&a->dbias_blocks, block);
+        float *dweight = kd_block_of(&a->dweight_blocks, block);
+        float *dbias = kd_block_of(&a->dbias_blocks, block);
         const int64_t end = kd_min_i64(rows, (block + 1) * height);
         for (int64_t row = block * height; row < end; row++) backward_row(a, row, dweight, dbias);
     }
-    if (kd_present(a->dweight)) add_blocks(a->dweight, &a->dweight_blocks);
-    if (kd_present(a->dbias)) add_blocks(a->dbias, &a->dbias_blocks);
+    kd_add_blocks(a->dweight, &a->dweight_blocks);
+    kd_add_blocks(a->dbias, &a->dbias_blocks);
 }
 
 static kd_status check_backward(const norm_backward *a)
@@ -323,12 +331,9 @@ static kd_status check_backward(const norm_backward *a)
 
 static kd_status run_backward(kd_exec *exec, norm_backward *a)
 {
-    const int64_t rows = kd_tensor_rows(a->x), columns = kd_tensor_columns(a->x);
-    const kd_shape shape = KD_SHAPE(kd_ceil_div(rows, rows_per_block(rows)), columns);
-    if (kd_present(a->dweight))
-        KD_TRY(kd_push(&a->dweight_blocks, exec, "norm.dweight_blocks", KD_F32, shape));
-    if (kd_present(a->dbias))
-        KD_TRY(kd_push(&a->dbias_blocks, exec, "norm.dbias_blocks", KD_F32, shape));
+    const int64_t rows = kd_tensor_rows(a->x);
+    KD_TRY(kd_push_blocks(&a->dweight_blocks, exec, "norm.dweight_blocks", a->dweight, rows));
+    KD_TRY(kd_push_blocks(&a->dbias_blocks, exec, "norm.dbias_blocks", a->dbias, rows));
     if (!kd_planning(exec)) backward(a);
     return KD_OK;
 }

@@ -42,6 +42,16 @@ KD_OP(gelu_backward, OUT(dx) IN(dy) IN(x) ARG(bool, tanh_form))
  * positions[n] * frequencies[i] (i32, f32), times `scale`; `backward` turns back.       rope.c */
 KD_OP(rope, INOUT(x) IN(positions) IN(frequencies) ARG(float, scale) ARG(bool, backward))
 
+/* y = rope(rms_norm(x)) over the heads of x [N,H+G,d], d at most 256: the first `heads` of a row with
+ * q_weight [d], the others with k_weight [d].  rstd f32 [N,H+G].  frequencies and positions, or no
+ * turning.                                                                          qk_norm.c */
+KD_OP(qk_norm_rope, OUT(y) OUT(rstd) IN(x) IN(q_weight) IN(k_weight) IN(positions) IN(frequencies)
+                        ARG(int64_t, heads) ARG(float, eps) ARG(float, scale))
+/* dx may be dy.  dq_weight, dk_weight f32, accumulated; or absent. */
+KD_OP(qk_norm_rope_backward,
+      OUT(dx) INOUT(dq_weight) INOUT(dk_weight) IN(dy) IN(x) IN(rstd) IN(q_weight) IN(k_weight)
+          IN(positions) IN(frequencies) ARG(int64_t, heads) ARG(float, scale))
+
 /* Documents are rows [cu[i], cu[i+1]) of q and of k, v (i32 [documents + 1], non-decreasing, may
  * end in empty documents).  q, o [Nq,H,d]; k, v [Nk,G,d]; lse [H,Nq] f32.  Causal compares ends:
  * query i of t sees keys up to i + (tk - tq).  window 0: unlimited, else that many keys counting

@@ -50,6 +50,8 @@ typedef struct kd_row_type {
 
 extern const kd_row_type kd_row_types[KD_ROW_COUNT];
 
+enum { KD_MAX_NORMED_HEAD = 256 }; /* elements of a head that qk_norm_rope takes */
+
 /* ---- what changes from step to step; lives in device memory ----------------------------------- */
 
 typedef struct kd_term_scalars {

@@ -32,6 +32,18 @@ KD_MUST_CHECK kd_status kd_expect_list(const kd_tensor *t, const char *what, kd_
 KD_MUST_CHECK kd_status kd_expect_ids(const kd_tensor *ids, const char *what, int64_t low,
                                       int64_t high);
 
+/* ---- gradients that every row adds to (norm.c) -------------------------------------------------- */
+
+/* Rows are summed in blocks of this many, a function of their number alone (at most 64 blocks), so
+ * that the bits do not depend on the number of threads. */
+int64_t kd_rows_per_block(int64_t rows);
+
+/* The sums of the blocks, f32 [blocks, elements of y]; absent with y. */
+KD_MUST_CHECK kd_status kd_push_blocks(kd_tensor *blocks, kd_exec *exec, const char *name,
+                                       const kd_tensor *y, int64_t rows);
+float *kd_block_of(const kd_tensor *blocks, int64_t block);      /* zeroed; NULL of absent ones */
+void kd_add_blocks(const kd_tensor *y, const kd_tensor *blocks); /* y += them, in order */
+
 /* ---- rows and strips -------------------------------------------------------------------------- */
 
 typedef struct kd_row {

@@ -66,7 +66,10 @@ static const kd_option run_rows[] = {
     { "resume", KD_STRING, offsetof(kd_run_section, resume), "auto", 0, 0, "",
       "auto: go on with an interrupted run; never; or a checkpoint's directory" },
     { "deterministic", KD_BOOL, offsetof(kd_run_section, deterministic), "true", 0, 0, "",
-      "the same bits every time; a CPU always gives them for the same number of threads" },
+      "the same bits every time, which a CPU gives for the same number of threads; false: a GPU's "
+      "products are chosen by the clock" },
+    { "tf32", KD_BOOL, offsetof(kd_run_section, tf32), "false", 0, 0, "",
+      "a GPU's f32 products round their operands to 10 bits of mantissa" },
     { "log_every", KD_INT, offsetof(kd_run_section, log_every), "10", 1, 1e9, "updates",
       "one line per so many" },
     { 0 },

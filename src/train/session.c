@@ -224,6 +224,8 @@ kd_status kd_session_open(kd_session *s, kd_run *run)
     KD_TRY(kd_run_parse(run));
     KD_TRY(kd_device_open(&device, run->run.device));
     s->device = device;
+    device->tf32 = run->run.tf32;
+    device->tune = !run->run.deterministic;
     kd_device_describe(&info, device);
     KD_TRY(count_tokens(s));
     KD_TRY(kd_session_plan(s, run, device, 0));

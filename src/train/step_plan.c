@@ -129,7 +129,8 @@ kd_status kd_step_open(kd_step *step)
     KD_TRY(kd_device_alloc_host(&pending, step->device, 2 * KD_MAX_MODELS * sizeof *step->pending));
     step->pending = pending;
     for (int i = 0; i < 2; i++) KD_TRY(kd_event_create(&step->done[i], step->device));
-    return kd_stack_open(&step->stack, step->device);
+    KD_TRY(kd_stack_open(&step->stack, step->device));
+    return kd_device_tune(&step->exec);
 }
 
 void kd_step_close(kd_step *step)

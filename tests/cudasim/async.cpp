@@ -102,10 +102,11 @@ void check_bulk(const void *to, const void *from, unsigned bytes, site s)
 #endif
 }
 
-void finish_load(size_t i)
+void finish_load(pending_load &slot)
 {
-    const pending_load l = team.bulk[i];
-    team.bulk.erase(team.bulk.begin() + (ptrdiff_t)i);
+    const pending_load l = slot;
+    slot.barrier = nullptr;
+    team.loading--;
     copy_unseen(l.to, l.from, l.bytes);
     mbarrier &b = *reinterpret_cast<mbarrier *>(l.barrier);
     b.bytes -= l.bytes;
@@ -144,10 +145,8 @@ bool mbarrier_try_wait(uint64_t *p, unsigned parity, site s)
 {
     const mbarrier &b = barrier_at(p, s);
     const auto done = [&] { return b.phase != (parity & 1); };
-    for (size_t i = 0; !done() && i < team.bulk.size();) {
-        if (team.bulk[i].barrier == p) finish_load(i);
-        else i++;
-    }
+    for (pending_load &l : team.loads)
+        if (!done() && l.barrier == p) finish_load(l);
     if (!done()) {
         self->awaited = p;
         self->where = s;
@@ -165,14 +164,27 @@ void bulk_load(void *shared, const void *from, unsigned bytes, uint64_t *p, site
     check_bulk(shared, from, bytes, s);
     barrier_at(p, s);
     fill_unseen(shared, bytes);
-    team.bulk.push_back({ shared, from, bytes, p });
+    for (pending_load &l : team.loads)
+        if (!l.barrier) {
+            l = { shared, from, bytes, p };
+            team.loading++;
+            return;
+        }
+    trap("cp.async.bulk: too many loads under way for the emulator", s);
 }
 
 bool bulk_progress()
 {
-    if (team.bulk.empty()) return false;
-    finish_load(config().schedule == RANDOM ? random_number() % team.bulk.size() : 0);
-    return true;
+    if (team.loading == 0) return false;
+    const size_t slots = std::size(team.loads);
+    const size_t start = config().schedule == RANDOM ? random_number() % slots : 0;
+    for (size_t i = 0; i < slots; i++) {
+        pending_load &l = team.loads[(start + i) % slots];
+        if (!l.barrier) continue;
+        finish_load(l);
+        return true;
+    }
+    return false;
 }
 
 void bulk_store(void *to, const void *shared, unsigned bytes, site s)

@@ -143,7 +143,6 @@ void form_gang(dim3 threads, dim3 cluster, size_t shared)
     team.threads.resize(blocks * (size_t)padded);
     team.warps.assign(blocks * (size_t)padded / 32, lanes{});
     ready.at.resize(blocks * (size_t)count);
-    team.bulk.reserve(1024); /* a fiber shall not allocate what another frees */
     for (size_t i = 0; i < team.threads.size(); i++) {
         thread &t = team.threads[i];
         const unsigned linear = (unsigned)(i % (size_t)padded);
@@ -189,7 +188,7 @@ void run_gang(dim3 first)
     self = nullptr;
     acquire(&ended);
     if (team.alive) report_deadlock();
-    if (!team.bulk.empty()) trap("a grid ends while a bulk load is under way", nowhere);
+    if (bulk_progress()) trap("blocks end while a bulk load to them is under way", nowhere);
 }
 
 /* The order of the clusters. */

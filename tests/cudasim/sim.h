@@ -175,8 +175,9 @@ struct gang {
     std::vector<thread> threads; /* a whole number of warps per block */
     std::vector<lanes> warps;
     std::vector<block> blocks;
-    std::vector<pending_load> bulk; /* under way */
-    int alive, cluster_waiting;  /* threads */
+    pending_load loads[256] = {};       /* those under way have a barrier */
+    int loading = 0;                    /* how many they are */
+    int alive = 0, cluster_waiting = 0; /* threads */
     generation cluster;
 };
 
@@ -195,7 +196,7 @@ void run_grid(dim3 grid, dim3 threads, dim3 cluster, size_t shared,
 void release_block(block &b); /* collectives.cpp: all its threads are at the barrier */
 void release_cluster();       /* cluster.cpp: all threads have arrived */
 void cluster_thread_exits(thread &t);
-bool bulk_progress(); /* async.cpp: finishes the oldest bulk load; false where there is none */
+bool bulk_progress(); /* async.cpp: finishes a bulk load; false where there is none */
 void bulk_thread_exits(thread &t);
 void shared_open(block &b, size_t dynamic_bytes);
 void shared_retire(block &b); /* the block has ended, its cluster has not */

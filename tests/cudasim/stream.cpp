@@ -37,6 +37,8 @@ double now_ms()
     return std::chrono::duration<double, std::milli>(since).count();
 }
 
+bool is_legacy(const CUstream_st *s) { return s >= legacy && s < legacy + MAX_DEVICES; }
+
 bool finished(const node_ptr &n) { return !n || n->progress == node::FINISHED; }
 
 /* A node that `n` waits for, or NULL. */
@@ -126,7 +128,7 @@ CUstream_st *stream_of(cudaStream_t handle)
         s->device = current_device();
         return s;
     }
-    return streams.count(handle) ? handle : nullptr;
+    return streams.count(handle) || is_legacy(handle) ? handle : nullptr;
 }
 
 /* ---- capture ------------------------------------------------------------------------------------ */
@@ -192,7 +194,7 @@ void order_node(CUstream_st *s, const node_ptr &n, const std::vector<node_ptr> &
     after(s->last);
     for (const node_ptr &other : s->waits) after(other);
     for (const node_ptr &other : also_after) after(other);
-    if (s == &legacy[s->device]) {
+    if (is_legacy(s)) {
         for (const CUstream_st *other : streams)
             if (other->device == s->device && other->blocking) after(other->last);
     } else if (s->blocking) {
@@ -217,8 +219,7 @@ cudaError_t enqueue(cudaStream_t stream, enum node::kind kind, std::function<voi
         if (!s) return cudaErrorInvalidResourceHandle;
         if (broken[s->device]) return broken[s->device];
         if (s->capture) return capture_node(s, n, also_after);
-        if (s == &legacy[s->device] && captures_block_legacy(s->device))
-            return cudaErrorStreamCaptureImplicit;
+        if (is_legacy(s) && captures_block_legacy(s->device)) return cudaErrorStreamCaptureImplicit;
         order_node(s, n, also_after);
     }
     if (!config().lazy) finish(n);
@@ -470,7 +471,7 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t stream, enum cudaStreamCaptureMo
     const lock hold(host_lock);
     CUstream_st *s = stream_of(stream);
     if (!s) return answer(cudaErrorInvalidResourceHandle);
-    if (s == &legacy[s->device]) return answer(cudaErrorStreamCaptureUnsupported);
+    if (is_legacy(s)) return answer(cudaErrorStreamCaptureUnsupported);
     if (s->capture) return answer(break_capture(s, cudaErrorIllegalState));
     s->capture = std::make_shared<capture>();
     s->capture->mode = mode;

@@ -129,7 +129,10 @@ static void check(parity *p, const backward_case *c, kd_dtype dtype)
 static const backward_case cases[] = {
     { "causal", 3, 3, 64, .causal = true },
     { "both ways", 2, 2, 16, .small = true },
-    { "grouped", 6, 2, 32, .causal = true, .small = true },
+    { "grouped", 6, 3, 32, .causal = true },
+    { "parts of a group", 6, 2, 16, .causal = true },
+    { "uneven parts", 5, 1, 32, .pad = 8 },
+    { "parts, above 128", 3, 1, 136, .causal = true, .small = true },
     { "one key head", 6, 1, 16, .causal = true, .small = true },
     { "head size 1", 2, 2, 1, .causal = true, .small = true },
     { "head size 33", 2, 1, 33, .causal = true, .pad = 3 },
@@ -149,7 +152,6 @@ static const backward_case cases[] = {
     { "overflow", 1, 1, 64, .causal = true, .small = true, .overflow = true },
     { "head size 96", 2, 1, 96, .causal = true, .small = true, .cross = true },
     { "head size 128", 2, 1, 128, .causal = true, .pad = 8 },
-    { "head size 136", 2, 1, 136, .causal = true, .small = true },
     { "head size 192", 2, 2, 192, .small = true },
 };
 

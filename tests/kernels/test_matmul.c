@@ -173,7 +173,7 @@ static bare bare_open(kd_device *gpu, int64_t m, int64_t k, int64_t n, float val
         for (int64_t e = 0; e < count; e++)
             host[e] = value != 0 ? value : (float)((e * 37 + 11 * i) % 61 - 30) / 29;
         if (dtype == KD_BF16) test_ok(kd_convert(host, KD_BF16, host, KD_F32, count));
-        test_ok(gpu->type->copy(gpu, NULL, inputs[i]->data, host, kd_tensor_bytes(inputs[i])));
+        test_ok(gpu->type->upload(gpu, NULL, inputs[i]->data, host, kd_tensor_bytes(inputs[i])));
         test_ok(gpu->type->sync(gpu, NULL));
         free(host);
     }

@@ -464,7 +464,10 @@ void rank_missing(bool bug)
     {                                                                                              \
 #name, name                                                                                \
     }
-const test_case cases[] = {
+const struct {
+    const char *name;
+    void (*run)(bool bug);
+} cases[] = {
     CASE(global_read),
     CASE(global_write),
     CASE(static_shared),
@@ -507,7 +510,7 @@ const test_case cases[] = {
 int main(int argc, char **argv)
 {
     const bool bug = argc == 2;
-    for (const test_case &c : cases)
+    for (const auto &c : cases)
         if (argc >= 2 && !strcmp(c.name, argv[1])) {
             c.run(bug);
             return 0;

@@ -76,9 +76,22 @@ template <class T> T first_of(const T *device)
     return value;
 }
 
+/* main of a program whose cases shall all pass. */
 struct test_case {
     const char *name;
-    void (*run)(bool bug);
+    void (*run)();
 };
+
+template <int COUNT> int run_cases(const test_case (&cases)[COUNT], int argc, char **argv)
+{
+    for (const test_case &c : cases) {
+        bool wanted = argc < 2;
+        for (int i = 1; i < argc; i++) wanted = wanted || !strcmp(argv[i], c.name);
+        if (!wanted) continue;
+        fprintf(stderr, "%s\n", c.name);
+        c.run();
+    }
+    return 0;
+}
 
 #endif
