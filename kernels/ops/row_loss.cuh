@@ -444,8 +444,12 @@ template <class S> __host__ __device__ size_t bytes_of_sums(int count, int threa
     return S::fixed ? 0 : 2 * (size_t)count * (size_t)threads * sizeof(float);
 }
 
+/* Of a block that holds its units in shared memory: three of them fill a multiprocessor. */
+constexpr int STAGED_THREADS = 256;
+
 template <bool STAGED, class S, class T, class U>
-__global__ void __launch_bounds__(S::threads) row_loss_kernel(Params p)
+__global__ void __launch_bounds__(STAGED ? STAGED_THREADS : S::threads,
+                                  STAGED &&S::threads > 512 ? 3 : 1) row_loss_kernel(Params p)
 {
     KD_SHARED(State<S>, shared, [1]);
     State<S> &state = shared[0];

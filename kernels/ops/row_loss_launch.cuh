@@ -7,9 +7,8 @@
 
 #include "ops/row_loss.cuh"
 
-/* p->ranks blocks hold each row in shared memory; there must be room. */
-kd_status kd_row_loss_resident(kd_exec *exec, int rows, kd_row_params *p, kd_dtype student,
-                               kd_dtype teacher);
+/* p->ranks blocks hold each row in shared memory; there must be room.  Both sides are `dtype`. */
+kd_status kd_row_loss_resident(kd_exec *exec, int rows, kd_row_params *p, kd_dtype dtype);
 
 namespace {
 
@@ -63,7 +62,7 @@ kd_status launch(kd_exec *exec, int rows, const Params &p)
 {
     const size_t class_bytes = sizeof(T) + (p.teacher ? sizeof(U) : 0);
     const int units = (p.classes + KD_UNIT - 1) / KD_UNIT, slice = (units + p.ranks - 1) / p.ranks;
-    const int threads = STAGED ? threads_for(slice, 512)
+    const int threads = STAGED ? threads_for(slice, STAGED_THREADS)
                                : threads_for(units, most_threads<S>(exec, p, class_bytes));
     kd_grid grid = { dim3((unsigned)(rows * p.ranks)), dim3((unsigned)threads) };
     grid.shared = bytes_of_sums<S>(p.count, threads);
@@ -75,6 +74,7 @@ kd_status launch(kd_exec *exec, int rows, const Params &p)
     return kd_launch(exec, "row_loss", row_loss_kernel<STAGED, S, T, U>, grid, p);
 }
 
+/* Terms of bf16 logits on both sides. */
 template <bool STAGED> kd_status launch_bf16(kd_exec *exec, int rows, Params &p)
 {
 #define KD_MIX(FIRST, SECOND)                                                                      \
@@ -83,16 +83,6 @@ template <bool STAGED> kd_status launch_bf16(kd_exec *exec, int rows, Params &p)
     KD_MIXES(KD_MIX)
 #undef KD_MIX
     return launch<STAGED, Set<ANY, NONE>, bf16, bf16>(exec, rows, p);
-}
-
-template <bool STAGED>
-kd_status launch_types(kd_exec *exec, int rows, Params &p, kd_dtype student, kd_dtype teacher)
-{
-    typedef Set<ANY, NONE> Any;
-    if (student == KD_BF16 && teacher == KD_BF16) return launch_bf16<STAGED>(exec, rows, p);
-    if (student == KD_BF16) return launch<STAGED, Any, bf16, float>(exec, rows, p);
-    if (teacher == KD_BF16) return launch<STAGED, Any, float, bf16>(exec, rows, p);
-    return launch<STAGED, Any, float, float>(exec, rows, p);
 }
 
 } // namespace
