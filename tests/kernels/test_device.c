@@ -437,7 +437,7 @@ static void check_on_cpu(parity *p, kd_op_id op, const void *gpu, const void *cp
     cr_assert(!p->gpu->graphs);
     test_ok(parity_run_gpu(p, op, gpu));
     test_ok(kd_op_run(&p->bench.exec, op, cpu));
-    test_same_bits(got, want, kd_op_infos[op].name);
+    test_same_bits(got, want, "%s", kd_op_infos[op].name);
 }
 
 Test(device, an_op_may_run_on_the_cpu)
