@@ -102,6 +102,7 @@ Test(quantise, refuses_sizes)
     refused(&p, (scaled_case){ .m = 4, .k = 16, .n = 16, .y_dtype = KD_BF16, .pad = 1 },
             "no f8_e4m3 kernel for [4, 16] by [16, 16]");
     parity_close(&p);
+    test_refused(test_quantised_open("cuda", false, false), KD_ENOTSUP, "dtype bf16 needs");
 }
 
 /* The emulated device's own capability is 80. */
@@ -113,6 +114,14 @@ Test(quantise, refuses_devices)
     if (kd_cuda_limits_of(&exec)->capability < KD_CUDA_E4M3_SINCE) {
         refused(&p, (scaled_case){ .m = 4, .k = 16, .n = 16, .y_dtype = KD_BF16 },
                 "expected sm_89 or later");
+        test_refused(test_quantised_open("cuda", true, false), KD_ENOTSUP,
+                     "teacher: dtype f8_e4m3: matmul_scaled: ");
     }
     parity_close(&p);
+}
+
+Test(quantise, teachers_are_nearly_those_of_bf16)
+{
+    require_e4m3();
+    test_quantised_teachers("cuda");
 }
