@@ -78,6 +78,25 @@ Test(quantise, products)
     parity_close(&p);
 }
 
+/* A product whose algorithms are chosen by the clock, over scratch. */
+Test(quantise, tuned_products)
+{
+    const scaled_case c = { .m = 33, .k = 640, .n = 16, .y_dtype = KD_BF16, .bias = true };
+    require_e4m3();
+    setenv("XDG_CACHE_HOME", "/dev/null/no", 1);
+    parity p;
+    parity_open(&p, 8u << 20);
+    p.gpu->tune = true;
+    compare(&p, &c);
+    kd_stack stack = { .peak = 1u << 20 };
+    kd_exec exec = { .device = p.gpu, .stack = &stack };
+    test_ok(kd_stack_open(&stack, p.gpu));
+    test_ok(kd_device_tune(&exec));
+    kd_stack_close(&stack, p.gpu);
+    compare(&p, &c);
+    parity_close(&p);
+}
+
 static void refused(parity *p, scaled_case c, const char *text)
 {
     const int mark = test_mark(&p->bench);
