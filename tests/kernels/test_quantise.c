@@ -21,19 +21,19 @@ static void require_e4m3(void)
 Test(quantise, gives_the_codes_of_the_cpu)
 {
     static const struct {
-        int64_t rows, columns, pad;
-    } shapes[] = { { 1, 1, 0 },    { 1, 33, 0 }, { 77, 1, 0 }, { 5, 48, 0 },
-                   { 9, 24, 8 },   { 9, 24, 3 }, { 3, 40, 4 }, { 700, 8, 0 },
-                   { 2, 5000, 0 }, { 0, 16, 0 }, { 4, 0, 0 } };
+        int64_t rows, columns, pad, y_pad;
+    } shapes[] = { { 1, 1, 0, 0 },  { 1, 33, 0, 0 },  { 77, 1, 0, 0 },   { 5, 48, 0, 0 },
+                   { 9, 24, 8, 8 }, { 9, 24, 3, 3 },  { 9, 24, 8, 1 },   { 3, 40, 4, 4 },
+                   { 3, 40, 1, 8 }, { 700, 8, 0, 0 }, { 2, 5000, 0, 0 }, { 0, 16, 0, 0 },
+                   { 4, 0, 0, 0 } };
     parity p;
     parity_open(&p, 0);
     for (int s = 0; s < KD_COUNT(shapes) * 2; s++) {
         const kd_dtype dtype = s % 2 ? KD_BF16 : KD_F32;
         const int mark = test_mark(&p.bench);
         const kd_shape shape = KD_SHAPE(shapes[s / 2].rows, shapes[s / 2].columns);
-        const int64_t pad = shapes[s / 2].pad;
-        const kd_tensor x = test_filled(&p.bench, dtype, shape, pad, -3, 3);
-        const kd_tensor y = test_tensor(&p.bench, KD_F8_E4M3, shape, pad);
+        const kd_tensor x = test_filled(&p.bench, dtype, shape, shapes[s / 2].pad, -3, 3);
+        const kd_tensor y = test_tensor(&p.bench, KD_F8_E4M3, shape, shapes[s / 2].y_pad);
         const kd_tensor scale = test_tensor(&p.bench, KD_F32, KD_SHAPE(1), 0);
         const char *name = parity_name("%s, case %d", kd_dtype_name(dtype), s / 2);
         PARITY(&p, quantise, 0, 0, name, .y = &y, .scale = &scale, .x = &x);

@@ -114,6 +114,23 @@ static void log_softmax(double *to, kd_exec *exec, const kd_head *head)
     free(weight);
 }
 
+/* A scale uses the whole range: its parameter has a code of 448. */
+static void check_scales(kd_exec *exec, const kd_slab *slab)
+{
+    for (int i = 0; i < slab->params.count; i++) {
+        const kd_tensor weight = kd_slab_weight(slab, i), scale = kd_slab_scale(slab, i);
+        double largest = 0;
+        cr_assert_eq(weight.dtype == KD_F8_E4M3, kd_present(&scale));
+        if (!kd_present(&scale)) continue;
+        double *values = downloaded(exec, &weight);
+        for (int64_t e = 0; e < kd_tensor_elements(&weight); e++)
+            largest = fmax(largest, fabs(values[e]));
+        free(values);
+        cr_assert_eq(largest, 448, "%s: the largest code is %g", slab->params.items[i].name,
+                     largest);
+    }
+}
+
 /* Of the directory's model in `dtype`; returns the bytes that the model takes. */
 static size_t predict(double *to, const char *dir, kd_dtype dtype, const char *name)
 {
@@ -130,6 +147,7 @@ static size_t predict(double *to, const char *dir, kd_dtype dtype, const char *n
     test_ok(device->type->fill(device, NULL, stack.base, 0xff, stack.capacity));
     test_ok(forward(model, &exec, &taps));
     log_softmax(to, &exec, &taps.head);
+    check_scales(&exec, &model->slab);
     const size_t bytes = kd_model_bytes(model);
     kd_stack_close(&stack, device);
     kd_model_close(model);
