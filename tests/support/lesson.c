@@ -25,7 +25,7 @@ static kd_config config_of(const test_pupil *p)
                         .heads = heads,
                         .kv_heads = gpt2 ? heads : 1,
                         .head_size = width / heads,
-                        .ffn = 3 * width / 2 + 1,
+                        .ffn = p->ffn ? p->ffn : 3 * width / 2 + 1,
                         .vocabulary = p->vocabulary ? p->vocabulary : CLASSES,
                         .max_positions = POSITIONS,
                         .norm = gpt2 ? KD_NORM_LAYER : KD_NORM_RMS,
@@ -99,7 +99,7 @@ static kd_status open_pupil(kd_model **model, kd_device *device, const test_pupi
     const kd_model_options options = { .label = pupil->label       ? pupil->label
                                                 : pupil->trainable ? "student"
                                                                    : "teacher",
-                                       .dtype = o->dtype,
+                                       .dtype = pupil->e4m3 ? KD_F8_E4M3 : o->dtype,
                                        .trainable = pupil->trainable,
                                        .moments = pupil->trainable ? 2 : 0,
                                        .recompute = pupil->recompute };

@@ -18,6 +18,8 @@ typedef struct test_pupil {
     const char *family; /* NULL: "llama"; also "qwen3" (QK-norm) and "gpt2" (LayerNorm, biases) */
     const char *label;  /* NULL: "student" or "teacher" */
     int64_t layers, width, vocabulary; /* 0: 2, 24, 61 */
+    int64_t ffn;                       /* 0: 3 width / 2 + 1 */
+    bool e4m3;                         /* matrices in its blocks, in place of the lesson's dtype */
     bool tied, trainable;
     kd_recompute recompute;
     uint64_t seed;
