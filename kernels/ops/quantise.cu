@@ -16,7 +16,7 @@
 
 namespace {
 
-constexpr int THREADS = 256;
+constexpr int THREADS = KD_ROWS_THREADS;
 
 template <class T> struct Params {
     kd_rows<const T> x;
@@ -94,7 +94,7 @@ template <class T, int W>
 kd_status launch(kd_exec *exec, const kd_quantise_args *args, const kd_tensor *largest)
 {
     const int64_t rows = args->x->shape[0], units = args->x->shape[1] / W;
-    const kd_grid grid = kd_grid_rows(exec, rows, units, THREADS);
+    const kd_grid grid = kd_grid_rows(exec, rows, units);
     const Params<T> p = { kd_rows_of<const T>(args->x),
                           kd_rows_of<uint8_t>(args->y),
                           rows,
