@@ -54,19 +54,46 @@ template <class... Tensors> inline bool kd_rows_aligned(const kd_tensor *t, Tens
     return kd_rows_aligned(t) && kd_rows_aligned(others...);
 }
 
+/* ---- a grid over rows ------------------------------------------------------------------------- */
+
+constexpr int KD_ROWS_THREADS = 256;
+
 /*
- * A grid of `threads` (a power of two) a block over `rows` of `units` units each, in which no thread
- * divides: x runs along a row, y over the rows, both in strides of gridDim * blockDim.
+ * A grid over `rows` of `units` units each in which no thread divides: x runs along a row, y over the
+ * rows, and a kernel strides over what is left:
+ *     for (int64_t r = kd_first_row(); r < p.rows; r += kd_row_step())
+ *         for (int64_t u = kd_first_unit(); u < p.units; u += kd_unit_step())
  */
-inline kd_grid kd_grid_rows(const kd_exec *exec, int64_t rows, int64_t units, int threads)
+inline kd_grid kd_grid_rows(const kd_exec *exec, int64_t rows, int64_t units)
 {
     int along = 1;
-    while (along < threads && along < units) along *= 2;
-    const int64_t most = kd_blocks_at_once(exec, threads);
+    while (along < KD_ROWS_THREADS && along < units) along *= 2;
+    const int down = KD_ROWS_THREADS / along;
+    const int64_t most = kd_blocks_at_once(exec, KD_ROWS_THREADS);
     const int64_t x = kd_min_i64(kd_max_i64(kd_ceil_div(units, along), 1), most);
-    const int64_t y = kd_min_i64(kd_ceil_div(rows, threads / along), kd_max_i64(most / x, 1));
-    return { dim3((unsigned)x, (unsigned)kd_min_i64(kd_max_i64(y, 1), 65535)),
-             dim3((unsigned)along, (unsigned)(threads / along)) };
+    const int64_t y = kd_min_i64(kd_ceil_div(rows, down), kd_max_i64(most / x, 1));
+    return { dim3((unsigned)x, (unsigned)kd_max_i64(y, 1)), dim3((unsigned)along, (unsigned)down) };
+}
+
+__device__ __forceinline__ int64_t kd_first_row()
+{
+    return (int64_t)blockIdx.y * blockDim.y + threadIdx.y;
+}
+__device__ __forceinline__ int64_t kd_row_step() { return (int64_t)gridDim.y * blockDim.y; }
+__device__ __forceinline__ int64_t kd_first_unit()
+{
+    return (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+}
+__device__ __forceinline__ int64_t kd_unit_step() { return (int64_t)gridDim.x * blockDim.x; }
+
+/* Over p.rows of p.units, given in elements: `wide`, whose units are of `width` elements, where every
+ * row is aligned, else `narrow`, whose units are elements. */
+template <class Params>
+inline kd_status kd_launch_rows(kd_exec *exec, const char *name, void (*wide)(Params), int width,
+                                void (*narrow)(Params), bool aligned, Params p)
+{
+    if (aligned) p.units /= width;
+    return kd_launch(exec, name, aligned ? wide : narrow, kd_grid_rows(exec, p.rows, p.units), p);
 }
 
 /* ---- vectors ---------------------------------------------------------------------------------- */

@@ -254,7 +254,7 @@ template <class T> __global__ void __launch_bounds__(THREADS) queries_kernel(Bac
     store_row(p.dq.at(row, head), dq, p.d, seen.begin < 0 ? NAN : p.scale);
 }
 
-template <class T> __global__ void __launch_bounds__(THREADS) keys_kernel(BackwardParams<T> p)
+template <class T> __global__ void __launch_bounds__(THREADS, 6) keys_kernel(BackwardParams<T> p)
 {
     KD_SHARED(float, rows, [WARPS][2][KD_MAX_HEAD]);
     KD_SHARED(float, weights, [WARPS][2][KD_WARP]);

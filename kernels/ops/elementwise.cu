@@ -16,7 +16,7 @@
 
 namespace {
 
-constexpr int THREADS = 256;
+constexpr int THREADS = KD_ROWS_THREADS;
 
 /* `t`, as one row where `whole` says that it has no gaps. */
 kd_tensor flat(const kd_tensor *t, bool whole)
@@ -37,28 +37,19 @@ template <class T, int W> __global__ void __launch_bounds__(THREADS) fill_kernel
     kd_vec<T, W> v;
 #pragma unroll
     for (int k = 0; k < W; k++) v.at[k] = p.value;
-    for (int64_t r = (int64_t)blockIdx.y * blockDim.y + threadIdx.y; r < p.rows;
-         r += (int64_t)gridDim.y * blockDim.y) {
+    for (int64_t r = kd_first_row(); r < p.rows; r += kd_row_step()) {
         kd_vec<T, W> *y = reinterpret_cast<kd_vec<T, W> *>(p.y.row(r));
-        for (int64_t u = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; u < p.units;
-             u += (int64_t)gridDim.x * blockDim.x)
-            y[u] = v;
+        for (int64_t u = kd_first_unit(); u < p.units; u += kd_unit_step()) y[u] = v;
     }
 }
 
 /* T is an unsigned integer of the element's size. */
 template <class T> kd_status fill(kd_exec *exec, const kd_tensor *tensor, T value)
 {
-    constexpr int W = kd_width<T>;
     const kd_tensor y = flat(tensor, kd_tensor_contiguous(tensor));
-    const int64_t rows = kd_tensor_rows(&y), columns = kd_tensor_columns(&y);
-    FillParams<T> p = { kd_rows_of<T>(&y), rows, columns, value };
-    if (!kd_rows_aligned(&y))
-        return kd_launch(exec, "fill", fill_kernel<T, 1>,
-                         kd_grid_rows(exec, rows, columns, THREADS), p);
-    p.units = columns / W;
-    return kd_launch(exec, "fill", fill_kernel<T, W>, kd_grid_rows(exec, rows, p.units, THREADS),
-                     p);
+    const FillParams<T> p = { kd_rows_of<T>(&y), kd_tensor_rows(&y), kd_tensor_columns(&y), value };
+    return kd_launch_rows(exec, "fill", fill_kernel<T, kd_width<T>>, kd_width<T>, fill_kernel<T, 1>,
+                          kd_rows_aligned(&y), p);
 }
 
 /* ---- copy ------------------------------------------------------------------------------------- */
@@ -79,12 +70,10 @@ template <class Y, class X> struct CopyParams {
 template <class Y, class X, int W>
 __global__ void __launch_bounds__(THREADS) copy_kernel(CopyParams<Y, X> p)
 {
-    for (int64_t r = (int64_t)blockIdx.y * blockDim.y + threadIdx.y; r < p.rows;
-         r += (int64_t)gridDim.y * blockDim.y) {
+    for (int64_t r = kd_first_row(); r < p.rows; r += kd_row_step()) {
         Y *y = p.y.row(r);
         const X *x = p.x.row(r);
-        for (int64_t u = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; u < p.units;
-             u += (int64_t)gridDim.x * blockDim.x) {
+        for (int64_t u = kd_first_unit(); u < p.units; u += kd_unit_step()) {
             const kd_vec<X, W> from = *reinterpret_cast<const kd_vec<X, W> *>(x + u * W * p.x_step);
             kd_vec<Y, W> to;
 #pragma unroll
@@ -101,17 +90,11 @@ kd_status copy_rows(kd_exec *exec, const kd_tensor *to, const kd_tensor *from)
     constexpr int W = 16 / (int)(sizeof(Y) > sizeof(X) ? sizeof(Y) : sizeof(X));
     const bool whole = kd_tensor_contiguous(to) && kd_tensor_contiguous(from);
     const kd_tensor y = flat(to, whole), x = flat(from, whole);
-    const int64_t rows = kd_tensor_rows(&y), columns = kd_tensor_columns(&y);
     const int64_t y_step = y.stride[y.rank - 1], x_step = x.stride[x.rank - 1];
-    CopyParams<Y, X> p = {
-        kd_rows_of<Y>(&y), kd_rows_of<const X>(&x), y_step, x_step, rows, columns
-    };
-    if (y_step != 1 || x_step != 1 || !kd_rows_aligned(&y, &x))
-        return kd_launch(exec, "copy", copy_kernel<Y, X, 1>,
-                         kd_grid_rows(exec, rows, columns, THREADS), p);
-    p.units = columns / W;
-    return kd_launch(exec, "copy", copy_kernel<Y, X, W>, kd_grid_rows(exec, rows, p.units, THREADS),
-                     p);
+    const CopyParams<Y, X> p = { kd_rows_of<Y>(&y),  kd_rows_of<const X>(&x), y_step, x_step,
+                                 kd_tensor_rows(&y), kd_tensor_columns(&y) };
+    const bool aligned = y_step == 1 && x_step == 1 && kd_rows_aligned(&y, &x);
+    return kd_launch_rows(exec, "copy", copy_kernel<Y, X, W>, W, copy_kernel<Y, X, 1>, aligned, p);
 }
 
 constexpr int TILE = 32;
@@ -214,12 +197,10 @@ template <class T> struct AddParams {
 
 template <class T, int W> __global__ void __launch_bounds__(THREADS) add_kernel(AddParams<T> p)
 {
-    for (int64_t r = (int64_t)blockIdx.y * blockDim.y + threadIdx.y; r < p.rows;
-         r += (int64_t)gridDim.y * blockDim.y) {
+    for (int64_t r = kd_first_row(); r < p.rows; r += kd_row_step()) {
         T *y = p.y.row(r);
         const T *from_a = p.a.row(r), *from_b = p.b.row(r);
-        for (int64_t u = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; u < p.units;
-             u += (int64_t)gridDim.x * blockDim.x) {
+        for (int64_t u = kd_first_unit(); u < p.units; u += kd_unit_step()) {
             float a[W], b[W];
             kd_load(a, from_a + u * W);
             kd_load(b, from_b + u * W);
@@ -232,27 +213,22 @@ template <class T, int W> __global__ void __launch_bounds__(THREADS) add_kernel(
 
 template <class T> kd_status add(kd_exec *exec, const kd_add_args *args)
 {
-    constexpr int W = kd_width<T>;
     const bool whole = kd_tensor_contiguous(args->y) && kd_tensor_contiguous(args->a) &&
                        kd_tensor_contiguous(args->b);
     const kd_tensor y = flat(args->y, whole), a = flat(args->a, whole), b = flat(args->b, whole);
-    const int64_t rows = kd_tensor_rows(&y), columns = kd_tensor_columns(&y);
-    AddParams<T> p = { kd_rows_of<T>(&y), kd_rows_of<const T>(&a), kd_rows_of<const T>(&b), rows,
-                       columns };
-    if (!kd_rows_aligned(&y, &a, &b))
-        return kd_launch(exec, "add", add_kernel<T, 1>, kd_grid_rows(exec, rows, columns, THREADS),
-                         p);
-    p.units = columns / W;
-    return kd_launch(exec, "add", add_kernel<T, W>, kd_grid_rows(exec, rows, p.units, THREADS), p);
+    const AddParams<T> p = { kd_rows_of<T>(&y), kd_rows_of<const T>(&a), kd_rows_of<const T>(&b),
+                             kd_tensor_rows(&y), kd_tensor_columns(&y) };
+    return kd_launch_rows(exec, "add", add_kernel<T, kd_width<T>>, kd_width<T>, add_kernel<T, 1>,
+                          kd_rows_aligned(&y, &a, &b), p);
 }
 
 /* ---- rows by index ---------------------------------------------------------------------------- */
 
-/* `many` [most, D] is indexed by `at` [count], `few` [count, D] is in its order. */
+/* `many` [most, D] is indexed by `at` [rows], `few` [rows, D] is in its order. */
 template <class Many, class Few> struct ChosenParams {
     Many *many;
     Few *few;
-    int64_t many_stride, few_stride, most, count, units;
+    int64_t many_stride, few_stride, most, rows, units;
     const int32_t *at;
     int32_t *winner; /* scatter_rows: [most], the last row for each target */
 };
@@ -266,14 +242,12 @@ __global__ void __launch_bounds__(THREADS) gather_kernel(ChosenParams<const T, T
         kd_store(&zero.at[k], 0.0f);
         kd_store(&nan.at[k], NAN);
     }
-    for (int64_t n = (int64_t)blockIdx.y * blockDim.y + threadIdx.y; n < p.count;
-         n += (int64_t)gridDim.y * blockDim.y) {
+    for (int64_t n = kd_first_row(); n < p.rows; n += kd_row_step()) {
         const int64_t at = p.at[n];
         const bool inside = at >= 0 && at < p.most;
         const T *x = p.many + (inside ? at : 0) * p.many_stride;
         T *y = p.few + n * p.few_stride;
-        for (int64_t u = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; u < p.units;
-             u += (int64_t)gridDim.x * blockDim.x)
+        for (int64_t u = kd_first_unit(); u < p.units; u += kd_unit_step())
             *reinterpret_cast<kd_vec<T, W> *>(y + u * W) =
                 inside     ? *reinterpret_cast<const kd_vec<T, W> *>(x + u * W)
                 : at == -1 ? zero
@@ -285,7 +259,7 @@ __global__ void __launch_bounds__(THREADS) gather_kernel(ChosenParams<const T, T
 template <class T>
 __global__ void __launch_bounds__(THREADS) choose_kernel(ChosenParams<T, const T> p)
 {
-    for (int64_t n = (int64_t)blockIdx.x * THREADS + threadIdx.x; n < p.count;
+    for (int64_t n = (int64_t)blockIdx.x * THREADS + threadIdx.x; n < p.rows;
          n += (int64_t)gridDim.x * THREADS)
         if (p.at[n] >= 0 && p.at[n] < p.most) atomicMax(&p.winner[p.at[n]], (int32_t)n);
 }
@@ -293,14 +267,12 @@ __global__ void __launch_bounds__(THREADS) choose_kernel(ChosenParams<T, const T
 template <class T, int W>
 __global__ void __launch_bounds__(THREADS) scatter_kernel(ChosenParams<T, const T> p)
 {
-    for (int64_t n = (int64_t)blockIdx.y * blockDim.y + threadIdx.y; n < p.count;
-         n += (int64_t)gridDim.y * blockDim.y) {
+    for (int64_t n = kd_first_row(); n < p.rows; n += kd_row_step()) {
         const int64_t at = p.at[n];
         if (at < 0 || at >= p.most || p.winner[at] != n) continue;
         const T *x = p.few + n * p.few_stride;
         T *y = p.many + at * p.many_stride;
-        for (int64_t u = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; u < p.units;
-             u += (int64_t)gridDim.x * blockDim.x)
+        for (int64_t u = kd_first_unit(); u < p.units; u += kd_unit_step())
             *reinterpret_cast<kd_vec<T, W> *>(y + u * W) =
                 *reinterpret_cast<const kd_vec<T, W> *>(x + u * W);
     }
@@ -322,31 +294,21 @@ ChosenParams<Many, Few> chosen(const kd_tensor *many, const kd_tensor *few, cons
 
 template <class T> kd_status gather(kd_exec *exec, const kd_gather_rows_args *args)
 {
-    constexpr int W = kd_width<T>;
-    ChosenParams<const T, T> p = chosen<const T, T>(args->x, args->y, args->rows);
-    if (!kd_rows_aligned(args->x, args->y))
-        return kd_launch(exec, "gather_rows", gather_kernel<T, 1>,
-                         kd_grid_rows(exec, p.count, p.units, THREADS), p);
-    p.units /= W;
-    return kd_launch(exec, "gather_rows", gather_kernel<T, W>,
-                     kd_grid_rows(exec, p.count, p.units, THREADS), p);
+    return kd_launch_rows(exec, "gather_rows", gather_kernel<T, kd_width<T>>, kd_width<T>,
+                          gather_kernel<T, 1>, kd_rows_aligned(args->x, args->y),
+                          chosen<const T, T>(args->x, args->y, args->rows));
 }
 
 template <class T>
 kd_status scatter(kd_exec *exec, const kd_scatter_rows_args *args, const kd_tensor *winner)
 {
-    constexpr int W = kd_width<T>;
     ChosenParams<T, const T> p = chosen<T, const T>(args->y, args->x, args->rows);
     p.winner = (int32_t *)winner->data;
     KD_TRY(fill<uint32_t>(exec, winner, UINT32_MAX));
     KD_TRY(
-        kd_launch(exec, "scatter_rows", choose_kernel<T>, kd_grid_over(exec, p.count, THREADS), p));
-    if (!kd_rows_aligned(args->x, args->y))
-        return kd_launch(exec, "scatter_rows", scatter_kernel<T, 1>,
-                         kd_grid_rows(exec, p.count, p.units, THREADS), p);
-    p.units /= W;
-    return kd_launch(exec, "scatter_rows", scatter_kernel<T, W>,
-                     kd_grid_rows(exec, p.count, p.units, THREADS), p);
+        kd_launch(exec, "scatter_rows", choose_kernel<T>, kd_grid_over(exec, p.rows, THREADS), p));
+    return kd_launch_rows(exec, "scatter_rows", scatter_kernel<T, kd_width<T>>, kd_width<T>,
+                          scatter_kernel<T, 1>, kd_rows_aligned(args->x, args->y), p);
 }
 
 } // namespace

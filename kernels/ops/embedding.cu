@@ -24,7 +24,7 @@
 
 namespace {
 
-constexpr int THREADS = 256;
+constexpr int THREADS = KD_ROWS_THREADS;
 
 /* ---- forward ---------------------------------------------------------------------------------- */
 
@@ -39,15 +39,13 @@ template <class T> struct EmbeddingParams {
 template <class T, int W>
 __global__ void __launch_bounds__(THREADS) embedding_kernel(EmbeddingParams<T> p)
 {
-    for (int64_t n = (int64_t)blockIdx.y * blockDim.y + threadIdx.y; n < p.rows;
-         n += (int64_t)gridDim.y * blockDim.y) {
+    for (int64_t n = kd_first_row(); n < p.rows; n += kd_row_step()) {
         const int64_t id = p.ids[n];
         const bool inside = id >= 0 && id < p.vocabulary;
         const T *from = p.table + (inside ? id : 0) * p.table_stride;
         const T *add = p.add + n * p.add_stride;
         T *y = p.y + n * p.y_stride;
-        for (int64_t u = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; u < p.units;
-             u += (int64_t)gridDim.x * blockDim.x) {
+        for (int64_t u = kd_first_unit(); u < p.units; u += kd_unit_step()) {
             float x[W];
 #pragma unroll
             for (int k = 0; k < W; k++) x[k] = NAN;
@@ -65,25 +63,20 @@ __global__ void __launch_bounds__(THREADS) embedding_kernel(EmbeddingParams<T> p
 
 template <class T> kd_status embedding(kd_exec *exec, const kd_embedding_args *args)
 {
-    constexpr int W = kd_width<T>;
     const kd_tensor *y = args->y, *table = args->table;
     const bool adds = kd_present(args->add);
-    EmbeddingParams<T> p = { (T *)y->data,
-                             (const T *)table->data,
-                             adds ? (const T *)args->add->data : NULL,
-                             y->stride[0],
-                             table->stride[0],
-                             adds ? args->add->stride[0] : 0,
-                             (const int32_t *)args->ids->data,
-                             y->shape[0],
-                             y->shape[1],
-                             table->shape[0] };
-    if (!kd_rows_aligned(y, table, args->add))
-        return kd_launch(exec, "embedding", embedding_kernel<T, 1>,
-                         kd_grid_rows(exec, p.rows, p.units, THREADS), p);
-    p.units /= W;
-    return kd_launch(exec, "embedding", embedding_kernel<T, W>,
-                     kd_grid_rows(exec, p.rows, p.units, THREADS), p);
+    const EmbeddingParams<T> p = { (T *)y->data,
+                                   (const T *)table->data,
+                                   adds ? (const T *)args->add->data : NULL,
+                                   y->stride[0],
+                                   table->stride[0],
+                                   adds ? args->add->stride[0] : 0,
+                                   (const int32_t *)args->ids->data,
+                                   y->shape[0],
+                                   y->shape[1],
+                                   table->shape[0] };
+    return kd_launch_rows(exec, "embedding", embedding_kernel<T, kd_width<T>>, kd_width<T>,
+                          embedding_kernel<T, 1>, kd_rows_aligned(y, table, args->add), p);
 }
 
 /* ---- backward: rows sorted by id -------------------------------------------------------------- */
@@ -235,10 +228,8 @@ __device__ void sum_piece(const SumParams<T> &p, int64_t piece, int64_t at)
 
 template <class T, int W> __global__ void __launch_bounds__(THREADS) sum_kernel(SumParams<T> p)
 {
-    for (int64_t piece = (int64_t)blockIdx.y * blockDim.y + threadIdx.y; piece * PIECE < p.n;
-         piece += (int64_t)gridDim.y * blockDim.y)
-        for (int64_t u = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; u < p.units;
-             u += (int64_t)gridDim.x * blockDim.x)
+    for (int64_t piece = kd_first_row(); piece * PIECE < p.n; piece += kd_row_step())
+        for (int64_t u = kd_first_unit(); u < p.units; u += kd_unit_step())
             sum_piece<T, W>(p, piece, u * W);
 }
 
@@ -340,7 +331,7 @@ template <class T, int W> kd_status launch_sums(kd_exec *exec, SumParams<T> p)
     const int64_t pieces = kd_ceil_div(p.n, PIECE);
     p.units = p.columns / W;
     KD_TRY(kd_launch(exec, "embedding_backward", sum_kernel<T, W>,
-                     kd_grid_rows(exec, pieces, p.units, THREADS), p));
+                     kd_grid_rows(exec, pieces, p.units), p));
     if (pieces == 1) return KD_OK;
     const kd_grid grid = { dim3((unsigned)(pieces - 1), (unsigned)kd_ceil_div(p.units, KD_WARP)),
                            dim3(KD_WARP, SHARES) };

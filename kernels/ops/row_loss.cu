@@ -1,55 +1,45 @@
+/*
+ * row_loss on CUDA; src/ops/row_loss.c has the definition, src/ops/rows the mathematics of each term.
+ *
+ * Two ways to the same result; row_loss.cuh is the kernel of both:
+ *
+ *   plain      A block per row, the row in global memory.  One sweep finds the maxima, the sums of
+ *              exponentials relative to them, the first largest classes and the minima; the next, in
+ *              reverse order so that it begins with what the caches still hold, the terms' sums and
+ *              the gradient; where a gradient reads its sums (row_list.h) they are two.
+ *   resident   A row is read once, into the shared memory of one block or of a cluster of 2, 4 or 8
+ *              (sm_90), which exchange maxima and sums; every sweep is over shared memory.  Rows up
+ *              to 440,000 classes of bf16 with a teacher.  Not the default until a card has shown it
+ *              to be the faster: KD_ROW_BLOCKS (device.h).
+ *
+ * Traffic     bytes per class of bf16 logits, student and teacher, least first:
+ *                                                  resident   plain   plain, gradient reads sums
+ *                 with a teacher                       6        10      14
+ *                 cross entropy, z_loss alone          4         6       8
+ *             Plain has the first column's where all rows in flight stay in the second-level cache:
+ *             up to some 32,000 classes on an H100, 50,000 with blocks of 1024.  At 3 TB/s, 8192 rows
+ *             of 128,256 classes take at least 2.1 ms in 6 bytes, 3.5 in 10.
+ * Exp         ex2 per class: sweep 1, one per side and temperature and an eighth of one; every later
+ *             sweep, one per side and temperature.  Cross entropy with a divergence at T: 6 at two
+ *             temperatures, 4 at one; at 16 per clock and multiprocessor 8192 x 128,256 take 1.7 ms.
+ * Issue       instructions per class of cross entropy and forward KL at two temperatures: 22 in
+ *             sweep 1, 30 in sweep 2; jsd near 150, which is more than the memory asks for.
+ * Registers   64 (two blocks of 512 threads or one of 1024), jsd 82 to 104; kernels/budget.txt.
+ * Rows        whose logits do not begin at multiples of 16 bytes are read element by element: slow.
+ *
+ * Numerics    e^((z - max) / T) is ex2 of (z - max) times log2(e) / T, rounded once: a relative error
+ *             of 2^-22 and |(z - max) / T| 2^-23; a probability is one ex2 of the same with log2 of
+ *             the sum taken off.  Below 2^-126 it is 0.  A thread adds up to 32 unit sums of 8
+ *             classes in f32 at 128,000 classes (8 in a cluster of 8), a warp pairwise
+ *             in f32, warps and blocks in double: within 40 2^-24 of a sum of one sign.
+ * Determinism The order of every sum depends on classes, threads and blocks alone: the same bits every
+ *             run; not between the two ways.  Atomics only take the minimum of integers.
+ * Aliasing    The gradient overwrites the student.  A thread writes the units that it read itself.
+ * Invalid     A label outside [0, classes) makes its row NaN, an invalid temperature every row.
+ */
 #include "ops/row_loss_launch.cuh"
 
 namespace {
-
-int64_t row_bytes(const kd_tensor *t) { return t->stride[0] * (int64_t)kd_dtype_size(t->dtype); }
-
-bool rows_start_aligned(const kd_tensor *t)
-{
-    return kd_present(t) && (uintptr_t)t->data % 16 == 0 &&
-           (t->shape[0] <= 1 || row_bytes(t) % 16 == 0);
-}
-
-Params params_of(const kd_row_loss_args *args)
-{
-    const kd_tensor *student = args->student, *teacher = args->teacher;
-    Params p = {};
-    p.student = student->data;
-    p.student_stride = student->stride[0];
-    p.student_aligned = rows_start_aligned(student);
-    bool read = kd_present(args->same_top);
-    for (int k = 0; k < args->terms->count; k++) read |= kd_row_types[args->terms->kind[k]].teacher;
-    if (read) {
-        p.teacher = teacher->data;
-        p.teacher_stride = teacher->stride[0];
-        p.teacher_aligned = rows_start_aligned(teacher);
-    }
-    p.classes = (int)args->classes;
-    p.columns = (int)student->shape[1];
-    if (kd_present(args->labels)) {
-        p.labels = (const int32_t *)args->labels->data;
-        p.label_stride = args->labels->stride[0];
-    }
-    if (kd_present(args->weight)) {
-        p.weight = (const float *)args->weight->data;
-        p.weight_stride = args->weight->stride[0];
-    }
-    if (kd_present(args->same_top)) {
-        p.same_top = (float *)args->same_top->data;
-        p.same_top_stride = args->same_top->stride[0];
-    }
-    p.loss = (float *)args->loss->data;
-    p.loss_stride[0] = args->loss->stride[0];
-    p.loss_stride[1] = args->loss->stride[1];
-    p.scalars = ((const kd_step_scalars *)args->scalars->data)->term;
-    p.ranks = 1;
-    p.count = args->terms->count;
-    for (int k = 0; k < p.count; k++) {
-        p.kind[k] = args->terms->kind[k];
-        p.index[k] = k;
-    }
-    return p;
-}
 
 /*
  * How many blocks hold a row in shared memory: as few as leave room for three of them on a
@@ -63,10 +53,19 @@ int ranks_for(kd_exec *exec, const Params &p, size_t class_bytes)
     const int units = (p.classes + KD_UNIT - 1) / KD_UNIT;
     for (int ranks = kd_min_i64(kd_max_i64(limits->row_blocks, 1), most);; ranks *= 2) {
         const size_t bytes = (size_t)((units + ranks - 1) / ranks) * KD_UNIT * class_bytes +
-                             bytes_of_sums<Set<ANY, NONE>>(p.count, 512) + own;
+                             bytes_of_sums<Set<ANY, NONE>>(p.count, STAGED_THREADS) + own;
         if (bytes <= limits->shared / 3) return ranks;
         if (ranks == most) return bytes <= limits->shared / (most == 1 ? 2 : 1) ? ranks : 0;
     }
+}
+
+kd_status launch_plain(kd_exec *exec, int rows, Params &p, kd_dtype student, kd_dtype teacher)
+{
+    typedef Set<ANY, NONE> Any;
+    if (student == KD_BF16 && teacher == KD_BF16) return launch_bf16<false>(exec, rows, p);
+    if (student == KD_BF16) return launch<false, Any, bf16, float>(exec, rows, p);
+    if (teacher == KD_BF16) return launch<false, Any, float, bf16>(exec, rows, p);
+    return launch<false, Any, float, float>(exec, rows, p);
 }
 
 } // namespace
@@ -83,11 +82,10 @@ extern "C" kd_status kd_row_loss_cuda(kd_exec *exec, const kd_row_loss_args *arg
     Params p = params_of(args);
     const kd_dtype student = args->student->dtype;
     const kd_dtype teacher = p.teacher ? args->teacher->dtype : student;
-    const size_t class_bytes = kd_dtype_size(student) + (p.teacher ? kd_dtype_size(teacher) : 0);
-    if (kd_cuda_limits_of(exec)->row_blocks) {
-        p.ranks = ranks_for(exec, p, class_bytes);
-        if (p.ranks) return kd_row_loss_resident(exec, (int)rows, &p, student, teacher);
+    if (kd_cuda_limits_of(exec)->row_blocks && student == teacher) {
+        p.ranks = ranks_for(exec, p, kd_dtype_size(student) * (p.teacher ? 2 : 1));
+        if (p.ranks) return kd_row_loss_resident(exec, args, p.ranks);
         p.ranks = 1;
     }
-    return launch_types<false>(exec, (int)rows, p, student, teacher);
+    return launch_plain(exec, (int)rows, p, student, teacher);
 }

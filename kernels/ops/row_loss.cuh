@@ -8,10 +8,11 @@
 #include "common/cluster.cuh"
 #include "ops/row_loss_terms.cuh"
 
+namespace {
+
 /* ---- operands and shared memory ---------------------------------------------------------------- */
 
-/* One launch.  Named, because two files launch the kernel. */
-struct kd_row_params {
+struct Params {
     void *student;
     const void *teacher;
     int64_t student_stride, teacher_stride;
@@ -26,10 +27,6 @@ struct kd_row_params {
     int count;
     int kind[KD_MAX_ROW_TERMS], index[KD_MAX_ROW_TERMS]; /* index: the term's in loss and scalars */
 };
-
-namespace {
-
-typedef kd_row_params Params;
 
 struct Term {
     kd_row_stats stats; /* a and b are 0 until they are known */
@@ -444,8 +441,12 @@ template <class S> __host__ __device__ size_t bytes_of_sums(int count, int threa
     return S::fixed ? 0 : 2 * (size_t)count * (size_t)threads * sizeof(float);
 }
 
+/* Of a block that holds its units in shared memory: three of them fill a multiprocessor. */
+constexpr int STAGED_THREADS = 256;
+
 template <bool STAGED, class S, class T, class U>
-__global__ void __launch_bounds__(S::threads) row_loss_kernel(Params p)
+__global__ void __launch_bounds__(STAGED ? STAGED_THREADS : S::threads,
+                                  STAGED &&S::threads > 512 ? 3 : 1) row_loss_kernel(Params p)
 {
     KD_SHARED(State<S>, shared, [1]);
     State<S> &state = shared[0];

@@ -7,11 +7,67 @@
 
 #include "ops/row_loss.cuh"
 
-/* p->ranks blocks hold each row in shared memory; there must be room. */
-kd_status kd_row_loss_resident(kd_exec *exec, int rows, kd_row_params *p, kd_dtype student,
-                               kd_dtype teacher);
+/* `ranks` blocks hold each row in shared memory, for which there must be room.  Both sides are of one
+ * type; there are rows. */
+extern "C" kd_status kd_row_loss_resident(kd_exec *exec, const kd_row_loss_args *args, int ranks);
 
 namespace {
+
+/* ---- operands --------------------------------------------------------------------------------- */
+
+inline int64_t row_bytes(const kd_tensor *t)
+{
+    return t->stride[0] * (int64_t)kd_dtype_size(t->dtype);
+}
+
+inline bool rows_start_aligned(const kd_tensor *t)
+{
+    return kd_present(t) && (uintptr_t)t->data % 16 == 0 &&
+           (t->shape[0] <= 1 || row_bytes(t) % 16 == 0);
+}
+
+inline Params params_of(const kd_row_loss_args *args)
+{
+    const kd_tensor *student = args->student, *teacher = args->teacher;
+    Params p = {};
+    p.student = student->data;
+    p.student_stride = student->stride[0];
+    p.student_aligned = rows_start_aligned(student);
+    bool read = kd_present(args->same_top);
+    for (int k = 0; k < args->terms->count; k++) read |= kd_row_types[args->terms->kind[k]].teacher;
+    if (read) {
+        p.teacher = teacher->data;
+        p.teacher_stride = teacher->stride[0];
+        p.teacher_aligned = rows_start_aligned(teacher);
+    }
+    p.classes = (int)args->classes;
+    p.columns = (int)student->shape[1];
+    if (kd_present(args->labels)) {
+        p.labels = (const int32_t *)args->labels->data;
+        p.label_stride = args->labels->stride[0];
+    }
+    if (kd_present(args->weight)) {
+        p.weight = (const float *)args->weight->data;
+        p.weight_stride = args->weight->stride[0];
+    }
+    if (kd_present(args->same_top)) {
+        p.same_top = (float *)args->same_top->data;
+        p.same_top_stride = args->same_top->stride[0];
+    }
+    p.loss = (float *)args->loss->data;
+    p.loss_stride[0] = args->loss->stride[0];
+    p.loss_stride[1] = args->loss->stride[1];
+    p.scalars = ((const kd_step_scalars *)args->scalars->data)->term;
+    p.ranks = 1;
+    p.count = args->terms->count;
+    for (int k = 0; k < p.count; k++) {
+        p.kind[k] = args->terms->kind[k];
+        p.index[k] = k;
+    }
+    return p;
+}
+
+/* ---- instantiations ---------------------------------------------------------------------------- */
 
 /* A divergence alone or with cross entropy is compiled for itself, of bf16 logits; the first that
  * fits is taken, in whichever order the terms are given. */
@@ -63,7 +119,7 @@ kd_status launch(kd_exec *exec, int rows, const Params &p)
 {
     const size_t class_bytes = sizeof(T) + (p.teacher ? sizeof(U) : 0);
     const int units = (p.classes + KD_UNIT - 1) / KD_UNIT, slice = (units + p.ranks - 1) / p.ranks;
-    const int threads = STAGED ? threads_for(slice, 512)
+    const int threads = STAGED ? threads_for(slice, STAGED_THREADS)
                                : threads_for(units, most_threads<S>(exec, p, class_bytes));
     kd_grid grid = { dim3((unsigned)(rows * p.ranks)), dim3((unsigned)threads) };
     grid.shared = bytes_of_sums<S>(p.count, threads);
@@ -75,6 +131,7 @@ kd_status launch(kd_exec *exec, int rows, const Params &p)
     return kd_launch(exec, "row_loss", row_loss_kernel<STAGED, S, T, U>, grid, p);
 }
 
+/* Terms of bf16 logits on both sides. */
 template <bool STAGED> kd_status launch_bf16(kd_exec *exec, int rows, Params &p)
 {
 #define KD_MIX(FIRST, SECOND)                                                                      \
@@ -83,16 +140,6 @@ template <bool STAGED> kd_status launch_bf16(kd_exec *exec, int rows, Params &p)
     KD_MIXES(KD_MIX)
 #undef KD_MIX
     return launch<STAGED, Set<ANY, NONE>, bf16, bf16>(exec, rows, p);
-}
-
-template <bool STAGED>
-kd_status launch_types(kd_exec *exec, int rows, Params &p, kd_dtype student, kd_dtype teacher)
-{
-    typedef Set<ANY, NONE> Any;
-    if (student == KD_BF16 && teacher == KD_BF16) return launch_bf16<STAGED>(exec, rows, p);
-    if (student == KD_BF16) return launch<STAGED, Any, bf16, float>(exec, rows, p);
-    if (teacher == KD_BF16) return launch<STAGED, Any, float, bf16>(exec, rows, p);
-    return launch<STAGED, Any, float, float>(exec, rows, p);
 }
 
 } // namespace

@@ -1,8 +1,11 @@
 /* row_loss over rows held in shared memory: row_loss.cu. */
 #include "ops/row_loss_launch.cuh"
 
-kd_status kd_row_loss_resident(kd_exec *exec, int rows, kd_row_params *p, kd_dtype student,
-                               kd_dtype teacher)
+extern "C" kd_status kd_row_loss_resident(kd_exec *exec, const kd_row_loss_args *args, int ranks)
 {
-    return launch_types<true>(exec, rows, *p, student, teacher);
+    const int rows = (int)args->student->shape[0];
+    Params p = params_of(args);
+    p.ranks = ranks;
+    if (args->student->dtype == KD_BF16) return launch_bf16<true>(exec, rows, p);
+    return launch<true, Set<ANY, NONE>, float, float>(exec, rows, p);
 }

@@ -437,7 +437,7 @@ static void check_on_cpu(parity *p, kd_op_id op, const void *gpu, const void *cp
     cr_assert(!p->gpu->graphs);
     test_ok(parity_run_gpu(p, op, gpu));
     test_ok(kd_op_run(&p->bench.exec, op, cpu));
-    test_same_bits(got, want, kd_op_infos[op].name);
+    test_same_bits(got, want, "%s", kd_op_infos[op].name);
 }
 
 Test(device, an_op_may_run_on_the_cpu)
@@ -475,6 +475,23 @@ Test(device, an_op_may_run_on_the_cpu)
     check_on_cpu(
         &p, KD_OP_matmul, &(kd_matmul_args){ .y = &square[0], .a = &y[0], .b = &turned[0] },
         &(kd_matmul_args){ .y = &square[1], .a = &y[1], .b = &turned[1] }, &square[0], &square[1]);
+    /* Outputs between whose rows the other's lie, as inputs are. */
+    kd_tensor in[2], out[2], halves[2][4];
+    for (int i = 0; i < 2; i++) {
+        b->seed = 9;
+        in[i] = test_filled(b, KD_F32, KD_SHAPE(N, 2 * D), 0, -1, 1);
+        out[i] = test_tensor(b, KD_F32, KD_SHAPE(N, 2 * D), 0);
+        for (int k = 0; k < 4; k++)
+            halves[i][k] = kd_tensor_slice(k < 2 ? &out[i] : &in[i], 1, k % 2 * D, D);
+    }
+#define SWIGLU(i)                                                                                  \
+    &(kd_swiglu_backward_args){ .dgate = &halves[i][0],                                            \
+                                .dup = &halves[i][1],                                              \
+                                .dy = &halves[i][2],                                               \
+                                .gate = &halves[i][2],                                             \
+                                .up = &halves[i][3] }
+    check_on_cpu(&p, KD_OP_swiglu_backward, SWIGLU(0), SWIGLU(1), &out[0], &out[1]);
+#undef SWIGLU
     /* An empty tensor, and a refusal of the CPU's own. */
     const kd_tensor none = kd_tensor_slice(&y[0], 0, 0, 0);
     test_ok(kd_device_on_cpu(p.gpu, "add,embedding"));

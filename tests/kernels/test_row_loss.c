@@ -25,7 +25,15 @@ static const char *const row_blocks[] = { "0", "1", "2", "8" };
 static void open_with(parity *p, const char *blocks)
 {
     setenv("KD_ROW_BLOCKS", blocks, 1);
+    parity_capability(atoi(blocks) > 1 ? 90 : 80);
     parity_open(p, 1 << 20);
+}
+
+static void close_with(parity *p)
+{
+    parity_close(p);
+    parity_capability(80);
+    unsetenv("KD_ROW_BLOCKS");
 }
 
 static kd_status run_gpu(void *context, const kd_row_loss_args *args)
@@ -79,7 +87,7 @@ Test(row_loss, agrees_with_the_formulas_in_double)
                 check_terms(&f, sizes[i] == 9 && lay < 2);
                 test_release(&p.bench, mark);
             }
-        parity_close(&p);
+        close_with(&p);
     }
 }
 
@@ -108,7 +116,7 @@ Test(row_loss, sums_up_to_eight_terms_of_any_temperatures)
             rows_run_and_check(&f);
             test_release(&p.bench, mark);
         }
-        parity_close(&p);
+        close_with(&p);
     }
 }
 
@@ -132,7 +140,7 @@ Test(row_loss, a_row_of_128256_classes)
             rows_run_and_check(&f);
             test_release(&p.bench, mark);
         }
-        parity_close(&p);
+        close_with(&p);
     }
 }
 
@@ -177,14 +185,13 @@ Test(row_loss, operands_may_be_absent)
         kd_tensor *const all[] = { &f.student, &f.teacher, &f.labels, &f.weight, &f.same_top };
         for (int i = 0; i < KD_COUNT(all); i++) *all[i] = kd_tensor_slice(all[i], 0, 0, 0);
         test_ok(rows_run(&f, &f.student));
-        parity_close(&p);
+        close_with(&p);
     }
 }
 
 Test(row_loss, gives_the_same_bits_twice_and_plans_what_it_takes)
 {
     parity p;
-    unsetenv("KD_ROW_BLOCKS");
     parity_open(&p, 4 << 20);
     row_fixture f = rows_tensors(&p.bench, 3, 700, KD_BF16);
     test_fill(&p.bench, &f.student, -3.0, 3.0);
@@ -259,7 +266,7 @@ Test(row_loss, what_is_not_finite_is_never_hidden)
                 if (type->teacher) check_poison(&f, poisons[i / 3], false);
                 test_release(&p.bench, mark);
             }
-        parity_close(&p);
+        close_with(&p);
     }
 }
 
@@ -290,6 +297,6 @@ Test(row_loss, an_invalid_label_or_temperature_answers_nan)
                     f.values.term[k].temperature = 1.0f;
                 }
         }
-        parity_close(&p);
+        close_with(&p);
     }
 }

@@ -71,14 +71,9 @@ typedef struct run {
     kd_step_result results[STEPS];
 } run;
 
-/* A device whose ops are not all there is no device for a run. */
 static void require_cuda(void)
 {
-    kd_device *device;
     if (kd_device_cuda.count() == 0) cr_skip_test("no CUDA device");
-    if (kd_device_open(&device, "cuda") == KD_ENOTSUP) cr_skip_test("%s", kd_last_error());
-    test_ok(kd_device_open(&device, "cuda"));
-    kd_device_close(device);
 }
 
 static void open_run(run *r, const variant *v, const char *device, const char *path)
@@ -141,7 +136,7 @@ static void take_step(run *r)
     kd_progress *p = &r->checkpoint.progress;
     test_ok(kd_loader_next(&batch, r->loader, NULL));
     test_ok(kd_step_run(&r->lesson.step, batch, p->step));
-    if (p->step > 0) read_result(r, p->step - 1);
+    if (p->step > 0 && r->results[p->step - 1].valid == 0) read_result(r, p->step - 1);
     p->step++;
     p->tokens += STEP_SAMPLES * SEQUENCE;
     kd_loader_cursor(&p->cursor, r->loader);
@@ -179,6 +174,8 @@ Test(run, gives_what_the_cpu_gives)
         for (int64_t step = 0; step < STEPS; step++) {
             take_step(&gpu);
             take_step(&cpu);
+            read_result(&cpu,
+                        step); /* at once: what the GPU's step says must not be the next one's */
             if (step > 0) continue;
             float *a = test_lesson_gradient(&gpu.lesson, 1),
                   *b = test_lesson_gradient(&cpu.lesson, 1);
@@ -189,7 +186,6 @@ Test(run, gives_what_the_cpu_gives)
             free(b);
         }
         read_result(&gpu, STEPS - 1);
-        read_result(&cpu, STEPS - 1);
         near_cpu(&gpu, &cpu, v);
         close_run(&gpu);
         close_run(&cpu);

@@ -180,8 +180,11 @@ static kd_status open_step(test_lesson *l, const test_lesson_options *o)
 kd_status test_lesson_open(test_lesson *l, const test_lesson_options *o)
 {
     kd_status status;
-    *l = (test_lesson){ .comm = o->comm, .own_comm = !o->comm };
-    KD_TRY_GOTO(kd_device_open(&l->device, o->device ? o->device : "cpu"), status, failed);
+    *l = (test_lesson){
+        .comm = o->comm, .own_comm = !o->comm, .device = o->on, .own_device = !o->on
+    };
+    if (l->own_device)
+        KD_TRY_GOTO(kd_device_open(&l->device, o->device ? o->device : "cpu"), status, failed);
     if (l->own_comm) KD_TRY_GOTO(kd_comm_solo(&l->comm), status, failed);
     for (; l->count < o->count; l->count++)
         KD_TRY_GOTO(open_pupil(&l->models[l->count], l->device, &o->models[l->count], o), status,
@@ -198,7 +201,7 @@ void test_lesson_close(test_lesson *l)
     kd_step_close(&l->step);
     for (int m = 0; m < TEST_LESSON_MODELS; m++) kd_model_close(l->models[m]);
     if (l->own_comm && l->comm) kd_comm_close(l->comm);
-    if (l->device) kd_device_close(l->device);
+    if (l->own_device) kd_device_close(l->device);
     *l = (test_lesson){ 0 };
 }
 

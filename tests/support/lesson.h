@@ -40,12 +40,13 @@ typedef struct test_lesson_options {
     double lr;          /* 0: 1e-3 */
     kd_comm *comm;      /* NULL: one rank */
     const char *device; /* NULL: "cpu" */
+    kd_device *on;      /* an open device in its place, which stays the caller's; or NULL */
 } test_lesson_options;
 
 typedef struct test_lesson {
     kd_device *device;
     kd_comm *comm;
-    bool own_comm;
+    bool own_comm, own_device;
     kd_model *models[TEST_LESSON_MODELS];
     int count;
     kd_term terms[TEST_LESSON_TERMS];

@@ -5,6 +5,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#if __has_include(<cudasim.h>)
+#include <cudasim.h>
+#else
+static void cudasim_set(const char *name, const char *value) { (void)name, (void)value; }
+#endif
+
 enum { MAX_OPERANDS = 16, MAX_ARGS = 512 };
 
 /* The block of the bench that holds an operand, and its copy on the GPU. */
@@ -36,6 +42,11 @@ void parity_open(parity *p, size_t stack_bytes)
     if (kd_device_cuda.count() == 0) cr_skip_test("no CUDA device");
     test_open(&p->bench, stack_bytes);
     test_ok(kd_device_cuda.open(&p->gpu, 0));
+}
+
+void parity_capability(int capability)
+{
+    cudasim_set("KD_SIM_CAPABILITY", capability == 90 ? "90" : "80");
 }
 
 void parity_close(parity *p)

@@ -17,6 +17,10 @@ typedef struct parity {
 /* Opens the first CUDA device, and skips the test where there is none.  The CPU's stack is of
  * `stack_bytes`. */
 void parity_open(parity *p, size_t stack_bytes);
+
+/* From the next open on an emulated card is of this compute capability, 80 or 90; a real one stays
+ * what it is. */
+void parity_capability(int capability);
 void parity_close(parity *p);
 
 /*
