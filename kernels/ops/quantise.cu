@@ -22,8 +22,7 @@ template <class T> struct Params {
     kd_rows<const T> x;
     kd_rows<uint8_t> y;
     int64_t rows, units;
-    float *largest; /* of each block */
-    int blocks;
+    float *largest; /* of each block of the grid, which both kernels have the same of */
     float *scale;
 };
 
@@ -41,11 +40,9 @@ template <class T, int W> __global__ void __launch_bounds__(THREADS) largest_ker
 {
     KD_SHARED(float, share, [THREADS / KD_WARP]);
     float largest = 0;
-    for (int64_t r = (int64_t)blockIdx.y * blockDim.y + threadIdx.y; r < p.rows;
-         r += (int64_t)gridDim.y * blockDim.y) {
+    for (int64_t r = kd_first_row(); r < p.rows; r += kd_row_step()) {
         const T *row = p.x.row(r);
-        for (int64_t u = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; u < p.units;
-             u += (int64_t)gridDim.x * blockDim.x) {
+        for (int64_t u = kd_first_unit(); u < p.units; u += kd_unit_step()) {
             float x[W];
             kd_load(x, row + u * W);
 #pragma unroll
@@ -62,18 +59,17 @@ template <class T, int W> __global__ void __launch_bounds__(THREADS) cast_kernel
 {
     KD_SHARED(float, share, [THREADS / KD_WARP]);
     float largest = 0;
-    for (int i = threadIdx.y * blockDim.x + threadIdx.x; i < p.blocks; i += THREADS)
+    for (unsigned i = threadIdx.y * blockDim.x + threadIdx.x; i < gridDim.x * gridDim.y;
+         i += THREADS)
         largest = fmaxf(largest, p.largest[i]);
     largest = block_largest(largest, share) / KD_E4M3_LARGEST;
     const float scale = largest >= FLT_MIN ? largest : 1, inverse = 1 / scale;
     if (blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0 && threadIdx.y == 0)
         *p.scale = scale;
-    for (int64_t r = (int64_t)blockIdx.y * blockDim.y + threadIdx.y; r < p.rows;
-         r += (int64_t)gridDim.y * blockDim.y) {
+    for (int64_t r = kd_first_row(); r < p.rows; r += kd_row_step()) {
         const T *row = p.x.row(r);
         uint8_t *y = p.y.row(r);
-        for (int64_t u = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; u < p.units;
-             u += (int64_t)gridDim.x * blockDim.x) {
+        for (int64_t u = kd_first_unit(); u < p.units; u += kd_unit_step()) {
             float x[W];
             kd_vec<uint8_t, W> codes;
             kd_load(x, row + u * W);
@@ -90,29 +86,20 @@ bool codes_aligned(const kd_tensor *y, int width)
     return (uintptr_t)y->data % width == 0 && (y->shape[0] <= 1 || y->stride[0] % width == 0);
 }
 
-template <class T, int W>
-kd_status launch(kd_exec *exec, const kd_quantise_args *args, const kd_tensor *largest)
-{
-    const int64_t rows = args->x->shape[0], units = args->x->shape[1] / W;
-    const kd_grid grid = kd_grid_rows(exec, rows, units);
-    const Params<T> p = { kd_rows_of<const T>(args->x),
-                          kd_rows_of<uint8_t>(args->y),
-                          rows,
-                          units,
-                          (float *)largest->data,
-                          (int)(grid.blocks.x * grid.blocks.y),
-                          (float *)args->scale->data };
-    KD_TRY(kd_launch(exec, "quantise", largest_kernel<T, W>, grid, p));
-    return kd_launch(exec, "quantise", cast_kernel<T, W>, grid, p);
-}
-
 template <class T>
 kd_status quantise(kd_exec *exec, const kd_quantise_args *args, const kd_tensor *largest)
 {
     constexpr int W = kd_width<T>;
-    if (kd_rows_aligned(args->x) && codes_aligned(args->y, W))
-        return launch<T, W>(exec, args, largest);
-    return launch<T, 1>(exec, args, largest);
+    const Params<T> p = { kd_rows_of<const T>(args->x),
+                          kd_rows_of<uint8_t>(args->y),
+                          args->x->shape[0],
+                          args->x->shape[1],
+                          (float *)largest->data,
+                          (float *)args->scale->data };
+    const bool aligned = kd_rows_aligned(args->x) && codes_aligned(args->y, W);
+    KD_TRY(kd_launch_rows(exec, "quantise", largest_kernel<T, W>, W, largest_kernel<T, 1>, aligned,
+                          p));
+    return kd_launch_rows(exec, "quantise", cast_kernel<T, W>, W, cast_kernel<T, 1>, aligned, p);
 }
 
 } // namespace

@@ -241,7 +241,7 @@ typedef struct kd_slab {
 size_t kd_slab_bytes(const kd_params *params, kd_dtype dtype, bool trainable, int moments);
 
 /* Takes over `params` by value (its arena stays the caller's).  While `planning`, nothing is
- * allocated and addresses may not be touched.  KD_EINVAL for a trainable slab with E4M3 parameters. */
+ * allocated and addresses may not be touched.  E4M3 parameters are for frozen slabs. */
 KD_MUST_CHECK kd_status kd_slab_open(kd_slab *slab, kd_device *device, const kd_params *params,
                                      kd_dtype dtype, bool trainable, int moments, bool planning);
 void kd_slab_close(kd_slab *slab);
