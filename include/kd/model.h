@@ -47,7 +47,8 @@ typedef struct kd_logits_options {
     const char *tokens; /* safetensors file with `tokens` [n], u16, u32, i32 or i64 */
     const char *out;    /* safetensors file that is written */
     const char *device; /* NULL: "auto" */
-    const char *dtype;  /* of weights and activations, "f32" or "bf16"; NULL: "f32" */
+    const char *dtype; /* of weights and activations, "f32" or "bf16", or "f8_e4m3" as of a teacher;
+                         * NULL: "f32" */
 } kd_logits_options;
 
 /*

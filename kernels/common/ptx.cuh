@@ -7,6 +7,10 @@
 
 #include "common/launch.cuh"
 
+#ifndef KD_CUDASIM
+#include <cuda_fp8.h>
+#endif
+
 /* ---- copies from global to shared memory that a thread need not wait for (cp.async) ------------- */
 
 /*
@@ -80,6 +84,18 @@ __device__ __forceinline__ float kd_log2(float x)
 __device__ __forceinline__ float kd_tanh(float x)
 {
     return 1 - __fdividef(2, 1 + kd_exp2(2.885390082f * x)); /* 2 / ln 2 */
+}
+
+/* ---- e4m3 -------------------------------------------------------------------------------------- */
+
+/* kd_f32_to_e4m3: one instruction from sm_89 on, which makes 448 of infinity. */
+__device__ __forceinline__ uint8_t kd_e4m3(float x)
+{
+#ifndef KD_CUDASIM
+    return fabsf(x) < INFINITY ? __nv_cvt_float_to_fp8(x, __NV_SATFINITE, __NV_E4M3) : 0x7f;
+#else
+    return kd_f32_to_e4m3(x);
+#endif
 }
 
 #endif

@@ -106,6 +106,45 @@ static const bench_shape products[] = {
     { BENCH_CPU, "", KD_F32, { 256, 49152, 576 } },
 };
 
+/* ---- e4m3 ------------------------------------------------------------------------------------- */
+
+static bench_work work_quantise(const bench_shape *s)
+{
+    return (bench_work){ .bytes = (element(s) + 1) * product(s, 2) };
+}
+
+static void open_quantise(bench_run *r, int set)
+{
+    const kd_shape shape = KD_SHAPE(r->shape->dim[0], r->shape->dim[1]);
+    ARGS(r, set, quantise, .y = kd_bench_zeros(r, set, KD_F8_E4M3, shape),
+         .scale = kd_bench_zeros(r, set, KD_F32, KD_SHAPE(1)), .x = values(r, set, shape, 1));
+}
+
+static bench_work work_matmul_scaled(const bench_shape *s)
+{
+    const double m = (double)s->dim[0], n = (double)s->dim[1], k = (double)s->dim[2];
+    return (bench_work){ .bytes = m * k + k * n + element(s) * m * n, .flops = 2 * m * n * k };
+}
+
+static void open_matmul_scaled(bench_run *r, int set)
+{
+    const int64_t m = r->shape->dim[0], n = r->shape->dim[1], k = r->shape->dim[2];
+    const kd_tensor *w = kd_bench_filled(r, set, KD_F8_E4M3, KD_SHAPE(n, k), -1, 1, 2);
+    kd_tensor *turned = &r->tensor[set][r->count[set]++];
+    *turned = kd_tensor_transposed(w);
+    ARGS(r, set, matmul_scaled, .y = result(r, set, KD_SHAPE(m, n)),
+         .a = kd_bench_filled(r, set, KD_F8_E4M3, KD_SHAPE(m, k), -1, 1, 1), .b = turned,
+         .a_scale = kd_bench_filled(r, set, KD_F32, KD_SHAPE(1), 0.5, 1, 3),
+         .b_scale = kd_bench_filled(r, set, KD_F32, KD_SHAPE(1), 0.5, 1, 4));
+}
+
+static const bench_shape scaled_products[] = {
+    { BENCH_QUICK, "", KD_BF16, { 65, 48, 32 } },
+    { BENCH_GPU, "", KD_BF16, { 8192, 4096, 4096 } },
+    { BENCH_GPU, "", KD_BF16, { 8192, 768, 768 } },
+    { BENCH_CPU, "", KD_BF16, { 1024, 576, 576 } },
+};
+
 /* ---- norms ------------------------------------------------------------------------------------ */
 
 static bench_work work_norm(const bench_shape *s)
@@ -364,6 +403,8 @@ const bench_row kd_bench_rows_ops[] = {
     ROW(matmul, "MNK", work_matmul, products),
     ROW(matmul_add, "MNK", work_matmul_add, products),
     ROW(matmul_gelu, "MNK", work_matmul_gelu, products),
+    ROW(quantise, "ND", work_quantise, wide),
+    ROW(matmul_scaled, "MNK", work_matmul_scaled, scaled_products),
     ROW(rms_norm, "ND", work_norm, norms),
     ROW(rms_norm_backward, "ND", work_norm_backward, norms_backward),
     ROW(layer_norm, "ND", work_norm, norms),

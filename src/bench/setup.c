@@ -67,6 +67,7 @@ static void fill_period(void *to, kd_dtype dtype, int64_t count, double low, dou
         const double x = low + (high - low) * kd_bench_hashed(i, salt);
         if (dtype == KD_F32) ((float *)to)[i] = (float)x;
         if (dtype == KD_BF16) ((uint16_t *)to)[i] = kd_f32_to_bf16((float)x);
+        if (dtype == KD_F8_E4M3) ((uint8_t *)to)[i] = kd_f32_to_e4m3((float)x);
         if (dtype == KD_I32) ((int32_t *)to)[i] = (int32_t)x;
     }
 }

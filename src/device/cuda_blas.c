@@ -4,9 +4,9 @@
  * A product's first sight, which is while planning, makes its descriptors and asks the heuristic
  * for algorithms; every later run only hands over pointers, with scratch from the exec's stack.
  *
- * Numerics: f32 or bf16 pairs summed in f32 and rounded once into y.  Splits of k are only reduced in
- * f32 and in a step of their own (reduction scheme COMPUTE_TYPE): the others add in y's type or in
- * the order of arrival.  f32 stays f32 unless the device allows TF32.  The heuristic's first answer,
+ * Numerics: f32, bf16 or scaled e4m3 pairs summed in f32 and rounded once into y.  Splits of k are only
+ * reduced in f32 and in a step of their own (reduction scheme COMPUTE_TYPE): the others add in y's type
+ * or in the order of arrival.  f32 stays f32 unless the device allows TF32.  The heuristic's first answer,
  * which is the same every time, unless the device is tuned (cuda_blas_cache.c).
  */
 #include "device/cuda_blas.h"
@@ -127,6 +127,23 @@ static kd_status describe_epilogue(kd_product *p, const kd_blas *blas)
     return KD_OK;
 }
 
+/* A bias of theirs is bf16 whatever y is.  CUBLASLT_MATMUL_DESC_FAST_ACCUM stays off: with it a sum is
+ * kept in the tensor cores, whose accumulators for eight-bit products have fewer bits than f32. */
+static kd_status describe_scales(kd_product *p, const kd_blas *blas)
+{
+    const int32_t bias_type = CUDA_R_16BF;
+    if (p->key.type != CUDA_R_8F_E4M3) return KD_OK;
+    BLAS_TRY(blas, &p->key,
+             set_pointer(p, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, aligned_like(KD_STACK_ALIGN)));
+    BLAS_TRY(blas, &p->key,
+             set_pointer(p, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, aligned_like(KD_STACK_ALIGN)));
+    if (!has_bias(&p->key)) return KD_OK;
+    BLAS_TRY(blas, &p->key,
+             cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE,
+                                            &bias_type, sizeof bias_type));
+    return KD_OK;
+}
+
 static kd_status describe(kd_product *p, const kd_blas *blas)
 {
     const kd_product_key *key = &p->key;
@@ -150,6 +167,7 @@ static kd_status describe(kd_product *p, const kd_blas *blas)
              cublasLtMatrixLayoutCreate(&p->b, type, key->transposed_b ? n : k,
                                         key->transposed_b ? k : n, key->ldb));
     BLAS_TRY(blas, key, cublasLtMatrixLayoutCreate(&p->d, d_type, m, n, key->ldd));
+    KD_TRY(describe_scales(p, blas));
     return describe_epilogue(p, blas);
 }
 
@@ -236,6 +254,7 @@ static kd_status find_product(kd_product **out, const kd_exec *exec, kd_blas *bl
 
 typedef struct request {
     const kd_tensor *y, *pre, *a, *b, *bias; /* pre, bias: absent or NULL */
+    const kd_tensor *a_scale, *b_scale;      /* NULL unless a and b are e4m3 */
     bool accumulate;
 } request;
 
@@ -279,9 +298,9 @@ static kd_status make_key(kd_product_key *key, request *r, bool tf32)
     key->m = r->y->shape[y_rows ? 1 : 0];
     key->n = r->y->shape[y_rows ? 0 : 1];
     if (y_rows) {
-        const kd_tensor *a = r->a;
-        r->a = r->b;
-        r->b = a;
+        const kd_tensor *a = r->a, *a_scale = r->a_scale;
+        r->a = r->b, r->a_scale = r->b_scale;
+        r->b = a, r->b_scale = a_scale;
     }
     KD_TRY(leading_dimension(&key->lda, &a_rows, r->a, y_rows ? "b" : "a"));
     KD_TRY(leading_dimension(&key->ldb, &b_rows, r->b, y_rows ? "a" : "b"));
@@ -310,6 +329,10 @@ kd_status kd_product_run(const kd_blas *blas, const kd_product *p, int index,
         BLAS_TRY(blas, key, set_pointer(p, CUBLASLT_MATMUL_DESC_BIAS_POINTER, at->bias));
     if (has_pre(key))
         BLAS_TRY(blas, key, set_pointer(p, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, at->pre));
+    if (key->type == CUDA_R_8F_E4M3) {
+        BLAS_TRY(blas, key, set_pointer(p, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, at->a_scale));
+        BLAS_TRY(blas, key, set_pointer(p, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, at->b_scale));
+    }
     BLAS_TRY(blas, key,
              cublasLtMatmul(blas->handle, p->desc, &alpha, at->a, p->a, at->b, p->b, &beta, at->d,
                             p->d, at->d, p->d, &p->candidates[index].algo, at->workspace,
@@ -344,20 +367,46 @@ static kd_status multiply(bool *found, kd_exec *exec, request *r)
                                      .d = r->y->data,
                                      .bias = has_bias(&key) ? r->bias->data : NULL,
                                      .pre = has_pre(&key) ? r->pre->data : NULL,
+                                     .a_scale = r->a_scale ? r->a_scale->data : NULL,
+                                     .b_scale = r->b_scale ? r->b_scale->data : NULL,
                                      .workspace = workspace.data };
     return kd_product_run(blas, p, p->chosen, &at, kd_cuda_stream(exec));
+}
+
+/* As it stands, or not at all. */
+static kd_status multiply_plain(kd_exec *exec, request r)
+{
+    const kd_tensor *a = r.a, *b = r.b;
+    bool found;
+    KD_TRY(multiply(&found, exec, &r));
+    if (found) return KD_OK;
+    return kd_fail(KD_ENOTSUP,
+                   "cuda:%d: cuBLASLt has no %s kernel for [%lld, %lld] by [%lld, %lld]",
+                   exec->device->index, kd_dtype_name(a->dtype), (long long)a->shape[0],
+                   (long long)a->shape[1], (long long)b->shape[0], (long long)b->shape[1]);
 }
 
 kd_status kd_blas_matmul(kd_exec *exec, const kd_tensor *y, const kd_tensor *a, const kd_tensor *b,
                          const kd_tensor *bias, bool accumulate)
 {
-    request r = { .y = y, .a = a, .b = b, .bias = bias, .accumulate = accumulate };
-    bool found;
-    KD_TRY(multiply(&found, exec, &r));
-    if (found) return KD_OK;
-    return kd_fail(KD_ENOTSUP, "cuda:%d: cuBLASLt has no kernel for [%lld, %lld] by [%lld, %lld]",
-                   exec->device->index, (long long)a->shape[0], (long long)a->shape[1],
-                   (long long)b->shape[0], (long long)b->shape[1]);
+    return multiply_plain(
+        exec, (request){ .y = y, .a = a, .b = b, .bias = bias, .accumulate = accumulate });
+}
+
+kd_status kd_blas_matmul_scaled(kd_exec *exec, const kd_tensor *y, const kd_tensor *a,
+                                const kd_tensor *b, const kd_tensor *a_scale,
+                                const kd_tensor *b_scale, const kd_tensor *bias)
+{
+    const int capability = kd_cuda_limits_of(exec)->capability;
+    if (capability < KD_CUDA_E4M3_SINCE)
+        return kd_fail(KD_ENOTSUP, "cuda:%d: found sm_%d, expected sm_%d or later for f8_e4m3",
+                       exec->device->index, capability, KD_CUDA_E4M3_SINCE);
+    if (b->shape[0] % KD_E4M3_UNIT || b->shape[1] % KD_E4M3_UNIT)
+        return kd_fail(KD_ENOTSUP, "b: found [%lld, %lld], expected multiples of %d for f8_e4m3",
+                       (long long)b->shape[0], (long long)b->shape[1], KD_E4M3_UNIT);
+    return multiply_plain(
+        exec,
+        (request){ .y = y, .a = a, .b = b, .bias = bias, .a_scale = a_scale, .b_scale = b_scale });
 }
 
 kd_status kd_blas_matmul_gelu(bool *fused, kd_exec *exec, const kd_tensor *y, const kd_tensor *pre,

@@ -46,6 +46,7 @@ struct kd_blas {
 
 typedef struct kd_product_operands {
     const void *a, *b, *bias;
+    const void *a_scale, *b_scale; /* of e4m3 operands: f32 in device memory */
     void *d, *pre, *workspace;
 } kd_product_operands;
 

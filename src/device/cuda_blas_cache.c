@@ -204,8 +204,8 @@ static bool place(kd_product_operands *at, const tuning *t, const kd_product *p)
     const size_t b = matrix_bytes(key->ldb, key->transposed_b ? key->k : key->n, key->type);
     const size_t d = matrix_bytes(key->ldd, key->n, key->d_type);
     const size_t pre = matrix_bytes(key->ld_pre, key->n, key->d_type);
-    const size_t bias = matrix_bytes(key->m, 1, key->d_type);
-    const size_t rest = d + pre + bias + kd_round_up(p->workspace, KD_STACK_ALIGN);
+    const size_t bias = matrix_bytes(key->m, 1, key->d_type), scale = KD_STACK_ALIGN;
+    const size_t rest = d + pre + bias + scale + kd_round_up(p->workspace, KD_STACK_ALIGN);
     const size_t size = kd_tensor_bytes(&t->scratch);
     const bool apart = a + b + rest <= size;
     char *next = t->scratch.data;
@@ -215,7 +215,8 @@ static bool place(kd_product_operands *at, const tuning *t, const kd_product *p)
     at->d = next;
     at->pre = next + d;
     at->bias = next + d + pre;
-    at->workspace = next + d + pre + bias;
+    at->a_scale = at->b_scale = next + d + pre + bias;
+    at->workspace = next + d + pre + bias + scale;
     return true;
 }
 
@@ -270,7 +271,7 @@ static kd_status tune_all(tuning *t)
     const int64_t bytes = units * KD_STACK_ALIGN;
     KD_TRY(open_file(t));
     KD_TRY(kd_push(&t->scratch, t->exec, "tuning", KD_U8, KD_SHAPE(bytes)));
-    /* 0x3c3c is 0.0115 in bf16 and f32: zeros would draw less power and run faster than a run. */
+    /* 0x3c3c is 0.0115 in bf16 and f32, 1.5 in e4m3: zeros would draw less power and run faster than a run. */
     CUDA_TRY(cudaMemsetAsync(t->scratch.data, 0x3c, (size_t)bytes, kd_cuda_stream(t->exec)));
     CUDA_TRY(cudaEventCreate(&t->begin));
     CUDA_TRY(cudaEventCreate(&t->end));

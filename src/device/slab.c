@@ -1,29 +1,47 @@
 #include "device/device.h"
 
-static size_t weights_bytes(const kd_params *params, kd_dtype dtype)
+#include <assert.h>
+
+static size_t array_bytes(int64_t elements, kd_dtype dtype)
 {
-    return kd_round_up((size_t)params->elements * kd_dtype_size(dtype), KD_STACK_ALIGN);
+    return kd_round_up((size_t)elements * kd_dtype_size(dtype), KD_STACK_ALIGN);
 }
 
 size_t kd_slab_bytes(const kd_params *params, kd_dtype dtype, bool trainable, int moments)
 {
-    size_t bytes = weights_bytes(params, dtype);
+    size_t bytes = array_bytes(params->elements, dtype);
     if (trainable) {
         const size_t parallel = 1 + (size_t)moments + (dtype != KD_F32);
-        bytes += parallel * weights_bytes(params, KD_F32);
+        bytes += parallel * array_bytes(params->elements, KD_F32);
     }
+    if (params->codes > 0)
+        bytes += array_bytes(params->codes, KD_F8_E4M3) + array_bytes(params->count, KD_F32);
     return bytes;
 }
 
 /* One array of the slab: from the device, or an address nobody may touch. */
+static kd_status take_array(kd_tensor *out, kd_slab *slab, kd_dtype dtype, int64_t elements,
+                            const char *what, bool planning)
+{
+    void *data = (void *)(uintptr_t)KD_STACK_ALIGN;
+    if (!planning) KD_TRY(kd_device_alloc(&data, slab->device, array_bytes(elements, dtype), what));
+    *out = kd_tensor_of(data, dtype, KD_SHAPE(elements));
+    return KD_OK;
+}
+
 static kd_status take(kd_tensor *out, kd_slab *slab, kd_dtype dtype, const char *what,
                       bool planning)
 {
-    void *data = (void *)(uintptr_t)KD_STACK_ALIGN;
-    if (!planning)
-        KD_TRY(kd_device_alloc(&data, slab->device, weights_bytes(&slab->params, dtype), what));
-    *out = kd_tensor_of(data, dtype, KD_SHAPE(slab->params.elements));
-    return KD_OK;
+    return take_array(out, slab, dtype, slab->params.elements, what, planning);
+}
+
+static kd_status take_codes(kd_slab *slab, bool planning)
+{
+    const kd_params *p = &slab->params;
+    if (p->codes == 0) return KD_OK;
+    assert(!slab->trainable);
+    KD_TRY(take_array(&slab->codes, slab, KD_F8_E4M3, p->codes, "e4m3 weights", planning));
+    return take_array(&slab->scales, slab, KD_F32, p->count, "scales", planning);
 }
 
 kd_status kd_slab_open(kd_slab *slab, kd_device *device, const kd_params *params, kd_dtype dtype,
@@ -36,6 +54,7 @@ kd_status kd_slab_open(kd_slab *slab, kd_device *device, const kd_params *params
                        .moments = trainable ? moments : 0 };
     kd_status status;
     KD_TRY_GOTO(take(&slab->weights, slab, dtype, "weights", planning), status, failed);
+    KD_TRY_GOTO(take_codes(slab, planning), status, failed);
     if (!trainable) return KD_OK;
     KD_TRY_GOTO(take(&slab->gradients, slab, KD_F32, "gradients", planning), status, failed);
     for (int i = 0; i < slab->moments; i++)
@@ -52,6 +71,8 @@ void kd_slab_close(kd_slab *slab)
 {
     if (slab->device) {
         kd_device_release(slab->device, slab->weights.data);
+        kd_device_release(slab->device, slab->codes.data);
+        kd_device_release(slab->device, slab->scales.data);
         kd_device_release(slab->device, slab->masters.data);
         kd_device_release(slab->device, slab->gradients.data);
         kd_device_release(slab->device, slab->moment[0].data);
@@ -68,9 +89,19 @@ static kd_tensor view(const kd_slab *slab, const kd_tensor *array, int index)
     return kd_tensor_of(at, array->dtype, p->shape);
 }
 
+static bool is_e4m3(const kd_slab *slab, int index)
+{
+    return index >= 0 && slab->params.items[index].flags & KD_PARAM_E4M3;
+}
+
 kd_tensor kd_slab_weight(const kd_slab *slab, int index)
 {
-    return view(slab, &slab->weights, index);
+    return view(slab, is_e4m3(slab, index) ? &slab->codes : &slab->weights, index);
+}
+
+kd_tensor kd_slab_scale(const kd_slab *slab, int index)
+{
+    return is_e4m3(slab, index) ? kd_tensor_slice(&slab->scales, 0, index, 1) : (kd_tensor){ 0 };
 }
 
 kd_tensor kd_slab_gradient(const kd_slab *slab, int index)
@@ -80,5 +111,6 @@ kd_tensor kd_slab_gradient(const kd_slab *slab, int index)
 
 kd_tensor kd_slab_master(const kd_slab *slab, int index)
 {
-    return view(slab, kd_present(&slab->masters) ? &slab->masters : &slab->weights, index);
+    return kd_present(&slab->masters) ? view(slab, &slab->masters, index)
+                                      : kd_slab_weight(slab, index);
 }

@@ -1,7 +1,7 @@
 /*
  * dist.h - ranks that train one student together.
  *
- * solo.c threads.c buckets.c
+ * comm.c (what all kinds share) solo.c threads.c nccl.c, or without NCCL nccl_stub.c; buckets.c
  */
 #ifndef KD_DIST_H
 #define KD_DIST_H
@@ -10,14 +10,22 @@
 
 typedef struct kd_comm kd_comm;
 
-/* Sums run over ranks in rank order: the same bits on every rank, every time. */
+/*
+ * Sums have the same bits on every rank, every time: solo and threads add in rank order, NCCL in an
+ * order of its own (nccl.c).  The two that are NULL where a collective is done when it returns are
+ * called through kd_comm_join and kd_comm_wait.
+ */
 typedef struct kd_comm_type {
     const char *name;
-    kd_status (*all_reduce)(kd_comm *comm, kd_exec *exec, const kd_tensor *t); /* f32, in place */
+    /* f32, in place, after the work of the exec's queue, which may go on beside it: what is enqueued
+     * there later leaves `t` alone until kd_comm_join. */
+    kd_status (*all_reduce)(kd_comm *comm, kd_exec *exec, const kd_tensor *t);
+    kd_status (*join)(kd_comm *comm, kd_exec *exec);
+    kd_status (*wait)(kd_comm *comm, kd_device *device, kd_event *event);
     kd_status (*all_reduce_host)(kd_comm *comm, double *values, int count);
     kd_status (*broadcast)(kd_comm *comm, kd_exec *exec, const kd_tensor *t, int root);
     kd_status (*barrier)(kd_comm *comm);
-    void (*abort)(kd_comm *comm); /* wakes every waiting rank with KD_EPEER */
+    void (*abort)(kd_comm *comm); /* every rank that waits, or will, gets KD_EPEER */
     void (*close)(kd_comm *comm);
 } kd_comm_type;
 
@@ -31,7 +39,36 @@ KD_MUST_CHECK kd_status kd_comm_solo(kd_comm **comm);
 /* `size` communicators of one group, for ranks that are threads of this process.  Tensors are at
  * most `max_elements` long. */
 KD_MUST_CHECK kd_status kd_comm_threads(kd_comm **comms, int size, int64_t max_elements);
-void kd_comm_close(kd_comm *comm);
+
+/* What joins the ranks of an NCCL group.  One rank makes it and hands it to the others; with
+ * NCCL_COMM_ID=host:port in the environment each rank may make its own. */
+typedef struct kd_nccl_id {
+    char bytes[128];
+} kd_nccl_id;
+KD_MUST_CHECK kd_status kd_nccl_id_create(kd_nccl_id *id);
+
+/*
+ * Rank `rank` of `size`, on a CUDA device that is no other rank's; returns when all have joined.
+ * `timeout`: seconds without an answer of the other ranks after which a wait ends in KD_EPEER; more
+ * than the slowest rank takes for a step.  Once broken a group stays so.  Called by one thread.
+ * The device outlives it; recorded steps that reduce are gone before it closes.
+ */
+KD_MUST_CHECK kd_status kd_comm_nccl(kd_comm **comm, kd_device *device, int rank, int size,
+                                     const kd_nccl_id *id, double timeout);
+
+void kd_comm_close(kd_comm *comm); /* NULL is fine */
+
+/* The exec's queue goes on when everything reduced so far is there.  A recording that reduces joins
+ * before it ends. */
+KD_MUST_CHECK kd_status kd_comm_join(kd_comm *comm, kd_exec *exec);
+
+/* As kd_event_sync, but KD_EPEER where a rank that is gone keeps the device from getting there. */
+KD_MUST_CHECK kd_status kd_comm_wait(kd_comm *comm, kd_device *device, kd_event *event);
+
+/* For the kinds: that `t` is there, contiguous and, where `sum`, f32.  And that there is a rank
+ * `root`. */
+KD_MUST_CHECK kd_status kd_comm_check_tensor(const kd_tensor *t, bool sum, const char *what);
+KD_MUST_CHECK kd_status kd_comm_check_root(const kd_comm *comm, int root);
 
 /* ---- buckets: gradients reduced as each block of the backward pass is done -------------------- */
 

@@ -17,9 +17,8 @@ static kd_status solo_all_reduce_host(kd_comm *comm, double *values, int count)
 
 static kd_status solo_broadcast(kd_comm *comm, kd_exec *exec, const kd_tensor *t, int root)
 {
-    (void)comm, (void)exec, (void)t;
-    if (root == 0) return KD_OK;
-    return kd_fail(KD_EINVAL, "broadcast: found root %d, expected 0", root);
+    (void)exec, (void)t;
+    return kd_comm_check_root(comm, root);
 }
 
 static kd_status solo_barrier(kd_comm *comm)
@@ -48,9 +47,4 @@ kd_status kd_comm_solo(kd_comm **comm)
     if (!*comm) return kd_fail(KD_ENOMEM, "communicator: %zu bytes", sizeof **comm);
     **comm = (kd_comm){ .type = &solo, .rank = 0, .size = 1 };
     return KD_OK;
-}
-
-void kd_comm_close(kd_comm *comm)
-{
-    if (comm) comm->type->close(comm);
 }

@@ -117,15 +117,13 @@ static void leave(group *g)
     pthread_mutex_unlock(&g->mutex);
 }
 
-static kd_status check_tensor(const member *m, const kd_exec *exec, const kd_tensor *t,
+static kd_status check_tensor(const member *m, const kd_exec *exec, const kd_tensor *t, bool sum,
                               const char *what)
 {
     if (exec->device && exec->device->type != &kd_device_cpu)
         return kd_fail(KD_ENOTSUP, "%s: ranks in threads share host memory, found a tensor on %s",
                        what, exec->device->type->name);
-    if (!kd_present(t) || !kd_tensor_contiguous(t))
-        return kd_fail(KD_EINVAL, "%s: found %s tensor, expected a contiguous one", what,
-                       kd_present(t) ? "a strided" : "no");
+    KD_TRY(kd_comm_check_tensor(t, sum, what));
     if (kd_tensor_elements(t) > m->group->max_elements)
         return kd_fail(KD_EINVAL, "%s: found %" PRId64 " elements, expected at most %" PRId64, what,
                        kd_tensor_elements(t), m->group->max_elements);
@@ -154,9 +152,7 @@ static kd_status threads_all_reduce(kd_comm *comm, kd_exec *exec, const kd_tenso
     if (kd_planning(exec)) return KD_OK;
     member *m = member_of(comm);
     group *g = m->group;
-    KD_TRY(check_tensor(m, exec, t, "all_reduce"));
-    if (t->dtype != KD_F32)
-        return kd_fail(KD_EINVAL, "all_reduce: found %s, expected f32", kd_dtype_name(t->dtype));
+    KD_TRY(check_tensor(m, exec, t, true, "all_reduce"));
     KD_TRY(kd_sync(exec));
     const int64_t n = kd_tensor_elements(t);
     KD_TRY(enter(m, (call){ ALL_REDUCE, n, 0, t->data }));
@@ -186,9 +182,8 @@ static kd_status threads_broadcast(kd_comm *comm, kd_exec *exec, const kd_tensor
     if (kd_planning(exec)) return KD_OK;
     member *m = member_of(comm);
     const group *g = m->group;
-    KD_TRY(check_tensor(m, exec, t, "broadcast"));
-    if (root < 0 || root >= g->size)
-        return kd_fail(KD_EINVAL, "broadcast: found root %d, expected 0 to %d", root, g->size - 1);
+    KD_TRY(check_tensor(m, exec, t, false, "broadcast"));
+    KD_TRY(kd_comm_check_root(comm, root));
     KD_TRY(kd_sync(exec));
     const size_t bytes = kd_tensor_bytes(t);
     KD_TRY(enter(m, (call){ BROADCAST, (int64_t)bytes, root, t->data }));

@@ -4,13 +4,31 @@ kd_weight kd_linear_weight(const kd_slab *slab, kd_linear layer)
 {
     return (kd_weight){ .tensor = kd_slab_weight(slab, layer.weight),
                         .bias = kd_slab_weight(slab, layer.bias),
+                        .scale = kd_slab_scale(slab, layer.weight),
                         .gradient = kd_slab_gradient(slab, layer.weight),
                         .bias_gradient = kd_slab_gradient(slab, layer.bias) };
+}
+
+/* One scale for all of x, too. */
+static kd_status forward_scaled(kd_exec *exec, const kd_tensor *y, const kd_tensor *x,
+                                const kd_weight *weight)
+{
+    const kd_tensor transposed = kd_tensor_transposed(&weight->tensor);
+    const kd_mark mark = kd_stack_mark(exec->stack);
+    kd_tensor codes, scale;
+    KD_TRY(kd_push(&codes, exec, "linear e4m3 input", KD_F8_E4M3, kd_shape_of(x)));
+    KD_TRY(kd_push(&scale, exec, "linear input scale", KD_F32, KD_SHAPE(1)));
+    KD_TRY(KD_RUN(exec, quantise, .y = &codes, .scale = &scale, .x = x));
+    KD_TRY(KD_RUN(exec, matmul_scaled, .y = y, .a = &codes, .b = &transposed, .a_scale = &scale,
+                  .b_scale = &weight->scale, .bias = &weight->bias));
+    kd_stack_release(exec->stack, mark);
+    return KD_OK;
 }
 
 kd_status kd_linear_forward(kd_exec *exec, const kd_tensor *y, const kd_tensor *x,
                             const kd_weight *weight)
 {
+    if (kd_present(&weight->scale)) return forward_scaled(exec, y, x, weight);
     const kd_tensor transposed = kd_tensor_transposed(&weight->tensor);
     return KD_RUN(exec, matmul, .y = y, .a = x, .b = &transposed, .bias = &weight->bias);
 }
@@ -18,6 +36,10 @@ kd_status kd_linear_forward(kd_exec *exec, const kd_tensor *y, const kd_tensor *
 kd_status kd_linear_gelu_forward(kd_exec *exec, const kd_tensor *y, const kd_tensor *pre,
                                  const kd_tensor *x, const kd_weight *weight)
 {
+    if (kd_present(&weight->scale)) {
+        KD_TRY(forward_scaled(exec, pre, x, weight));
+        return KD_RUN(exec, gelu, .y = y, .x = pre, .tanh_form = true);
+    }
     const kd_tensor transposed = kd_tensor_transposed(&weight->tensor);
     return KD_RUN(exec, matmul_gelu, .y = y, .pre = pre, .a = x, .b = &transposed,
                   .bias = &weight->bias);

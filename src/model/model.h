@@ -86,7 +86,7 @@ typedef struct kd_model {
     kd_config config;
     const kd_family *family;
     kd_slab slab;
-    kd_dtype dtype; /* of weights and activations */
+    kd_dtype dtype; /* of activations, and of all weights that are not e4m3 */
     kd_recompute recompute;
     int embedding, position; /* parameter indices; -1: none */
     int head_weight;
@@ -102,14 +102,17 @@ typedef struct kd_model {
 
 typedef struct kd_model_options {
     const char *label;
-    kd_dtype dtype;
+    kd_dtype
+        dtype; /* of weights and activations; F8_E4M3: of the matrices in the blocks of a frozen
+                     * model, each with one scale, and bf16 elsewhere */
     bool trainable;
     int moments;
     kd_recompute recompute;
     bool planning; /* declare and lay out, allocate and read nothing */
 } kd_model_options;
 
-/* Declares, lays out and allocates; weights are zero until kd_model_load.  Takes over config.raw. */
+/* Declares, lays out and allocates; weights are zero until kd_model_load.  Takes over config.raw.
+ * KD_ENOTSUP where the device has no e4m3 products of the model's sizes. */
 KD_MUST_CHECK kd_status kd_model_create(kd_model **model, kd_device *device,
                                         const kd_config *config, const kd_model_options *options);
 void kd_model_close(kd_model *model); /* NULL is fine */

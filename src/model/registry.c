@@ -23,6 +23,7 @@ kd_status kd_family_find(const kd_family **family, const char *name)
 typedef struct declaration {
     kd_params *params;
     int block;
+    unsigned matrix_flags; /* of linear layers' weights */
 } declaration;
 
 static kd_status declare(int *index, const declaration *to, const char *name, kd_shape shape,
@@ -42,7 +43,7 @@ static kd_status declare_linear(kd_linear *layer, const declaration *to, const c
     char bias_name[64];
     snprintf(bias_name, sizeof bias_name, "%s_bias", name);
     layer->bias = -1;
-    KD_TRY(declare(&layer->weight, to, name, KD_SHAPE(out, in), KD_PARAM_DECAY));
+    KD_TRY(declare(&layer->weight, to, name, KD_SHAPE(out, in), to->matrix_flags));
     return bias ? declare(&layer->bias, to, bias_name, KD_SHAPE(out), 0) : KD_OK;
 }
 
@@ -90,10 +91,10 @@ static kd_status declare_block(kd_block *block, const declaration *to, const kd_
     return declare_linear(&block->mlp.down, to, "block.mlp_down", c->width, c->ffn, c->mlp_bias);
 }
 
-static kd_status declare_model(kd_model *model, kd_params *params)
+static kd_status declare_model(kd_model *model, kd_params *params, bool e4m3)
 {
     const kd_config *c = &model->config;
-    declaration to = { params, -1 };
+    declaration to = { params, -1, KD_PARAM_DECAY | (e4m3 ? KD_PARAM_E4M3 : 0) };
     model->position = -1;
     KD_TRY(declare(&model->embedding, &to, "embedding", KD_SHAPE(c->vocabulary, c->width),
                    KD_PARAM_DECAY));
@@ -112,6 +113,32 @@ static kd_status declare_model(kd_model *model, kd_params *params)
 }
 
 /* ---- opening ---------------------------------------------------------------------------------- */
+
+/* Whether the device multiplies with every e4m3 weight, found out by planning that. */
+static kd_status check_e4m3(const kd_model *model, kd_device *device, const kd_params *params)
+{
+    kd_stack stack = { .planning = true };
+    kd_exec exec = { .device = device, .stack = &stack };
+    for (int i = 0; i < params->count; i++) {
+        const kd_param *p = &params->items[i];
+        const int64_t out = p->shape.dim[0], in = p->shape.dim[1];
+        kd_tensor x, y, weight, scale;
+        if (!(p->flags & KD_PARAM_E4M3)) continue;
+        KD_TRY(kd_push(&x, &exec, "x", KD_F8_E4M3, KD_SHAPE(1, in)));
+        KD_TRY(kd_push(&y, &exec, "y", model->dtype, KD_SHAPE(1, out)));
+        KD_TRY(kd_push(&weight, &exec, "weight", KD_F8_E4M3, KD_SHAPE(out, in)));
+        KD_TRY(kd_push(&scale, &exec, "scale", KD_F32, KD_SHAPE(1)));
+        const kd_tensor b = kd_tensor_transposed(&weight);
+        const kd_status status = KD_RUN(&exec, matmul_scaled, .y = &y, .a = &x, .b = &b,
+                                        .a_scale = &scale, .b_scale = &scale);
+        if (status == KD_ENOTSUP)
+            return kd_fail(status, "%s: dtype f8_e4m3: %s; dtype bf16 needs none of that",
+                           model->label, kd_last_error());
+        KD_TRY(status);
+        kd_stack_release(&stack, (kd_mark){ 0 });
+    }
+    return KD_OK;
+}
 
 static kd_status open_rope(kd_model *model, kd_device *device, bool planning)
 {
@@ -138,13 +165,20 @@ static kd_status open_rope(kd_model *model, kd_device *device, bool planning)
 static kd_status create(kd_model *model, kd_device *device, const kd_model_options *options)
 {
     const int64_t layers = model->config.layers;
+    const bool e4m3 = options->dtype == KD_F8_E4M3;
     kd_params params = { .arena = model->arena };
+    if (e4m3 && options->trainable)
+        return kd_fail(KD_EINVAL,
+                       "%s: dtype f8_e4m3 is for frozen models; found a trained one, "
+                       "expected f32 or bf16",
+                       model->label);
     KD_TRY(kd_family_find(&model->family, model->config.family));
     KD_TRY(KD_ARENA_ARRAY(&model->blocks, model->arena, layers));
     KD_TRY(KD_ARENA_ARRAY(&model->saved, model->arena, layers));
     KD_TRY(KD_ARENA_ARRAY(&model->hidden, model->arena, layers + 1));
-    KD_TRY(declare_model(model, &params));
-    KD_TRY(kd_slab_open(&model->slab, device, &params, options->dtype, options->trainable,
+    KD_TRY(declare_model(model, &params, e4m3));
+    KD_TRY(check_e4m3(model, device, &params));
+    KD_TRY(kd_slab_open(&model->slab, device, &params, model->dtype, options->trainable,
                         options->moments, options->planning));
     return open_rope(model, device, options->planning);
 }
@@ -160,7 +194,7 @@ kd_status kd_model_create(kd_model **out, kd_device *device, const kd_config *co
     *model = (kd_model){ .arena = arena,
                          .label = options->label ? options->label : "model",
                          .config = *config,
-                         .dtype = options->dtype,
+                         .dtype = options->dtype == KD_F8_E4M3 ? KD_BF16 : options->dtype,
                          .recompute = options->recompute };
     model->config.raw = json_incref(config->raw);
     /* The configuration's strings belong to the caller's arena. */

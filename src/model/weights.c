@@ -1,6 +1,7 @@
 /* Between a slab and a Hugging Face checkpoint: fused rows are split, Conv1D is turned. */
 #include "model/transformer.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -111,15 +112,44 @@ static void transpose(float *to, const float *from, int64_t rows, int64_t column
         for (int64_t j = 0; j < columns; j++) to[i * columns + j] = from[j * rows + i];
 }
 
-static kd_status upload(kd_exec *exec, const kd_tensor *to, const float *values, void *converted)
+static void quantise(uint8_t *to, const float *values, float inverse, int64_t n)
 {
-    KD_TRY(kd_convert(converted, to->dtype, values, KD_F32, kd_tensor_elements(to)));
+    for (int64_t i = 0; i < n; i++) to[i] = kd_f32_to_e4m3(values[i] * inverse);
+}
+
+/* `scale` is of e4m3 alone. */
+static kd_status upload(kd_exec *exec, const kd_tensor *to, const float *values, float scale,
+                        void *converted)
+{
+    const int64_t n = kd_tensor_elements(to);
+    if (to->dtype == KD_F8_E4M3)
+        quantise(converted, values, 1 / scale, n);
+    else
+        KD_TRY(kd_convert(converted, to->dtype, values, KD_F32, n));
     KD_TRY(kd_upload(exec, to, converted));
     return kd_sync(exec);
 }
 
-static kd_status load_tensor(kd_exec *exec, const kd_st_file *file, const kd_st_entry *entry,
-                             const target *t, bool transposed)
+typedef struct loading {
+    kd_model *model;
+    kd_exec exec;
+    const kd_model_files *files;
+    /* Of each parameter: first the largest finite element, then the scale of an e4m3 one.  A scale is
+     * that of a fused parameter, so all of its parts are read before any is converted. */
+    float *scales;
+    bool measuring;
+} loading;
+
+static void measure(float *largest, const float *values, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) {
+        const float size = fabsf(values[i]);
+        if (size > *largest && size < INFINITY) *largest = size;
+    }
+}
+
+static kd_status load_tensor(loading *l, const kd_st_file *file, const kd_st_entry *entry,
+                             const target *t, bool transposed, float *scale)
 {
     KD_TRY(check_shape(entry, file, t, transposed));
     const size_t bytes = (size_t)(t->rows * t->columns) * sizeof(float);
@@ -128,44 +158,63 @@ static kd_status load_tensor(kd_exec *exec, const kd_st_file *file, const kd_st_
     if (!values) return kd_fail(KD_ENOMEM, "%s: %zu bytes to read it", entry->name, 3 * bytes);
     float *turned = values + t->rows * t->columns, *converted = turned + t->rows * t->columns;
     KD_TRY_GOTO(kd_st_read(values, KD_F32, file, entry, 0, entry->elements), status, done);
+    if (l->measuring) {
+        measure(scale, values, entry->elements);
+        goto done;
+    }
     if (transposed) transpose(turned, values, t->rows, t->columns);
     const float *final = transposed ? turned : values;
-    KD_TRY_GOTO(upload(exec, &t->weights, final, converted), status, done);
+    KD_TRY_GOTO(upload(&l->exec, &t->weights, final, *scale, converted), status, done);
     if (kd_present(&t->master))
-        KD_TRY_GOTO(upload(exec, &t->master, final, converted), status, done);
+        KD_TRY_GOTO(upload(&l->exec, &t->master, final, *scale, converted), status, done);
 done:
     free(values);
     return status;
 }
 
-static kd_status load_row(kd_model *model, kd_exec *exec, const kd_model_files *files,
-                          const kd_name_row *row, int64_t block)
+static kd_status load_row(loading *l, const kd_name_row *row, int64_t block)
 {
+    const kd_model *model = l->model;
     const int param = kd_model_param(model, row, block);
     if (param < 0) return KD_OK; /* this configuration has no such parameter */
+    if (l->measuring && !(model->slab.params.items[param].flags & KD_PARAM_E4M3)) return KD_OK;
     char name[256];
     const kd_st_file *file;
     const kd_st_entry *entry = NULL;
     for (int bare = 0; bare < 2 && !entry; bare++) {
         kd_tensor_name(name, sizeof name, model->family, row, block, bare);
-        entry = kd_model_files_find(files, name, &file);
+        entry = kd_model_files_find(l->files, name, &file);
     }
     if (!entry)
-        return kd_fail(KD_EFORMAT, "%s: no tensor %s, which %s needs", files->dir, name,
+        return kd_fail(KD_EFORMAT, "%s: no tensor %s, which %s needs", l->files->dir, name,
                        model->config.architecture);
     const target t = target_of(model, row, param);
-    return load_tensor(exec, file, entry, &t, row->transposed);
+    return load_tensor(l, file, entry, &t, row->transposed, &l->scales[param]);
+}
+
+static kd_status load_rows(loading *l)
+{
+    for (const kd_name_row *row = l->model->family->names; row->name; row++) {
+        const int64_t blocks = kd_name_per_block(row) ? l->model->config.layers : 1;
+        for (int64_t b = 0; b < blocks; b++) KD_TRY(load_row(l, row, b));
+    }
+    return KD_OK;
 }
 
 kd_status kd_model_load(kd_model *model, const kd_model_files *files)
 {
+    const kd_slab *slab = &model->slab;
     kd_stack stack = { 0 };
-    kd_exec exec = { .device = model->slab.device, .stack = &stack };
-    for (const kd_name_row *row = model->family->names; row->name; row++) {
-        const int64_t blocks = kd_name_per_block(row) ? model->config.layers : 1;
-        for (int64_t l = 0; l < blocks; l++) KD_TRY(load_row(model, &exec, files, row, l));
+    loading l = { .model = model, .exec = { slab->device, NULL, &stack }, .files = files };
+    KD_TRY(KD_ARENA_ARRAY(&l.scales, model->arena, slab->params.count));
+    if (kd_present(&slab->codes)) {
+        l.measuring = true;
+        KD_TRY(load_rows(&l));
+        l.measuring = false;
+        for (int i = 0; i < slab->params.count; i++) l.scales[i] = kd_e4m3_scale(l.scales[i]);
+        KD_TRY(kd_upload(&l.exec, &slab->scales, l.scales));
     }
-    return KD_OK;
+    return load_rows(&l);
 }
 
 /* ---- saving ----------------------------------------------------------------------------------- */

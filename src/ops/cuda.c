@@ -61,6 +61,14 @@ kd_status kd_matmul_add_cuda(kd_exec *exec, const kd_matmul_add_args *args)
     return kd_blas_matmul(exec, args->y, args->a, args->b, NULL, true);
 }
 
+kd_status kd_matmul_scaled_cuda(kd_exec *exec, const kd_matmul_scaled_args *args)
+{
+    if (is_empty(args->y)) return KD_OK;
+    if (args->a->shape[1] == 0) return fill_rows(exec, args->y, args->bias);
+    return kd_blas_matmul_scaled(exec, args->y, args->a, args->b, args->a_scale, args->b_scale,
+                                 args->bias);
+}
+
 /* Fused for bf16 alone: how exact the library's tanh is, it does not say. */
 kd_status kd_matmul_gelu_cuda(kd_exec *exec, const kd_matmul_gelu_args *args)
 {

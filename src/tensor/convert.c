@@ -1,5 +1,7 @@
 #include "tensor/tensor.h"
 
+#include <float.h>
+
 float kd_f16_to_f32(uint16_t bits)
 {
     const uint32_t sign = (uint32_t)(bits & 0x8000u) << 16;
@@ -36,6 +38,47 @@ uint16_t kd_f32_to_f16(float x)
     }
     const uint32_t odd = (magnitude >> 13) & 1u;
     return (uint16_t)(sign | ((magnitude - 0x38000000u + 0xfffu + odd) >> 13));
+}
+
+float kd_e4m3_to_f32(uint8_t bits)
+{
+    const uint32_t sign = (uint32_t)(bits & 0x80u) << 24;
+    const uint32_t exponent = (bits >> 3) & 0xfu, fraction = bits & 7u;
+    uint32_t wide = sign | ((exponent + 120) << 23) | (fraction << 20);
+    float x;
+    if (exponent == 0) { /* subnormal: fraction * 2^-9 */
+        x = (float)fraction * 0x1p-9f;
+        return sign ? -x : x;
+    }
+    if ((bits & 0x7fu) == 0x7fu) wide = sign | 0x7fc00000u;
+    memcpy(&x, &wide, sizeof x);
+    return x;
+}
+
+uint8_t kd_f32_to_e4m3(float x)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    const uint8_t sign = (uint8_t)((bits >> 24) & 0x80u);
+    const uint32_t magnitude = bits & 0x7fffffffu;
+    if (magnitude >= 0x7f800000u) return 0x7f;
+    if (magnitude >= 0x43e00000u) return sign | 0x7e; /* 448 */
+    if (magnitude < 0x3c800000u) {                    /* below 2^-6: subnormal */
+        /* As in kd_f32_to_f16: 2^14 lines the result's last bit, 2^-9, up with f32's. */
+        float y;
+        memcpy(&y, &magnitude, sizeof y);
+        y += 0x1p14f;
+        memcpy(&bits, &y, sizeof bits);
+        return (uint8_t)(sign | (bits - 0x46800000u));
+    }
+    const uint32_t odd = (magnitude >> 20) & 1u;
+    return (uint8_t)(sign | ((magnitude - 0x3c000000u + 0x7ffffu + odd) >> 20));
+}
+
+float kd_e4m3_scale(float largest)
+{
+    const float scale = largest / KD_E4M3_LARGEST;
+    return scale >= FLT_MIN ? scale : 1;
 }
 
 static void widen(float *to, const void *from, kd_dtype dtype, int64_t count)

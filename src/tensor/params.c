@@ -24,15 +24,14 @@ kd_status kd_params_declare(int *index, kd_params *params, const char *name, kd_
 
 void kd_params_layout(kd_params *params)
 {
-    int64_t at = 0;
-    params->scalars = 0;
+    params->elements = params->codes = params->scalars = 0;
     for (int i = 0; i < params->count; i++) {
         kd_param *p = &params->items[i];
         int64_t n = 1;
         for (int32_t d = 0; d < p->shape.rank; d++) n *= p->shape.dim[d];
-        p->offset = at;
+        int64_t *total = p->flags & KD_PARAM_E4M3 ? &params->codes : &params->elements;
+        p->offset = *total;
         params->scalars += n;
-        at += kd_ceil_div(n, KD_PARAM_ALIGN) * KD_PARAM_ALIGN;
+        *total += kd_ceil_div(n, KD_PARAM_ALIGN) * KD_PARAM_ALIGN;
     }
-    params->elements = at;
 }

@@ -64,6 +64,20 @@ static inline uint16_t kd_f32_to_bf16(float x)
 float kd_f16_to_f32(uint16_t bits);
 uint16_t kd_f32_to_f16(float x); /* round to nearest even, overflow to infinity */
 
+/*
+ * E4M3: a sign, 4 bits of exponent biased by 7, 3 of fraction; NaN and no infinity.  A finite number
+ * rounds to nearest even and saturates at 448; what is not finite becomes NaN (0x7f).
+ * Micikevicius et al., FP8 formats for deep learning, 2022.
+ */
+enum { KD_E4M3_LARGEST = 448 };
+
+float kd_e4m3_to_f32(uint8_t bits);
+uint8_t kd_f32_to_e4m3(float x);
+
+/* What brings numbers up to `largest` into e4m3's range when they are divided by it: largest / 448, or
+ * 1 where that is no normal number.  `largest` is finite. */
+float kd_e4m3_scale(float largest);
+
 /* `count` contiguous elements between any two of F32, BF16, F16; same type is a copy.
  * KD_ENOTSUP for other types. */
 KD_MUST_CHECK kd_status kd_convert(void *to, kd_dtype to_dtype, const void *from,
@@ -118,6 +132,7 @@ enum { KD_PARAM_ALIGN = 256 };
 typedef enum kd_param_flag {
     KD_PARAM_DECAY = 1, /* weight decay applies: matrices, not gains, biases or norms */
     KD_PARAM_STATE = 2, /* not trained: running statistics, banks */
+    KD_PARAM_E4M3 = 4,  /* of a frozen model: e4m3 with one scale, in an array of its own */
 } kd_param_flag;
 
 typedef struct kd_param {
@@ -125,14 +140,15 @@ typedef struct kd_param {
     kd_shape shape;
     unsigned flags;
     int block;      /* -1: before block 0 (embeddings); number of blocks: after the last */
-    int64_t offset; /* elements into the slab; set by kd_params_layout */
+    int64_t offset; /* elements into its array of the slab; set by kd_params_layout */
 } kd_param;
 
 typedef struct kd_params {
     kd_arena *arena;
     kd_param *items;
     int count, capacity;
-    int64_t elements; /* padded total; set by kd_params_layout */
+    int64_t elements; /* padded total of all but the E4M3 ones; set by kd_params_layout */
+    int64_t codes;    /* padded total of the E4M3 ones */
     int64_t scalars;  /* true number of parameters, without padding */
 } kd_params;
 

@@ -106,7 +106,7 @@ static kd_status try_instead(kd_estimate *e, kd_run *run, kd_device *device, boo
     kd_session s = { .device = NULL };
     memcpy(keep, run->models, sizeof keep);
     for (int m = 0; m < run->model_count; m++) {
-        if (!recompute) run->models[m].dtype = 1;
+        if (!recompute && run->models[m].dtype == 0) run->models[m].dtype = 1;
         if (recompute && run->models[m].trainable) run->models[m].recompute = KD_RECOMPUTE_BLOCKS;
     }
     const kd_status status = kd_session_plan(&s, run, device, e->micro);

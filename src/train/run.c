@@ -9,8 +9,9 @@
 static const kd_option model_rows[] = {
     { "model", KD_STRING, offsetof(kd_model_section, model), NULL, 0, 0, "",
       "Hugging Face directory" },
-    { "dtype", KD_CHOICE, offsetof(kd_model_section, dtype), "f32", 0, 0, "f32|bf16",
-      "of weights and activations; a trained bf16 model keeps f32 masters" },
+    { "dtype", KD_CHOICE, offsetof(kd_model_section, dtype), "f32", 0, 0, "f32|bf16|f8_e4m3",
+      "of weights and activations; a trained bf16 model keeps f32 masters; f8_e4m3: of a frozen "
+      "model's matrices in its blocks, bf16 elsewhere" },
     { "master", KD_CHOICE, offsetof(kd_model_section, master), "f32", 0, 0, "f32",
       "of a trained model's weights, whatever they compute in" },
     { "recompute", KD_CHOICE, offsetof(kd_model_section, recompute), "none", 0, 0, "none|blocks",
@@ -235,7 +236,8 @@ kd_status kd_run_parse(kd_run *run)
 
 kd_dtype kd_section_dtype(const kd_model_section *section)
 {
-    return section->dtype == 1 ? KD_BF16 : KD_F32;
+    static const kd_dtype dtypes[] = { KD_F32, KD_BF16, KD_F8_E4M3 };
+    return dtypes[section->dtype];
 }
 
 kd_status kd_run_length(int64_t *steps, int64_t *step_samples, const kd_run *run,

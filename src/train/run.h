@@ -7,7 +7,7 @@
 typedef struct kd_model_section {
     const char *model; /* directory */
     const char *label; /* "teacher", "student", "students[1]" */
-    int dtype;         /* 0 f32, 1 bf16 */
+    int dtype;         /* 0 f32, 1 bf16, 2 f8_e4m3 */
     int master;        /* 0: f32 */
     int recompute;     /* kd_recompute */
     bool trainable;

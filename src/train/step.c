@@ -95,7 +95,7 @@ static kd_status backward(kd_step *step, bool last)
             KD_TRY(kd_model_backward(member->model, &step->exec, &step->batch, &member->taps,
                                      last ? block_done : NULL, &reduce));
     }
-    return KD_OK;
+    return last ? kd_comm_join(step->comm, &step->exec) : KD_OK;
 }
 
 static kd_status update(kd_step *step, bool last)
@@ -106,6 +106,7 @@ static kd_status update(kd_step *step, bool last)
         kd_member *member = &step->members[m];
         if (!trained(member)) continue;
         KD_TRY(step->comm->type->all_reduce(step->comm, &step->exec, &member->totals));
+        KD_TRY(kd_comm_join(step->comm, &step->exec));
         KD_TRY(kd_optim_update(&step->exec, &member->model->slab, &step->optim, &member->totals,
                                &member->scalars));
     }
@@ -220,7 +221,7 @@ static kd_status check_verdict(const kd_step *step, int m, const kd_student_resu
 kd_status kd_step_result_of(const kd_step_result **out, kd_step *step, int64_t index)
 {
     kd_step_result *result = &step->results[index & 1];
-    const kd_status status = kd_event_sync(step->device, step->done[index & 1]);
+    const kd_status status = kd_comm_wait(step->comm, step->device, step->done[index & 1]);
     if (status != KD_OK) return name_step(status, index);
     for (int m = 0; m < step->count; m++) {
         const kd_pending *pending = pending_of(step, index, m);

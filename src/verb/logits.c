@@ -125,8 +125,8 @@ static kd_status parse_dtype(kd_dtype *dtype, const char *name)
 {
     *dtype = KD_F32;
     if (name) KD_TRY(kd_dtype_parse(dtype, name));
-    if (*dtype != KD_F32 && *dtype != KD_BF16)
-        return kd_fail(KD_EINVAL, "dtype \"%s\"; expected f32 or bf16", name);
+    if (*dtype != KD_F32 && *dtype != KD_BF16 && *dtype != KD_F8_E4M3)
+        return kd_fail(KD_EINVAL, "dtype \"%s\"; expected f32, bf16 or f8_e4m3", name);
     return KD_OK;
 }
 

@@ -272,6 +272,30 @@ Test(run, estimate_plans_from_configurations_alone, .init = setup, .fini = teard
     expect_code(r, 2, "estimate");
 }
 
+/* A byte for each weight of the matrices in blocks, two elsewhere. */
+Test(run, takes_an_e4m3_teacher, .init = setup, .fini = teardown)
+{
+    prepare_run();
+    const char *line = "train run.yaml --run.device=cpu --run.steps=2";
+    result r = run("%s --teacher.dtype=f8_e4m3 --student.dtype=bf16", line);
+    expect_code(r, 0, "train");
+    r = run("%s --run.out=no --student.dtype=f8_e4m3", line);
+    expect_code(r, 2, "train in e4m3");
+    cr_expect(strstr(r.err, "student: dtype f8_e4m3 is for frozen models"), "%s", r.err);
+
+    cr_assert_eq(mkdir("t", 0777), 0);
+    cr_assert_eq(kd_file_copy("t/config.json", "golden/configs/SmolLM2-135M.json"), KD_OK);
+    r = run("estimate run.yaml --teacher.model=t --teacher.dtype=f8_e4m3 --device h100-80g --json");
+    expect_code(r, 0, "estimate");
+    json_t *e = answer(&r, "estimate");
+    const double matrices = 30 * (576.0 * (960 + 576 + 3 * 1536)), all = 134515008;
+    const double bytes = 2 * all - matrices;
+    const double found = number_at(e, "teacher_bytes", NULL);
+    cr_expect(found >= bytes && found < 1.001 * bytes, "teacher: %g bytes, expected %g", found,
+              bytes);
+    json_decref(e);
+}
+
 /* Starts kd without a shell, so that the signal reaches it. */
 static pid_t start_train(const char *steps)
 {

@@ -25,7 +25,7 @@ static kd_config config_of(const test_pupil *p)
                         .heads = heads,
                         .kv_heads = gpt2 ? heads : 1,
                         .head_size = width / heads,
-                        .ffn = 3 * width / 2 + 1,
+                        .ffn = p->ffn ? p->ffn : 3 * width / 2 + 1,
                         .vocabulary = p->vocabulary ? p->vocabulary : CLASSES,
                         .max_positions = POSITIONS,
                         .norm = gpt2 ? KD_NORM_LAYER : KD_NORM_RMS,
@@ -99,7 +99,7 @@ static kd_status open_pupil(kd_model **model, kd_device *device, const test_pupi
     const kd_model_options options = { .label = pupil->label       ? pupil->label
                                                 : pupil->trainable ? "student"
                                                                    : "teacher",
-                                       .dtype = o->dtype,
+                                       .dtype = pupil->e4m3 ? KD_F8_E4M3 : o->dtype,
                                        .trainable = pupil->trainable,
                                        .moments = pupil->trainable ? 2 : 0,
                                        .recompute = pupil->recompute };
@@ -181,8 +181,11 @@ static kd_status open_step(test_lesson *l, const test_lesson_options *o)
 kd_status test_lesson_open(test_lesson *l, const test_lesson_options *o)
 {
     kd_status status;
-    *l = (test_lesson){ .comm = o->comm, .own_comm = !o->comm };
-    KD_TRY_GOTO(kd_device_open(&l->device, o->device ? o->device : "cpu"), status, failed);
+    *l = (test_lesson){
+        .comm = o->comm, .own_comm = !o->comm, .device = o->on, .own_device = !o->on
+    };
+    if (l->own_device)
+        KD_TRY_GOTO(kd_device_open(&l->device, o->device ? o->device : "cpu"), status, failed);
     if (l->own_comm) KD_TRY_GOTO(kd_comm_solo(&l->comm), status, failed);
     for (; l->count < o->count; l->count++)
         KD_TRY_GOTO(open_pupil(&l->models[l->count], l->device, &o->models[l->count], o), status,
@@ -199,7 +202,7 @@ void test_lesson_close(test_lesson *l)
     kd_step_close(&l->step);
     for (int m = 0; m < TEST_LESSON_MODELS; m++) kd_model_close(l->models[m]);
     if (l->own_comm && l->comm) kd_comm_close(l->comm);
-    if (l->device) kd_device_close(l->device);
+    if (l->own_device) kd_device_close(l->device);
     *l = (test_lesson){ 0 };
 }
 

@@ -18,6 +18,8 @@ typedef struct test_pupil {
     const char *family; /* NULL: "llama"; also "qwen3" (QK-norm) and "gpt2" (LayerNorm, biases) */
     const char *label;  /* NULL: "student" or "teacher" */
     int64_t layers, width, vocabulary; /* 0: 2, 24, 61 */
+    int64_t ffn;                       /* 0: 3 width / 2 + 1 */
+    bool e4m3;                         /* matrices in its blocks, in place of the lesson's dtype */
     bool tied, trainable;
     kd_recompute recompute;
     uint64_t seed;
@@ -39,12 +41,13 @@ typedef struct test_lesson_options {
     double lr;          /* 0: 1e-3 */
     kd_comm *comm;      /* NULL: one rank */
     const char *device; /* NULL: "cpu" */
+    kd_device *on;      /* an open device in its place, which stays the caller's; or NULL */
 } test_lesson_options;
 
 typedef struct test_lesson {
     kd_device *device;
     kd_comm *comm;
-    bool own_comm;
+    bool own_comm, own_device;
     kd_model *models[TEST_LESSON_MODELS];
     int count;
     kd_term terms[TEST_LESSON_TERMS];

@@ -140,6 +140,7 @@ double test_get(const kd_tensor *t, int64_t index)
     case KD_F32: return *(const float *)at;
     case KD_BF16: return kd_bf16_to_f32(*(const uint16_t *)at);
     case KD_F16: return kd_f16_to_f32(*(const uint16_t *)at);
+    case KD_F8_E4M3: return kd_e4m3_to_f32(*(const uint8_t *)at);
     case KD_I64: return (double)*(const int64_t *)at;
     case KD_I32: return *(const int32_t *)at;
     case KD_U32: return *(const uint32_t *)at;
@@ -157,6 +158,7 @@ void test_set(const kd_tensor *t, int64_t index, double value)
     case KD_F32: *(float *)at = (float)value; break;
     case KD_BF16: *(uint16_t *)at = kd_f32_to_bf16((float)value); break;
     case KD_F16: *(uint16_t *)at = kd_f32_to_f16((float)value); break;
+    case KD_F8_E4M3: *(uint8_t *)at = kd_f32_to_e4m3((float)value); break;
     case KD_I64: *(int64_t *)at = (int64_t)value; break;
     case KD_I32: *(int32_t *)at = (int32_t)value; break;
     case KD_U32: *(uint32_t *)at = (uint32_t)value; break;

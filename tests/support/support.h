@@ -55,7 +55,7 @@ void test_fill(test_bench *bench, const kd_tensor *t, double low, double high);
 void test_fill_constant(const kd_tensor *t, double value);
 double test_uniform(test_bench *bench); /* [0, 1), a linear congruential generator */
 
-/* Element `index` in row-major order of the shape, whatever the strides; any dtype but f8. */
+/* Element `index` in row-major order of the shape, whatever the strides; any dtype but f8_e5m2. */
 double test_get(const kd_tensor *t, int64_t index);
 void test_set(const kd_tensor *t, int64_t index, double value);
 

@@ -8,11 +8,13 @@
 
 #define KD_CUDASIM 1
 
+#include <cuda_runtime_api.h>
+#ifdef __cplusplus /* nccl.h asks for this header in C too, where the API is all there is */
+
 #include <cstddef>
 #include <tuple>
 #include <utility>
 
-#include <cuda_runtime_api.h>
 #include <vector_functions.h>
 
 /* Not __noinline__: libstdc++ spells an attribute so. */
@@ -91,4 +93,5 @@ inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *out, void (*kernel)
     return cudaFuncGetAttributes(out, reinterpret_cast<const void *>(kernel));
 }
 
+#endif
 #endif
