@@ -272,7 +272,8 @@ static void open_head(bench_run *r, int set)
     h = r->counting ? &counted : r->context[set];
     *h = (head){ 0 };
     kd_device_describe(&info, r->exec.device);
-    const int64_t chunk = kd_objective_chunk(n, v, s->dtype, info.memory);
+    const int64_t chunk =
+        kd_objective_chunk(n, 2 * v * (int64_t)kd_dtype_size(s->dtype), hs, &info);
     const int64_t rows = kd_ceil_div(n, chunk) * chunk;
     const float spread = 1 / sqrtf((float)hs);
     h->student.head = (kd_head){ .hidden = *values(r, set, KD_SHAPE(n, hs), 1),
@@ -291,7 +292,7 @@ static void open_head(bench_run *r, int set)
                                  .temperature = (double)scalars.term[k].temperature,
                                  .student = 0,
                                  .teacher = kd_row_types[mix_of(s)->kind[k]].teacher ? 1 : -1 };
-    h->objective = (kd_objective){ h->terms, mix_of(s)->count, chunk, v };
+    h->objective = (kd_objective){ h->terms, mix_of(s)->count, chunk, v, false };
     int32_t *each, *labels;
     if (r->status == KD_OK) r->status = KD_ARENA_ARRAY(&each, r->arena, rows);
     if (r->status == KD_OK) r->status = KD_ARENA_ARRAY(&labels, r->arena, rows);

@@ -31,10 +31,11 @@ typedef struct kd_term {
 
 /* `loss:` of a run file: name -> {type, weight, temperature, t_squared, the type's option}.  Each
  * term is made once per student; its teacher is teachers[0], or, without a teacher, the other
- * student (mutual learning).  `alpha: a` stands for ce (1 - a) and kl a. */
-KD_MUST_CHECK kd_status kd_terms_parse(kd_term **terms, int *count, kd_arena *arena,
-                                       const kd_node *loss, const int *students, int student_count,
-                                       const int *teachers, int teacher_count);
+ * student (mutual learning).  `alpha: a` stands for ce (1 - a) and kl a; `logits: f32` sets
+ * *f32_logits. */
+KD_MUST_CHECK kd_status kd_terms_parse(kd_term **terms, int *count, bool *f32_logits,
+                                       kd_arena *arena, const kd_node *loss, const int *students,
+                                       int student_count, const int *teachers, int teacher_count);
 
 /* The kind called `type`, "forward_kl" or short "kl"; KD_EINVAL names the nearest. */
 KD_MUST_CHECK kd_status kd_term_kind(kd_row_kind *kind, const char *type);
@@ -44,7 +45,8 @@ KD_MUST_CHECK kd_status kd_terms_print(const char **text, kd_arena *arena, const
                                        int count, int student);
 
 /* `root` gets "loss", from which kd_terms_parse makes the same terms. */
-KD_MUST_CHECK kd_status kd_terms_json(json_t *root, const kd_term *terms, int count);
+KD_MUST_CHECK kd_status kd_terms_json(json_t *root, const kd_term *terms, int count,
+                                      bool f32_logits);
 
 /* Options of every term on `file`, a FILE *. */
 void kd_terms_help(void *file);
@@ -56,11 +58,17 @@ typedef struct kd_objective {
     int count;
     int64_t chunk;   /* rows of the head at a time */
     int64_t classes; /* columns of every softmax: padding is outside */
+    bool f32_logits; /* also in training; else they are in the models' type */
 } kd_objective;
 
-/* Rows of the head in one chunk: both models' logits take 1/64 of the device's `memory`, between 64
- * MB and 1 GB; at least 64 rows, a multiple of 64, at most `rows` rounded up. */
-int64_t kd_objective_chunk(int64_t rows, int64_t vocabulary, kd_dtype dtype, size_t memory);
+/*
+ * Rows of the head in one chunk, at most `rows` rounded up.  `row_bytes` is what a row of both models'
+ * logits takes, `width` that of the student's hidden rows.  On a CPU a multiple of 64, within 1/64 of
+ * its memory; elsewhere a multiple of 128, within 1/16 and no more than makes products efficient;
+ * both between 64 MB and 1 GB.
+ */
+int64_t kd_objective_chunk(int64_t rows, int64_t row_bytes, int64_t width,
+                           const kd_device_info *device);
 
 /* Rows that count, as the loader found them, in device memory.  R is a multiple of the chunk. */
 typedef struct kd_targets {

@@ -6,13 +6,22 @@ double kd_ramp_at(const kd_ramp *ramp, int64_t step)
     return ramp->from + (ramp->to - ramp->from) * (double)step / (double)ramp->steps;
 }
 
-int64_t kd_objective_chunk(int64_t rows, int64_t vocabulary, kd_dtype dtype, size_t memory)
+static int64_t clamp(int64_t x, int64_t low, int64_t high)
 {
-    const int64_t step = 64, share = (int64_t)(memory / 64);
-    const int64_t budget = kd_min_i64(kd_max_i64(share, 64 << 20), 1 << 30);
-    const int64_t pair = 2 * vocabulary * (int64_t)kd_dtype_size(dtype);
-    const int64_t fits = kd_max_i64(budget / pair / step * step, step);
-    return kd_min_i64(fits, kd_ceil_div(rows, step) * step);
+    return kd_min_i64(kd_max_i64(x, low), high);
+}
+
+int64_t kd_objective_chunk(int64_t rows, int64_t row_bytes, int64_t width,
+                           const kd_device_info *device)
+{
+    const bool cpu = strcmp(device->type, "cpu") == 0;
+    const int64_t step = cpu ? 64 : 128, memory = (int64_t)device->total;
+    const int64_t budget = clamp(memory / (cpu ? 64 : 16), 64 << 20, 1 << 30);
+    /* On a GPU d hidden has rows * width outputs in tiles of 128 x 256, of which 132 processors want
+     * one each; and adding to an f32 d weight is bound by its memory below some 1100 rows. */
+    const int64_t enough = cpu ? INT64_MAX : kd_max_i64(132 * 128 * 256 / width, 2048);
+    const int64_t fits = kd_min_i64(budget / row_bytes, enough) / step * step;
+    return clamp(fits, step, kd_ceil_div(rows, step) * step);
 }
 
 /* ---- terms of one student --------------------------------------------------------------------- */
@@ -69,9 +78,21 @@ static kd_status gather_terms(kd_row_terms *kinds, int *teacher, const kd_object
 typedef struct chunk {
     kd_tensor student_hidden, teacher_hidden; /* [c, D] */
     kd_tensor student, teacher;               /* [c, V] logits; student's become its gradient */
+    kd_tensor d_logits;                       /* [c, V]: that gradient in the compute type */
     kd_tensor d_hidden;                       /* [c, D] */
     kd_tensor rows, labels;                   /* slices of the targets */
 } chunk;
+
+/* Rows that begin at multiples of 16 bytes, as a GPU's products and row terms want them. */
+static kd_status push_logits(kd_tensor *logits, kd_exec *exec, const char *name, int64_t rows,
+                             int64_t vocabulary, kd_dtype dtype)
+{
+    const int64_t unit = 16 / (int64_t)kd_dtype_size(dtype);
+    KD_TRY(
+        kd_push(logits, exec, name, dtype, KD_SHAPE(rows, kd_ceil_div(vocabulary, unit) * unit)));
+    *logits = kd_tensor_slice(logits, 1, 0, vocabulary);
+    return KD_OK;
+}
 
 static kd_status open_side(kd_tensor *hidden, kd_tensor *logits, kd_exec *exec, const kd_head *head,
                            int64_t rows, kd_dtype dtype)
@@ -80,7 +101,7 @@ static kd_status open_side(kd_tensor *hidden, kd_tensor *logits, kd_exec *exec, 
     if (head->softcap != 0.0f)
         return kd_fail(KD_ENOTSUP, "soft-capped vocabulary logits (%g)", (double)head->softcap);
     KD_TRY(kd_push(hidden, exec, "head rows", head->hidden.dtype, KD_SHAPE(rows, width)));
-    return kd_push(logits, exec, "head logits", dtype, KD_SHAPE(rows, vocabulary));
+    return push_logits(logits, exec, "head logits", rows, vocabulary, dtype);
 }
 
 static kd_status head_logits(kd_exec *exec, const kd_tensor *logits, const kd_tensor *gathered,
@@ -94,11 +115,13 @@ static kd_status head_logits(kd_exec *exec, const kd_tensor *logits, const kd_te
 /* chunk->student holds d logits. */
 static kd_status head_backward(kd_exec *exec, const chunk *c, const kd_head *head)
 {
-    const kd_tensor d_logits = kd_tensor_transposed(&c->student);
+    const kd_tensor d_logits = kd_tensor_transposed(&c->d_logits);
+    if (c->d_logits.dtype != c->student.dtype)
+        KD_TRY(KD_RUN(exec, copy, .y = &c->d_logits, .x = &c->student));
     KD_TRY(KD_RUN(exec, matmul_add, .y = &head->d_weight, .a = &d_logits, .b = &c->student_hidden));
     if (kd_present(&head->d_bias))
         KD_TRY(KD_RUN(exec, sum_columns, .y = &head->d_bias, .x = &c->student));
-    KD_TRY(KD_RUN(exec, matmul, .y = &c->d_hidden, .a = &c->student, .b = &head->weight));
+    KD_TRY(KD_RUN(exec, matmul, .y = &c->d_hidden, .a = &c->d_logits, .b = &head->weight));
     return KD_RUN(exec, scatter_rows, .y = &head->d_hidden, .x = &c->d_hidden, .rows = &c->rows);
 }
 
@@ -155,7 +178,8 @@ kd_status kd_objective_head(const kd_objective *objective, kd_exec *exec, int st
     KD_TRY(gather_terms(&kinds, &teacher_index, objective, student));
     const kd_head *teacher = teacher_index < 0 ? NULL : &taps[teacher_index]->head;
     /* Measured values want the whole of f32; a gradient goes back in the compute type. */
-    const kd_dtype logits = train ? head->hidden.dtype : KD_F32;
+    const bool whole = !train || objective->f32_logits;
+    const kd_dtype logits = whole ? KD_F32 : head->hidden.dtype;
 
     if (train) {
         KD_TRY(kd_push(&head->d_hidden, exec, "d head hidden", head->hidden.dtype,
@@ -167,7 +191,11 @@ kd_status kd_objective_head(const kd_objective *objective, kd_exec *exec, int st
     KD_TRY(open_side(&buffers.student_hidden, &buffers.student, exec, head, c, logits));
     if (teacher)
         KD_TRY(open_side(&buffers.teacher_hidden, &buffers.teacher, exec, teacher, c,
-                         train ? teacher->hidden.dtype : KD_F32));
+                         whole ? KD_F32 : teacher->hidden.dtype));
+    buffers.d_logits = buffers.student;
+    if (train && logits != head->hidden.dtype)
+        KD_TRY(push_logits(&buffers.d_logits, exec, "d head logits", c, head->weight.shape[0],
+                           head->hidden.dtype));
     if (train)
         KD_TRY(kd_push(&buffers.d_hidden, exec, "d head rows", head->hidden.dtype,
                        kd_shape_of(&buffers.student_hidden)));

@@ -40,6 +40,17 @@ static const kd_option weight_rows[] = {
     { 0 },
 };
 
+/* Of the whole loss, beside its terms. */
+typedef struct loss_options {
+    int logits; /* 1: f32 */
+} loss_options;
+
+static const kd_option loss_rows[] = {
+    { "logits", KD_CHOICE, offsetof(loss_options, logits), "model", 0, 0, "model|f32",
+      "type of both models' logits in training; model: as they compute" },
+    { 0 },
+};
+
 /* Short names that run files use. */
 static const char *const aliases[][2] = { { "ce", "cross_entropy" }, { "kl", "forward_kl" } };
 
@@ -126,7 +137,7 @@ static kd_status expand_alpha(kd_node *loss, kd_arena *arena)
     } o;
     static const kd_option rows[] = { { "alpha", KD_FLOAT, 0, NULL, 0, 1, "", "share of kl" },
                                       { 0 } };
-    static const char *const others[] = { "ce", "kl", NULL };
+    static const char *const others[] = { "ce", "kl", "logits", NULL };
     char text[32];
     KD_TRY(kd_options_parse(&o, rows, arena, loss, "loss", others));
     snprintf(text, sizeof text, "%.17g", 1.0 - o.alpha);
@@ -150,9 +161,29 @@ static kd_status give_teacher(kd_term *term, const kd_node *node, int s, const i
     return KD_OK;
 }
 
-kd_status kd_terms_parse(kd_term **terms, int *count, kd_arena *arena, const kd_node *loss,
-                         const int *students, int student_count, const int *teachers,
-                         int teacher_count)
+/* Every other key is a term's name. */
+static kd_status parse_logits(bool *f32_logits, kd_arena *arena, const kd_node *loss)
+{
+    const char **others;
+    int count = 0;
+    loss_options o;
+    KD_TRY(KD_ARENA_ARRAY(&others, arena, (int64_t)kd_node_count(loss) + 1));
+    for (const kd_node *node = loss->child; node; node = node->next)
+        if (strcmp(node->key, "logits") != 0) others[count++] = node->key;
+    others[count] = NULL;
+    KD_TRY(kd_options_parse(&o, loss_rows, arena, loss, "loss", others));
+    *f32_logits = o.logits == 1;
+    return KD_OK;
+}
+
+static bool is_term(const kd_node *node)
+{
+    return strcmp(node->key, "alpha") != 0 && strcmp(node->key, "logits") != 0;
+}
+
+kd_status kd_terms_parse(kd_term **terms, int *count, bool *f32_logits, kd_arena *arena,
+                         const kd_node *loss, const int *students, int student_count,
+                         const int *teachers, int teacher_count)
 {
     if (!loss || loss->kind != KD_NODE_MAP || !loss->child)
         return kd_fail(KD_EINVAL, "loss: expected a map of terms such as ce: {weight: 0.1}");
@@ -160,17 +191,19 @@ kd_status kd_terms_parse(kd_term **terms, int *count, kd_arena *arena, const kd_
     KD_TRY(KD_ARENA_ARRAY(&expanded, arena, 1));
     *expanded = (kd_node){ .kind = KD_NODE_MAP, .source = loss->source, .line = loss->line };
     KD_TRY(kd_node_merge(expanded, loss, arena));
+    KD_TRY(parse_logits(f32_logits, arena, expanded));
     KD_TRY(expand_alpha(expanded, arena));
     KD_TRY(KD_ARENA_ARRAY(terms, arena, (int64_t)kd_node_count(expanded) * student_count));
     *count = 0;
     for (const kd_node *node = expanded->child; node; node = node->next) {
-        if (strcmp(node->key, "alpha") == 0) continue;
+        if (!is_term(node)) continue;
         for (int s = 0; s < student_count; s++) {
             kd_term *term = &(*terms)[(*count)++];
             KD_TRY(parse_term(term, arena, node));
             KD_TRY(give_teacher(term, node, s, students, student_count, teachers, teacher_count));
         }
     }
+    if (*count == 0) return kd_fail(KD_EINVAL, "loss: no term; `kd list` names them all");
     return KD_OK;
 }
 
@@ -213,10 +246,11 @@ static json_t *weight_json(const kd_ramp *weight)
                      (json_int_t)weight->steps);
 }
 
-kd_status kd_terms_json(json_t *root, const kd_term *terms, int count)
+kd_status kd_terms_json(json_t *root, const kd_term *terms, int count, bool f32_logits)
 {
     json_t *loss = json_object();
     bool ok = json_object_set_new(root, "loss", loss) == 0;
+    ok = ok && json_object_set_new(loss, "logits", json_string(f32_logits ? "f32" : "model")) == 0;
     for (int i = 0; ok && i < count; i++) {
         const kd_term *term = &terms[i];
         const kd_row_type *row = &kd_row_types[term->kind];
@@ -233,6 +267,7 @@ kd_status kd_terms_json(json_t *root, const kd_term *terms, int count)
 
 void kd_terms_help(void *file)
 {
+    kd_options_help(file, "loss", loss_rows);
     kd_options_help(file, "loss.NAME", weight_rows);
     kd_options_help(file, "loss.NAME", term_rows);
     for (int i = 0; i < KD_ROW_COUNT; i++) {

@@ -58,6 +58,7 @@ struct kd_run {
     int model_count;
     kd_term *terms;
     int term_count;
+    bool f32_logits;
     kd_data_section data;
     kd_optim_options optim;
     kd_batch_section batch;

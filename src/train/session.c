@@ -68,6 +68,7 @@ static kd_status plan_step(kd_session *s, int64_t micro)
                                       .term_count = s->run->term_count,
                                       .classes = s->classes,
                                       .rows = micro * s->run->data.sequence,
+                                      .f32_logits = s->run->f32_logits,
                                       .chunk = s->run->batch.chunk,
                                       .optim = s->run->optim,
                                       .steps = s->steps };

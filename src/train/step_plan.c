@@ -56,8 +56,8 @@ static void open_measures(kd_step *step)
         step->measure_terms[n].kind = KD_ROW_forward_kl;
         step->measure_terms[n++].teacher = reference;
     }
-    step->measures =
-        (kd_objective){ step->measure_terms, n, step->objective.chunk, step->objective.classes };
+    step->measures = (kd_objective){ step->measure_terms, n, step->objective.chunk,
+                                     step->objective.classes, true };
 }
 
 static kd_status plan_measures(kd_step *step, const kd_micro_batch *micro)
@@ -68,24 +68,36 @@ static kd_status plan_measures(kd_step *step, const kd_micro_batch *micro)
     return kd_step_measure(step, micro, ~0u, measured);
 }
 
+/* Rows of the head at a time, where the run does not say. */
+static int64_t chunk_of(const kd_step_options *options)
+{
+    int64_t vocabulary = 1, width = INT64_MAX;
+    size_t element = 0;
+    for (int m = 0; m < options->count; m++) {
+        const kd_model *model = options->models[m];
+        vocabulary = kd_max_i64(vocabulary, model->config.vocabulary);
+        element = kd_dtype_size(model->dtype);
+        if (model->slab.trainable) width = kd_min_i64(width, model->config.width);
+    }
+    /* Both logits in f32, and the gradient again in a narrower type. */
+    if (options->f32_logits) element = 4 + (element < 4 ? element / 2 : 0);
+    kd_device_info info;
+    kd_device_describe(&info, options->device);
+    const int64_t row_bytes = 2 * vocabulary * (int64_t)element;
+    return options->chunk ? options->chunk
+                          : kd_objective_chunk(options->rows, row_bytes, width, &info);
+}
+
 static kd_status plan(kd_step *step, const kd_step_options *options)
 {
     kd_micro_batch micro;
-    int64_t vocabulary = 0, chunk = options->chunk;
-    kd_dtype dtype = KD_F32;
     for (int m = 0; m < options->count; m++) {
         step->members[m].model = options->models[m];
         step->members[m].taps.head.classes = options->classes;
-        vocabulary = kd_max_i64(vocabulary, options->models[m]->config.vocabulary);
-        dtype = options->models[m]->dtype;
     }
-    if (chunk == 0) {
-        kd_device_info info;
-        kd_device_describe(&info, options->device);
-        chunk = kd_objective_chunk(options->rows, vocabulary, dtype, info.total);
-    }
-    step->objective =
-        (kd_objective){ options->terms, options->term_count, chunk, options->classes };
+    step->objective = (kd_objective){ options->terms, options->term_count, chunk_of(options),
+                                      options->classes, options->f32_logits };
+    const int64_t chunk = step->objective.chunk;
     open_measures(step);
     step->target_rows = kd_ceil_div(options->rows, chunk) * chunk;
     KD_TRY(KD_ARENA_ARRAY(&step->host_rows, step->arena, step->target_rows));

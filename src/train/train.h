@@ -91,7 +91,8 @@ typedef struct kd_step_options {
     const kd_term *terms;
     int term_count;
     int64_t classes, rows;
-    int64_t chunk; /* 0: kd_objective_chunk */
+    bool f32_logits; /* of both models in training; else in their type */
+    int64_t chunk;   /* 0: kd_objective_chunk */
     kd_optim_options optim;
     int64_t steps;
 } kd_step_options;

@@ -157,6 +157,7 @@ static kd_status open_step(test_lesson *l, const test_lesson_options *o)
                                       .term_count = terms,
                                       .classes = o->classes ? o->classes : CLASSES,
                                       .rows = o->rows,
+                                      .f32_logits = o->f32_logits,
                                       .chunk = o->chunk,
                                       .optim = { .type = KD_OPTIM_ADAMW,
                                                  .schedule = KD_SCHEDULE_COSINE,

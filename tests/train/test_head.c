@@ -1,0 +1,112 @@
+/* How the head is cut into chunks, and in which type its logits are. */
+#include "support/lesson.h"
+#include "support/support.h"
+#include "support/text_file.h"
+
+#include <float.h>
+#include <math.h>
+#include <stdlib.h>
+
+Test(head, a_chunk_fits_its_budget_and_is_no_longer_than_products_want)
+{
+    static const struct {
+        const char *device;
+        size_t memory;
+        int64_t rows, vocabulary, width, chunk; /* of bf16 logits */
+    } cases[] = {
+        { "cuda", (size_t)80 << 30, 8192, 128256, 4096, 2048 }, /* 1 GB is 2093 rows */
+        { "cuda", (size_t)80 << 30, 8192, 151936, 896, 1664 },  /* 1766 rows */
+        { "cuda", (size_t)80 << 30, 16384, 50304, 768, 5248 },  /* 5336 rows of 5632 wanted */
+        { "cuda", (size_t)80 << 30, 16384, 32000, 768, 5632 },  /* 132 tiles of d hidden */
+        { "cuda", (size_t)80 << 30, 16384, 32000, 4096, 2048 },
+        { "plan", (size_t)8 << 30, 8192, 128256, 4096, 1024 }, /* half a GB */
+        { "cuda", (size_t)80 << 30, 300, 128256, 4096, 384 },
+        { "cuda", (size_t)1 << 20, 8192, 10000000, 4096, 128 }, /* never less */
+        { "cpu", (size_t)32 << 30, 8192, 50257, 768, 2624 },    /* half a GB; all that fits */
+        { "cpu", (size_t)32 << 30, 100, 50257, 768, 128 },
+    };
+    for (int i = 0; i < KD_COUNT(cases); i++) {
+        kd_device_info device = { .total = cases[i].memory };
+        snprintf(device.type, sizeof device.type, "%s", cases[i].device);
+        const int64_t row_bytes = 4 * cases[i].vocabulary;
+        const int64_t chunk = kd_objective_chunk(cases[i].rows, row_bytes, cases[i].width, &device);
+        cr_assert(chunk == cases[i].chunk, "case %d: %lld rows, expected %lld", i, (long long)chunk,
+                  (long long)cases[i].chunk);
+    }
+}
+
+enum { CLASSES = 61, SEQUENCE = 12, SAMPLES = 4 };
+
+/* One document of random tokens. */
+static const char *write_tokens(void)
+{
+    static int64_t tokens[SAMPLES * SEQUENCE], borders[2] = { 0, SAMPLES * SEQUENCE };
+    for (int64_t i = 0; i < SAMPLES * SEQUENCE; i++)
+        tokens[i] = (int64_t)(kd_random_uniform(9, 1, (uint64_t)i) * CLASSES);
+    return test_text_write("head", &(test_text){ .dtype = "U16",
+                                                 .tokens = tokens,
+                                                 .count = SAMPLES * SEQUENCE,
+                                                 .documents = borders,
+                                                 .borders = 2 });
+}
+
+/* Mean nll of the student's rows as evaluation measures it, which is in f32. */
+static double measured_nll(test_lesson *lesson, const kd_step_batch *batch)
+{
+    kd_measured measured[KD_MAX_MODELS] = { { .nll = NULL } };
+    double sum = 0.0;
+    for (int m = 0; m < lesson->count; m++) measured[m] = kd_step_values(&lesson->step, m);
+    test_ok(kd_step_measure(&lesson->step, &batch->micro[0], 2u, measured));
+    for (int64_t i = 0; i < batch->valid_count; i++) sum += (double)measured[1].nll[i];
+    return sum / (double)batch->valid_count;
+}
+
+/* With f32 logits a bf16 model trains on the loss that evaluation finds; without, on one of logits
+ * rounded to 8 bits.  The gradient is the same but for rounding. */
+Test(head, f32_logits_train_on_the_loss_that_evaluation_measures)
+{
+    const kd_loader_options data = { .files = { write_tokens() },
+                                     .weights = { 1 },
+                                     .sources = 1,
+                                     .vocabulary = CLASSES,
+                                     .sequence = SEQUENCE,
+                                     .step_samples = SAMPLES,
+                                     .micro_samples = SAMPLES,
+                                     .ranks = 1,
+                                     .seed = 3 };
+    float *gradient[2];
+    double loss[2], nll = 0.0;
+    test_lesson lesson[2];
+    const kd_step_batch *batch;
+    kd_loader *loader;
+    test_ok(kd_loader_open(&loader, &data));
+    test_ok(kd_loader_next(&batch, loader, NULL));
+    for (int whole = 0; whole < 2; whole++) {
+        const test_lesson_options options = {
+            .models = { { .seed = 1, .vocabulary = CLASSES },
+                        { .seed = 2, .vocabulary = CLASSES, .trainable = true } },
+            .count = 2,
+            .dtype = KD_BF16,
+            .rows = SAMPLES * SEQUENCE,
+            .chunk = 7,
+            .f32_logits = whole,
+        };
+        kd_step_result result;
+        test_ok(test_lesson_open(&lesson[whole], &options));
+        nll = measured_nll(&lesson[whole], batch);
+        test_ok(test_lesson_step(&lesson[whole], &result, batch, 0));
+        loss[whole] = result.student[1].term[0];
+        gradient[whole] = test_lesson_gradient(&lesson[whole], 1);
+    }
+    const double rounding = 4.0 * (double)FLT_EPSILON * nll * sqrt((double)batch->valid_count);
+    cr_assert(fabs(loss[1] - nll) <= rounding, "%.9g in training, measured %.9g", loss[1], nll);
+    cr_assert(fabs(loss[0] - nll) > rounding, "bf16 logits gave %.9g too", loss[0]);
+    test_near_gradient(gradient[1], lesson[1].models[1], gradient[0], lesson[0].models[1], 0x1p-5,
+                       "f32 logits");
+    for (int i = 0; i < 2; i++) {
+        free(gradient[i]);
+        test_lesson_close(&lesson[i]);
+    }
+    kd_loader_close(loader);
+    test_text_remove();
+}
