@@ -45,6 +45,7 @@ static row_fixture on_gpu(row_fixture f, parity *p)
 {
     f.run = run_gpu;
     f.context = p;
+    f.exp_error = 2.0; /* ex2.approx: 2^-22 */
     return f;
 }
 

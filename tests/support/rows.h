@@ -39,6 +39,7 @@ typedef struct row_fixture {
     /* Runs the op elsewhere than on the bench; NULL: there. */
     kd_status (*run)(void *context, const kd_row_loss_args *args);
     void *context;
+    double exp_error; /* of its exponential, in FLT_EPSILON beyond one rounding */
 } row_fixture;
 
 /* Everything but the logits' values: student [rows, classes + 5] of `dtype`, teacher
