@@ -76,6 +76,7 @@ inline kd_attention_args kd_attention_forward_of(const kd_attention_backward_arg
     return forward;
 }
 
+extern "C" {
 /* Takes `seen` (a kd_seen per row) from the stack and, unless planning, fills it: what the queries see,
  * or what sees the keys. */
 KD_MUST_CHECK kd_status kd_attention_seen(kd_tensor *seen, kd_exec *exec,
@@ -85,5 +86,6 @@ KD_MUST_CHECK kd_status kd_attention_seen(kd_tensor *seen, kd_exec *exec,
 KD_MUST_CHECK kd_status kd_attention_plain(kd_exec *exec, const kd_attention_args *args);
 KD_MUST_CHECK kd_status kd_attention_backward_plain(kd_exec *exec,
                                                     const kd_attention_backward_args *args);
+}
 
 #endif

@@ -74,8 +74,9 @@ int test_require_ranks(int size)
     if ((count = kd_device_cuda.count()) < size)
         cr_skip_test("found fewer than %d CUDA devices", size);
     if (kd_nccl_id_create(&id) == KD_ENOTSUP) cr_skip_test("%s", kd_last_error());
-    if (kd_device_open(&device, "cuda") == KD_ENOTSUP) cr_skip_test("%s", kd_last_error());
-    test_ok(kd_device_open(&device, "cuda"));
+    const kd_status status = kd_device_open(&device, "cuda");
+    if (status == KD_ENOTSUP) cr_skip_test("%s", kd_last_error());
+    test_ok(status);
     kd_device_close(device);
     return count;
 }
