@@ -80,6 +80,18 @@ __device__ __forceinline__ float kd_log2(float x)
 #endif
 }
 
+/* 1 / x within a relative 2^-23; of a subnormal x infinite. */
+__device__ __forceinline__ float kd_reciprocal(float x)
+{
+#ifndef KD_CUDASIM
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+#else
+    return 1.0f / (fabsf(x) < 0x1p-126f ? copysignf(0.0f, x) : x);
+#endif
+}
+
 /* tanh x within an absolute 3e-7. */
 __device__ __forceinline__ float kd_tanh(float x)
 {

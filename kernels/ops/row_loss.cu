@@ -22,16 +22,19 @@
  * Exp         ex2 per class: sweep 1, one per side and temperature and an eighth of one; every later
  *             sweep, one per side and temperature.  Cross entropy with a divergence at T: 6 at two
  *             temperatures, 4 at one; at 16 per clock and multiprocessor 8192 x 128,256 take 1.7 ms.
- * Issue       instructions per class of cross entropy and forward KL at two temperatures: 22 in
- *             sweep 1, 30 in sweep 2; jsd near 150, which is more than the memory asks for.
- * Registers   64 (two blocks of 512 threads or one of 1024), jsd 82 to 104; kernels/budget.txt.
+ * Issue       instructions per class of cross entropy and forward KL at two temperatures, read off
+ *             the sm_90a code: 24 in sweep 1, 30 in sweep 2; at 128 per clock and multiprocessor 1.9
+ *             ms.  jsd 18, 115 and 79 (three logarithms of full precision): 7.5 ms, bound by that.
+ * Registers   64 (two blocks of 512 threads or one of 1024); jsd with cross entropy 94, any terms
+ *             128 (one block of 512); held in shared memory up to 80; kernels/budget.txt.
  * Rows        whose logits do not begin at multiples of 16 bytes are read element by element: slow.
  *
  * Numerics    e^((z - max) / T) is ex2 of (z - max) times log2(e) / T, rounded once: a relative error
  *             of 2^-22 and |(z - max) / T| 2^-23; a probability is one ex2 of the same with log2 of
- *             the sum taken off.  Below 2^-126 it is 0.  A thread adds up to 32 unit sums of 8
- *             classes in f32 at 128,000 classes (8 in a cluster of 8), a warp pairwise
- *             in f32, warps and blocks in double: within 40 2^-24 of a sum of one sign.
+ *             the sum taken off.  Below 2^-126 it is 0.  Quotients are within 2^-22, logarithms
+ *             within 1 ulp.  A thread adds up to 32 unit sums of 8 classes in f32 at 128,000 classes
+ *             (8 in a cluster of 8), a warp pairwise in f32, warps and blocks in double: within 40
+ *             2^-24 of a sum of one sign.
  * Determinism The order of every sum depends on classes, threads and blocks alone: the same bits every
  *             run; not between the two ways.  Atomics only take the minimum of integers.
  * Aliasing    The gradient overwrites the student.  A thread writes the units that it read itself.

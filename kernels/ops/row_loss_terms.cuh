@@ -7,9 +7,11 @@
 
 #include "common/row_softmax.cuh"
 
-#define KD_ROW_FN     static __device__ __forceinline__
-#define KD_ROW_LOG(x) logf(x)
-#define KD_ROW_ABS(x) fabsf(x)
+#define KD_ROW_FN        static __device__ __forceinline__
+#define KD_ROW_LOG(x)    logf(x)
+#define KD_ROW_ABS(x)    fabsf(x)
+#define KD_ROW_DIV(x, y) ((x)*kd_reciprocal(y))
+#define KD_ROW_BRANCHES  1
 
 #include "ops/rows/cross_entropy.h"
 #include "ops/rows/forward_kl.h"
@@ -62,7 +64,7 @@ template <int FIRST, int SECOND> struct Set {
     /* Sums and gradient take one sweep in clean rows, of which a sweep of their own knows more. */
     static constexpr bool clean = fixed && !always;
     /* Threads of a block, so that two of 512 or one of 1024 have what registers they need. */
-    static constexpr int threads = !fixed || FIRST == KD_ROW_jsd ? 512 : 1024;
+    static constexpr int threads = !fixed || (FIRST == KD_ROW_jsd && SECOND != NONE) ? 512 : 1024;
     static __device__ __forceinline__ int kind(int j, int told)
     {
         return !fixed ? told : j == 0 ? FIRST : SECOND;

@@ -29,9 +29,11 @@
 #include <omp.h>
 #include <stdalign.h>
 
-#define KD_ROW_FN     static inline
-#define KD_ROW_LOG(x) kd_vlogf(x)
-#define KD_ROW_ABS(x) __builtin_fabsf(x)
+#define KD_ROW_FN        static inline
+#define KD_ROW_LOG(x)    kd_vlogf(x)
+#define KD_ROW_ABS(x)    __builtin_fabsf(x)
+#define KD_ROW_DIV(x, y) ((x) / (y))
+#define KD_ROW_BRANCHES  0
 
 #include "ops/rows/cross_entropy.h"
 #include "ops/rows/forward_kl.h"

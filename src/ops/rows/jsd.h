@@ -24,6 +24,7 @@
  * change in it. */
 KD_ROW_FN float kd_row_jsd_choose(float beta, float at_0, float between, float at_1)
 {
+    if (KD_ROW_BRANCHES) return between; /* the ends have returned */
     const float is_0 = beta == 0.0f ? 1.0f : 0.0f;
     const float is_1 = beta == 1.0f ? 1.0f : 0.0f;
     return is_0 * at_0 + is_1 * at_1 + (1.0f - is_0 - is_1) * between;
@@ -34,8 +35,10 @@ KD_ROW_FN kd_row_sums kd_row_jsd_sums(kd_row_class c, float beta)
 {
     const kd_row_sums forward = kd_row_forward_kl_sums(c, beta);
     const kd_row_sums reverse = kd_row_reverse_kl_sums(c, beta);
+    if (KD_ROW_BRANCHES && beta == 0.0f) return forward;
+    if (KD_ROW_BRANCHES && beta == 1.0f) return reverse;
     const float m = kd_row_mix(c.p, c.q, beta);
-    const float d = (c.p - c.q) / m;
+    const float d = KD_ROW_DIV(c.p - c.q, m);
     const float kl_p = c.p * kd_row_log_ratio(c.p, m, (1.0f - beta) * d);
     const float kl_q = c.q * kd_row_log_ratio(c.q, m, -beta * d);
     const float mixed = beta * kl_p + (1.0f - beta) * kl_q;
@@ -52,8 +55,10 @@ KD_ROW_FN float kd_row_jsd_gradient(kd_row_class c, kd_row_stats s)
     const float beta = s.option;
     const float forward = kd_row_forward_kl_gradient(c, s);
     const float reverse = kd_row_reverse_kl_gradient(c, s);
+    if (KD_ROW_BRANCHES && beta == 0.0f) return forward;
+    if (KD_ROW_BRANCHES && beta == 1.0f) return reverse;
     const float m = kd_row_mix(c.p, c.q, beta);
-    const float log_ratio = kd_row_log_ratio(c.q, m, -beta * ((c.p - c.q) / m));
+    const float log_ratio = kd_row_log_ratio(c.q, m, -beta * KD_ROW_DIV(c.p - c.q, m));
     const float mixed = (1.0f - beta) * c.q * (log_ratio - s.b);
     return kd_row_jsd_choose(beta, forward, mixed, reverse);
 }

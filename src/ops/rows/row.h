@@ -31,7 +31,9 @@
  *     KD_ROW_FN       function qualifiers, such as `static inline`
  *     KD_ROW_LOG(x)   logarithm of a positive float
  *     KD_ROW_ABS(x)   absolute value of a float
- * Branch-free but for ternaries, so that sweeps over classes vectorise.
+ *     KD_ROW_DIV(x, y) quotient of a float by a normal one, within 2 ulp; of the rest, as x / y
+ *     KD_ROW_BRANCHES  1 where a branch on a term's option costs less than computing both sides
+ * Else branch-free but for ternaries, so that sweeps over classes vectorise.
  */
 #ifndef KD_ROW_H
 #define KD_ROW_H
@@ -77,9 +79,9 @@ KD_ROW_FN float kd_row_mix(float x, float y, float share)
  */
 KD_ROW_FN float kd_row_log_ratio(float x, float m, float y)
 {
-    const float ratio = x / m;
+    const float ratio = KD_ROW_DIV(x, m);
     const float sum = 1.0f + y;
-    const float lost = (y - (sum - 1.0f)) / sum;
+    const float lost = KD_ROW_DIV(y - (sum - 1.0f), sum);
     const float far = ratio < 1e-37f ? 1e-37f : ratio;
     const float argument = ratio < 0.5f ? far : sum;
     return KD_ROW_LOG(argument) + (ratio < 0.5f ? 0.0f : lost);

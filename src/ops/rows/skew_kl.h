@@ -16,7 +16,7 @@
 /* q_j w_j; 0 where the student's class is dead. */
 KD_ROW_FN float kd_row_skew_kl_weight(kd_row_class c, float lambda)
 {
-    const float mixed = c.p * (c.q / kd_row_mix(c.p, c.q, lambda));
+    const float mixed = c.p * KD_ROW_DIV(c.q, kd_row_mix(c.p, c.q, lambda));
     return lambda > KD_ROW_LAMBDA_MIN ? mixed : c.p * c.live;
 }
 
@@ -24,7 +24,7 @@ KD_ROW_FN float kd_row_skew_kl_weight(kd_row_class c, float lambda)
 KD_ROW_FN kd_row_sums kd_row_skew_kl_sums(kd_row_class c, float lambda)
 {
     const float m = kd_row_mix(c.p, c.q, lambda);
-    const float mixed = kd_row_log_ratio(c.p, m, (1.0f - lambda) * ((c.p - c.q) / m));
+    const float mixed = kd_row_log_ratio(c.p, m, (1.0f - lambda) * KD_ROW_DIV(c.p - c.q, m));
     kd_row_sums s;
     s.a = c.p * (lambda > KD_ROW_LAMBDA_MIN ? mixed : c.log_p - c.log_q);
     s.b = kd_row_skew_kl_weight(c, lambda);

@@ -17,10 +17,10 @@
 KD_ROW_FN kd_row_sums kd_row_skew_reverse_kl_parts(kd_row_class c, float lambda)
 {
     const float m = kd_row_mix(c.q, c.p, lambda);
-    const float mixed = kd_row_log_ratio(c.q, m, (1.0f - lambda) * ((c.q - c.p) / m));
+    const float mixed = kd_row_log_ratio(c.q, m, (1.0f - lambda) * KD_ROW_DIV(c.q - c.p, m));
     kd_row_sums s;
     s.a = lambda > KD_ROW_LAMBDA_MIN ? mixed : c.log_q - c.log_p;
-    s.b = lambda > KD_ROW_LAMBDA_MIN ? lambda * (c.q / m) : 0.0f;
+    s.b = lambda > KD_ROW_LAMBDA_MIN ? lambda * KD_ROW_DIV(c.q, m) : 0.0f;
     return s;
 }
 
