@@ -6,7 +6,7 @@
  * memory of that function, so a seek need not undo them.
  *
  * While the caller reads one slot, the worker fills the other; loader->cursor belongs to the caller,
- * sources and the slot being built to the worker between start and wait.
+ * sources, piece, scored and the slot being built to the worker between start and wait.
  */
 #include "data/data.h"
 
@@ -41,7 +41,9 @@ struct kd_loader {
     int64_t micro_count, micro_rows;
     kd_source sources[KD_MAX_SOURCES];
     kd_slot slots[2];
-    int next; /* slot that is being built, or will be */
+    int32_t *piece;  /* [sequence + 1] tokens as they are read */
+    uint8_t *scored; /* [sequence + 1] their loss_mask */
+    int next;        /* slot that is being built, or will be */
     bool building;
     kd_cursor cursor;
     kd_worker *worker;
@@ -106,33 +108,24 @@ static int64_t find(const int64_t *prefix, int64_t n, int64_t value)
 
 /* ---- rows -------------------------------------------------------------------------------------- */
 
-/* Ids were checked at open, but the file is mapped: somebody may have written to it since. */
-static kd_status read_token(int32_t *token, const kd_loader *loader, const kd_text *text,
-                            int64_t at)
+/* Tokens [at, at + count) of the text, all of `document`. */
+static kd_status put_piece(kd_rows *rows, kd_loader *loader, const kd_text *text, int64_t document,
+                           int64_t at, int64_t count)
 {
-    *token = kd_text_token(text, at);
-    if (*token >= 0 && *token < loader->options.vocabulary) return KD_OK;
-    return kd_fail(KD_EFORMAT,
-                   "%s: tokens[%" PRId64 "] changed while in use: found id %" PRId32
-                   ", expected 0 to %" PRId64,
-                   kd_text_path(text), at, *token, loader->options.vocabulary - 1);
-}
-
-/* Tokens [at, at + count) of the file, all of `document`. */
-static kd_status put_piece(kd_rows *rows, const kd_loader *loader, const kd_text *text,
-                           int64_t document, int64_t at, int64_t count)
-{
+    const int32_t *tokens = loader->piece;
     int64_t begin, end;
     kd_text_document(text, document, &begin, &end);
+    const int64_t known = kd_min_i64(count + 1, end - at); /* one more is a label only */
+    KD_TRY(kd_text_read(loader->piece, loader->scored, text, at, known));
     rows->cu[rows->pieces++] = (int32_t)rows->row;
     for (int64_t i = 0; i < count; i++) {
-        const int64_t row = rows->row++, target = at + i + 1;
-        KD_TRY(read_token(&rows->tokens[row], loader, text, at + i));
+        const int64_t row = rows->row++;
+        rows->tokens[row] = tokens[i];
         rows->positions[row] = (int32_t)i;
         rows->documents[row] = (int32_t)document;
         rows->labels[row] = -1;
-        if (target == end || !kd_text_scored(text, target)) continue;
-        KD_TRY(read_token(&rows->labels[row], loader, text, target));
+        if (i + 1 == known || !loader->scored[i + 1]) continue;
+        rows->labels[row] = tokens[i + 1];
         rows->valid[rows->valid_count++] = (int32_t)row;
     }
     return KD_OK;
@@ -372,7 +365,8 @@ static kd_status open_source(kd_loader *loader, int index)
 {
     const kd_loader_options *o = &loader->options;
     kd_source *s = &loader->sources[index];
-    KD_TRY(kd_text_open(&s->text, o->files[index], o->vocabulary));
+    const kd_text_options text = { o->vocabulary, o->tokenizer, o->fingerprint };
+    KD_TRY(kd_text_open(&s->text, o->files[index], &text));
     const int64_t documents = kd_text_documents(s->text), tokens = kd_text_tokens(s->text);
     if (documents > INT32_MAX)
         return kd_fail(KD_ENOTSUP, "%s: found %" PRId64 " documents, expected at most %d",
@@ -424,6 +418,8 @@ static kd_status open_all(kd_loader *loader)
 {
     kd_loader_options *o = &loader->options;
     double sum = 0.0;
+    KD_TRY(KD_ARENA_ARRAY(&loader->piece, loader->arena, o->sequence + 1));
+    KD_TRY(KD_ARENA_ARRAY(&loader->scored, loader->arena, o->sequence + 1));
     for (int i = 0; i < o->sources; i++) {
         KD_TRY(kd_arena_string(&o->files[i], loader->arena, o->files[i]));
         sum += o->weights[i];

@@ -29,6 +29,7 @@ static kd_status check_vocabulary(kd_session *s)
         first = m;
         s->fingerprint = info.fingerprint;
         s->tokenizer = info.size;
+        s->tokenizer_dir = dir;
     }
     if (first >= 0) s->classes = kd_min_i64(s->classes, s->tokenizer);
     return KD_OK;
@@ -121,6 +122,20 @@ static kd_status plan_micro(kd_session *s, int64_t micro)
     return plan_step(s, micro);
 }
 
+/* Epochs need the number of tokens before anything can be planned. */
+static kd_status count_tokens(kd_session *s)
+{
+    const kd_text_options options = { .vocabulary = s->classes, .tokenizer = s->tokenizer_dir };
+    s->train_tokens = 0;
+    for (int i = 0; i < s->run->data.sources; i++) {
+        kd_text *text;
+        KD_TRY(kd_text_open(&text, s->run->data.train[i], &options));
+        s->train_tokens += kd_text_tokens(text);
+        kd_text_close(text);
+    }
+    return KD_OK;
+}
+
 kd_status kd_session_plan(kd_session *s, kd_run *run, kd_device *device, int64_t micro)
 {
     kd_device_info info;
@@ -131,32 +146,22 @@ kd_status kd_session_plan(kd_session *s, kd_run *run, kd_device *device, int64_t
     s->memory = info.memory;
     if (!s->comm) KD_TRY(kd_comm_solo(&s->comm));
     if (!s->arena) KD_TRY(kd_arena_create(&s->arena));
-    KD_TRY(kd_run_length(&s->steps, &s->step_samples, run, s->train_tokens));
     KD_TRY(open_models(s, true));
     KD_TRY(check_vocabulary(s));
+    if (s->reads_data && run->run.epochs > 0.0) KD_TRY(count_tokens(s));
+    KD_TRY(kd_run_length(&s->steps, &s->step_samples, run, s->train_tokens));
     return plan_micro(s, micro);
 }
 
 /* ---- opening ---------------------------------------------------------------------------------- */
-
-static kd_status check_data_tokenizer(const kd_session *s, const char *path)
-{
-    kd_text *text;
-    KD_TRY(kd_text_open(&text, path, s->classes));
-    const char *found = kd_text_metadata(text, "tokenizer");
-    kd_status status = KD_OK;
-    if (found && s->tokenizer && strcmp(found, s->fingerprint.hex) != 0)
-        status = kd_fail(KD_EFORMAT, "%s: made with the tokenizer %s, the models have %s", path,
-                         found, s->fingerprint.hex);
-    kd_text_close(text);
-    return status;
-}
 
 static kd_status open_data(kd_session *s)
 {
     const kd_data_section *data = &s->run->data;
     kd_loader_options options = { .sources = data->sources,
                                   .vocabulary = s->classes,
+                                  .tokenizer = s->tokenizer_dir,
+                                  .fingerprint = s->tokenizer_dir ? s->fingerprint.hex : NULL,
                                   .sequence = data->sequence,
                                   .pack = (kd_pack)data->pack,
                                   .step_samples = s->step_samples,
@@ -166,7 +171,6 @@ static kd_status open_data(kd_session *s)
                                   .seed = (uint64_t)s->run->run.seed,
                                   .shuffle = data->shuffle };
     for (int i = 0; i < data->sources; i++) {
-        KD_TRY(check_data_tokenizer(s, data->train[i]));
         options.files[i] = data->train[i];
         options.weights[i] = data->weight[i];
     }
@@ -174,7 +178,6 @@ static kd_status open_data(kd_session *s)
     kd_loader_describe(s->train, &s->train_tokens, &s->train_documents, &s->train_scored);
     if (!*data->valid) return KD_OK;
 
-    KD_TRY(check_data_tokenizer(s, data->valid));
     options.files[0] = data->valid;
     options.weights[0] = 1.0;
     options.sources = 1;
@@ -186,19 +189,6 @@ static kd_status open_data(kd_session *s)
     double scored;
     KD_TRY(kd_loader_open(&s->valid, &options));
     kd_loader_describe(s->valid, &s->valid_tokens, &s->valid_documents, &scored);
-    return KD_OK;
-}
-
-/* Epochs need the number of tokens before anything can be planned. */
-static kd_status count_tokens(kd_session *s)
-{
-    s->train_tokens = 0;
-    for (int i = 0; i < s->run->data.sources; i++) {
-        kd_text *text;
-        KD_TRY(kd_text_open(&text, s->run->data.train[i], INT32_MAX));
-        s->train_tokens += kd_text_tokens(text);
-        kd_text_close(text);
-    }
     return KD_OK;
 }
 
@@ -221,14 +211,13 @@ kd_status kd_session_open(kd_session *s, kd_run *run)
 {
     kd_device *device;
     kd_device_info info;
-    *s = (kd_session){ .run = run };
+    *s = (kd_session){ .run = run, .reads_data = true };
     KD_TRY(kd_run_parse(run));
     KD_TRY(kd_device_open(&device, run->run.device));
     s->device = device;
     device->tf32 = run->run.tf32;
     device->tune = !run->run.deterministic;
     kd_device_describe(&info, device);
-    KD_TRY(count_tokens(s));
     KD_TRY(kd_session_plan(s, run, device, 0));
     if (!fits(s)) return refuse_size(s);
     KD_TRY(kd_arena_format(&s->contract, s->arena,

@@ -20,6 +20,8 @@ typedef struct evaluation {
     kd_model *models[KD_MAX_MODELS];
     const char *dirs[KD_MAX_MODELS];
     int count;
+    kd_tokenizer_info tokenizer; /* of all models that have one */
+    kd_text_options text;
     int64_t classes, sequence, micro, tokens, documents;
     kd_step step, timing;
     kd_scores scores[KD_MAX_MODELS];
@@ -49,17 +51,20 @@ static kd_status open_model(evaluation *e, const char *dir, const char *name)
 
 static kd_status check_tokenizers(evaluation *e)
 {
-    kd_tokenizer_info first = { 0 };
+    kd_tokenizer_info *first = &e->tokenizer;
     for (int m = 0; m < e->count; m++) {
         kd_tokenizer_info info;
         KD_TRY(kd_tokenizer_inspect(&info, e->dirs[m]));
         if (!info.present) continue;
-        if (first.present && strcmp(first.fingerprint.hex, info.fingerprint.hex) != 0)
+        if (first->present && strcmp(first->fingerprint.hex, info.fingerprint.hex) != 0)
             return kd_fail(KD_EFORMAT, "%s: its tokenizer (%s) is not that of the others (%s)",
-                           e->dirs[m], info.fingerprint.hex, first.fingerprint.hex);
-        first = info;
+                           e->dirs[m], info.fingerprint.hex, first->fingerprint.hex);
+        *first = info;
+        e->text.tokenizer = e->dirs[m];
+        e->text.fingerprint = first->fingerprint.hex;
         e->classes = kd_min_i64(e->classes, info.size);
     }
+    e->text.vocabulary = e->classes;
     return KD_OK;
 }
 
@@ -83,6 +88,8 @@ static kd_status open_loader(evaluation *e)
                                         .weights = { 1.0 },
                                         .sources = 1,
                                         .vocabulary = e->classes,
+                                        .tokenizer = e->text.tokenizer,
+                                        .fingerprint = e->text.fingerprint,
                                         .sequence = e->sequence,
                                         .pack = KD_PACK_DOCUMENTS,
                                         .step_samples = e->micro,
@@ -114,28 +121,55 @@ static kd_status open_step(evaluation *e)
 
 /* ---- floors and summaries --------------------------------------------------------------------- */
 
+/* Tokens of a document at a time, at most. */
+enum { PIECE = 4096 };
+
+static kd_status count_ids(double *counts, const kd_text *text)
+{
+    int32_t ids[PIECE];
+    for (int64_t at = 0; at < kd_text_tokens(text); at += PIECE) {
+        const int64_t n = kd_min_i64(PIECE, kd_text_tokens(text) - at);
+        KD_TRY(kd_text_read(ids, NULL, text, at, n));
+        for (int64_t i = 0; i < n; i++) counts[ids[i]] += 1.0;
+    }
+    return KD_OK;
+}
+
+/* Adds a document's targets and their negative logarithms. */
+static kd_status add_nll(double *nll, double *targets, const double *counts, double total,
+                         const kd_text *text, int64_t document)
+{
+    int32_t ids[PIECE];
+    uint8_t scored[PIECE];
+    int64_t begin, end;
+    kd_text_document(text, document, &begin, &end);
+    for (int64_t at = begin + 1; at < end; at += PIECE) {
+        const int64_t n = kd_min_i64(PIECE, end - at);
+        KD_TRY(kd_text_read(ids, scored, text, at, n));
+        for (int64_t i = 0; i < n; i++) {
+            if (!scored[i]) continue;
+            *nll -= log((counts[ids[i]] + 1.0) / total);
+            *targets += 1.0;
+        }
+    }
+    return KD_OK;
+}
+
 /* Perplexity on the evaluated targets of add-one smoothed counts of the training tokens. */
 static kd_status unigram(evaluation *e)
 {
     kd_text *train = NULL, *valid = NULL;
-    double *counts, total = (double)e->classes, nll = 0.0, n = 0.0;
+    double *counts, nll = 0.0, n = 0.0;
     kd_status status;
     e->report->unigram_ppl = NAN;
     if (!e->options->train) return KD_OK;
     KD_TRY(KD_ARENA_ARRAY(&counts, e->arena, e->classes));
-    KD_TRY_GOTO(kd_text_open(&train, e->options->train, e->classes), status, done);
-    KD_TRY_GOTO(kd_text_open(&valid, e->options->data, e->classes), status, done);
-    for (int64_t i = 0; i < kd_text_tokens(train); i++) counts[kd_text_token(train, i)] += 1.0;
-    total += (double)kd_text_tokens(train);
-    for (int64_t d = 0; d < kd_text_documents(valid); d++) {
-        int64_t begin, end;
-        kd_text_document(valid, d, &begin, &end);
-        for (int64_t i = begin + 1; i < end; i++) {
-            if (!kd_text_scored(valid, i)) continue;
-            nll -= log((counts[kd_text_token(valid, i)] + 1.0) / total);
-            n += 1.0;
-        }
-    }
+    KD_TRY_GOTO(kd_text_open(&train, e->options->train, &e->text), status, done);
+    KD_TRY_GOTO(kd_text_open(&valid, e->options->data, &e->text), status, done);
+    KD_TRY_GOTO(count_ids(counts, train), status, done);
+    const double total = (double)(e->classes + kd_text_tokens(train));
+    for (int64_t d = 0; d < kd_text_documents(valid); d++)
+        KD_TRY_GOTO(add_nll(&nll, &n, counts, total, valid, d), status, done);
     e->report->unigram_ppl = n > 0.0 ? exp(nll / n) : NAN;
 done:
     kd_text_close(train);

@@ -25,10 +25,15 @@ static test_text whole(void)
                         .mask_count = COUNT };
 }
 
+static kd_status open_text(kd_text **text, const char *path, int64_t vocabulary)
+{
+    return kd_text_open(text, path, &(kd_text_options){ .vocabulary = vocabulary });
+}
+
 static kd_text *opened(const char *path)
 {
     kd_text *text;
-    cr_assert(kd_text_open(&text, path, VOCABULARY) == KD_OK, "%s", kd_last_error());
+    cr_assert(open_text(&text, path, VOCABULARY) == KD_OK, "%s", kd_last_error());
     return text;
 }
 
@@ -43,11 +48,11 @@ Test(text, reads_every_dtype_unaligned)
         cr_assert(kd_text_tokens(text) == COUNT && kd_text_documents(text) == BORDERS - 1, "%s",
                   dtypes[k]);
         cr_assert(strcmp(kd_text_path(text), path) == 0, "%s", kd_text_path(text));
-        cr_assert(strcmp(kd_text_metadata(text, "tokenizer"), "abc") == 0, "metadata");
-        cr_assert(kd_text_metadata(text, "absent") == NULL, "metadata that is not there");
+        int32_t ids[COUNT];
+        uint8_t scored[COUNT];
+        cr_assert(kd_text_read(ids, scored, text, 0, COUNT) == KD_OK, "%s", kd_last_error());
         for (int i = 0; i < COUNT; i++)
-            cr_assert(kd_text_token(text, i) == tokens[i] && kd_text_scored(text, i) == mask[i],
-                      "%s: token %d", dtypes[k], i);
+            cr_assert(ids[i] == tokens[i] && scored[i] == mask[i], "%s: token %d", dtypes[k], i);
         for (int d = 0; d < BORDERS - 1; d++) {
             int64_t begin, end;
             kd_text_document(text, d, &begin, &end);
@@ -70,25 +75,18 @@ Test(text, documents_and_mask_may_be_absent)
     int64_t begin, end;
     kd_text_document(text, 0, &begin, &end);
     cr_assert(kd_text_documents(text) == 1 && begin == 0 && end == COUNT, "one document");
-    cr_assert(kd_text_scored(text, 3) && kd_text_targets(text) == COUNT - 1, "all are scored");
+    int32_t id;
+    uint8_t scored = 0;
+    cr_assert(kd_text_read(&id, &scored, text, 3, 1) == KD_OK && id == 13, "%s", kd_last_error());
+    cr_assert(scored == 1 && kd_text_targets(text) == COUNT - 1, "all are scored");
     kd_text_close(text);
     test_text_remove();
 }
 
-/* Refused with KD_EFORMAT, a message that names the file and has every part of `parts`. */
 static void refused(const char *name, const test_text *w, const char *parts)
 {
-    const char *path = test_text_write(name, w);
-    kd_text *text = (kd_text *)(uintptr_t)8;
-    const kd_status status = kd_text_open(&text, path, VOCABULARY);
-    cr_assert(status == KD_EFORMAT && !text, "%s: status %d, '%s'", name, (int)status,
-              kd_last_error());
-    cr_assert(strstr(kd_last_error(), path) != NULL, "%s: no file in '%s'", name, kd_last_error());
-    char copy[160], *rest = NULL;
-    snprintf(copy, sizeof copy, "%s", parts);
-    for (char *part = strtok_r(copy, "|", &rest); part; part = strtok_r(NULL, "|", &rest))
-        cr_assert(strstr(kd_last_error(), part) != NULL, "%s: no '%s' in '%s'", name, part,
-                  kd_last_error());
+    test_text_refused(test_text_write(name, w), &(kd_text_options){ .vocabulary = VOCABULARY },
+                      parts);
 }
 
 Test(text, refuses_wrong_tensors)
@@ -184,11 +182,19 @@ Test(text, refuses_ids_beyond_the_vocabulary)
     free(many);
     kd_text *text;
     const test_text w = whole();
-    cr_assert(kd_text_open(&text, test_text_write("exact", &w), 41) == KD_OK, "id 40 of 41");
+    cr_assert(open_text(&text, test_text_write("exact", &w), 41) == KD_OK, "id 40 of 41");
     kd_text_close(text);
-    cr_assert(kd_text_open(&text, test_text_path("exact"), 40) == KD_EFORMAT, "id 40 of 40");
-    cr_assert(kd_text_open(&text, test_text_path("exact"), 0) == KD_EINVAL, "no vocabulary");
-    cr_assert(kd_text_open(&text, test_text_path("exact"), INT64_C(1) << 31) == KD_EINVAL, "2^31");
-    cr_assert(kd_text_open(&text, test_text_path("absent"), 40) != KD_OK, "no such file");
+    cr_assert(open_text(&text, test_text_path("exact"), 40) == KD_EFORMAT, "id 40 of 40");
+    cr_assert(open_text(&text, test_text_path("exact"), 0) == KD_EINVAL, "no vocabulary");
+    cr_assert(open_text(&text, test_text_path("exact"), INT64_C(1) << 31) == KD_EINVAL, "2^31");
+    cr_assert(open_text(&text, test_text_path("absent"), 40) != KD_OK, "no such file");
+    const char *path = test_text_path("exact");
+    kd_text_options o = { .vocabulary = 41, .fingerprint = "abc" };
+    cr_assert(kd_text_open(&text, path, &o) == KD_OK, "its own tokenizer");
+    kd_text_close(text);
+    o.fingerprint = "abd";
+    cr_assert(kd_text_open(&text, path, &o) == KD_EFORMAT &&
+                  strstr(kd_last_error(), "tokenizer abc, the models have abd"),
+              "%s", kd_last_error());
     test_text_remove();
 }
