@@ -41,14 +41,14 @@ int64_t kd_text_tokens(const kd_text *text);
 int64_t kd_text_documents(const kd_text *text);
 void kd_text_document(const kd_text *text, int64_t document, int64_t *begin, int64_t *end);
 
-/* Tokens [at, at + count) and, unless NULL, whether the loss_mask lets them be targets (0 or 1).  From
- * any thread.  KD_EFORMAT where the file has changed meanwhile and has no id of the vocabulary there. */
-KD_MUST_CHECK kd_status kd_text_read(int32_t *tokens, uint8_t *scored, const kd_text *text,
-                                     int64_t at, int64_t count);
+/* Ids of the tokens [at, at + count) of a document that ends before token `end`, and their labels:
+ * the token after each, -1 at the document's end and where the loss_mask of that token says no.
+ * Allocates nothing; ids are checked again. */
+KD_MUST_CHECK kd_status kd_text_read(int32_t *ids, int32_t *labels, const kd_text *text, int64_t at,
+                                     int64_t count, int64_t end);
 
 /* Tokens that can be a label: scored, and not the first of their document. */
 int64_t kd_text_targets(const kd_text *text);
-const char *kd_text_path(const kd_text *text);
 
 /* ---- the loader ------------------------------------------------------------------------------- */
 

@@ -6,7 +6,6 @@
 
 /* Integers side by side, little-endian, unaligned: in the part's file, or in memory. */
 typedef struct kd_numbers {
-    const char *name;   /* for messages */
     const void *memory; /* NULL: in the file */
     int64_t offset;     /* in the file: byte of the first */
     int64_t count;

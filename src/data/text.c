@@ -116,20 +116,15 @@ kd_status kd_part_read(int64_t *to, const kd_text_part *part, const kd_numbers *
     return KD_OK;
 }
 
-static kd_status refuse(const kd_text_part *part, const kd_numbers *numbers, int64_t at,
-                        const char *found, int64_t value, const char *expected)
-{
-    return kd_fail(KD_EFORMAT, "%s: %s[%" PRId64 "] (byte %" PRId64 "): %s%" PRId64 ", expected %s",
-                   part->path, numbers->name, at, numbers->offset + at * numbers->size, found,
-                   value, expected);
-}
-
-static kd_status refuse_id(const kd_text_part *part, int64_t at, const char *found, int64_t id,
+/* `when`: "" or " changed while in use". */
+static kd_status refuse_id(const kd_text_part *part, int64_t at, const char *when, int64_t id,
                            int64_t vocabulary)
 {
-    char expected[40];
-    snprintf(expected, sizeof expected, "0 to %" PRId64, vocabulary - 1);
-    return refuse(part, &part->tokens, at, found, id, expected);
+    const kd_numbers *n = &part->tokens;
+    return kd_fail(KD_EFORMAT,
+                   "%s: tokens[%" PRId64 "]%s (byte %" PRId64 "): found id %" PRId64
+                   ", expected 0 to %" PRId64,
+                   part->path, at, when, n->offset + at * n->size, id, vocabulary - 1);
 }
 
 /* ---- one scan of everything ------------------------------------------------------------------- */
@@ -161,7 +156,7 @@ static kd_status scan_tokens(kd_text_part *part, int64_t vocabulary)
             largest = (uint64_t)ids[i] > largest ? (uint64_t)ids[i] : largest;
         for (int64_t i = 0; largest >= (uint64_t)vocabulary && i < n; i++)
             if (ids[i] < 0 || ids[i] >= vocabulary)
-                return refuse_id(part, begin + i, "found id ", ids[i], vocabulary);
+                return refuse_id(part, begin + i, "", ids[i], vocabulary);
         for (int64_t i = 0; find && part->cut && i < n; i++)
             if (ids[i] == part->separator && begin + i > 0)
                 KD_TRY(add_border(part, &room, begin + i));
@@ -181,7 +176,10 @@ static kd_status scan_mask(kd_text_part *part)
         if (part->mask.size) KD_TRY(kd_part_read(scored, part, &part->mask, begin, n));
         for (int64_t i = 0; i < n; i++) {
             if (scored[i] < 0 || scored[i] > 1)
-                return refuse(part, &part->mask, begin + i, "found ", scored[i], "0 or 1");
+                return kd_fail(KD_EFORMAT,
+                               "%s: loss_mask[%" PRId64 "] (byte %" PRId64 "): found %" PRId64
+                               ", expected 0 or 1",
+                               part->path, begin + i, part->mask.offset + begin + i, scored[i]);
             part->targets += scored[i];
         }
         for (; document < part->document_count && part->documents[document] < end; document++) {
@@ -314,8 +312,6 @@ int64_t kd_text_documents(const kd_text *text) { return text->documents; }
 
 int64_t kd_text_targets(const kd_text *text) { return text->targets; }
 
-const char *kd_text_path(const kd_text *text) { return text->path; }
-
 void kd_text_document(const kd_text *text, int64_t document, int64_t *begin, int64_t *end)
 {
     int low = 0, high = text->count;
@@ -345,41 +341,33 @@ static const kd_text_part *find_part(const kd_text *text, int64_t at)
     return &text->parts[low];
 }
 
-static kd_status read_ids(int32_t *tokens, const kd_text *text, const kd_text_part *part,
-                          int64_t at, int64_t count)
+static kd_status read_ids(int64_t *ids, const kd_text *text, const kd_text_part *part, int64_t at,
+                          int64_t count)
 {
-    int64_t ids[CHUNK];
     KD_TRY(kd_part_read(ids, part, &part->tokens, at, count));
-    for (int64_t i = 0; i < count; i++) {
+    for (int64_t i = 0; i < count; i++)
         if (ids[i] < 0 || ids[i] >= text->vocabulary)
-            return refuse_id(part, at + i, "changed while in use: found id ", ids[i],
-                             text->vocabulary);
-        tokens[i] = (int32_t)ids[i];
-    }
+            return refuse_id(part, at + i, " changed while in use", ids[i], text->vocabulary);
     return KD_OK;
 }
 
-static kd_status read_mask(uint8_t *scored, const kd_text_part *part, int64_t at, int64_t count)
+kd_status kd_text_read(int32_t *ids, int32_t *labels, const kd_text *text, int64_t at,
+                       int64_t count, int64_t end)
 {
-    int64_t mask[CHUNK];
-    if (!part->mask.size) {
-        memset(scored, 1, (size_t)count);
-        return KD_OK;
-    }
-    KD_TRY(kd_part_read(mask, part, &part->mask, at, count));
-    for (int64_t i = 0; i < count; i++) scored[i] = mask[i] != 0;
-    return KD_OK;
-}
-
-kd_status kd_text_read(int32_t *tokens, uint8_t *scored, const kd_text *text, int64_t at,
-                       int64_t count)
-{
-    for (int64_t done = 0, n; done < count; done += n) {
-        const kd_text_part *part = find_part(text, at + done);
-        const int64_t from = at + done - part->first_token;
-        n = kd_min_i64(CHUNK, kd_min_i64(count - done, part->tokens.count - from));
-        KD_TRY(read_ids(tokens + done, text, part, from, n));
-        if (scored) KD_TRY(read_mask(scored + done, part, from, n));
+    int64_t next[CHUNK + 1], scored[CHUNK + 1];
+    const kd_text_part *part = find_part(text, at);
+    at -= part->first_token;
+    end -= part->first_token;
+    for (int64_t i = 0; i <= CHUNK; i++) scored[i] = 1;
+    for (int64_t done = 0; done < count; done += CHUNK) {
+        const int64_t first = at + done, n = kd_min_i64(CHUNK, count - done);
+        const int64_t known = n + (first + n < end); /* the last one's label too */
+        KD_TRY(read_ids(next, text, part, first, known));
+        if (part->mask.size) KD_TRY(kd_part_read(scored, part, &part->mask, first, known));
+        for (int64_t i = 0; i < n; i++) {
+            ids[done + i] = (int32_t)next[i];
+            labels[done + i] = i + 1 < known && scored[i + 1] ? (int32_t)next[i + 1] : -1;
+        }
     }
     return KD_OK;
 }

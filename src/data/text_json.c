@@ -264,7 +264,7 @@ static kd_status join(reader *r)
         b->ids = NULL;
     }
     part->document_count = documents;
-    part->tokens = (kd_numbers){ .name = "tokens", .memory = memory, .count = count, .size = size };
+    part->tokens = (kd_numbers){ .memory = memory, .count = count, .size = size };
     return KD_OK;
 }
 

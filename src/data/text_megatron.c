@@ -73,11 +73,11 @@ static kd_status check_head(index_file *x, kd_text_part *part, const unsigned ch
                        path, bytes, expected, sequences, borders);
     x->sequences = (int64_t)sequences;
     x->borders = (int64_t)borders;
-    x->lengths = (kd_numbers){ "lengths", NULL, HEADER, x->sequences, 4, true };
-    x->begins = (kd_numbers){ "begins", NULL, HEADER + 4 * x->sequences, x->sequences, 8, true };
+    x->lengths = (kd_numbers){ NULL, HEADER, x->sequences, 4, true };
+    x->begins = (kd_numbers){ NULL, HEADER + 4 * x->sequences, x->sequences, 8, true };
     x->borders_at = HEADER + 12 * x->sequences;
     part->tokens =
-        (kd_numbers){ .name = "tokens", .size = size, .is_signed = types[type].is_signed };
+        (kd_numbers){ .size = size, .is_signed = types[type].is_signed };
     return KD_OK;
 }
 

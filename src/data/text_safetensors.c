@@ -14,7 +14,7 @@
 static kd_status find_vector(kd_numbers *numbers, const kd_st_entry **entry, const kd_st_file *file,
                              const char *name, const int dtypes[3], const char *expected)
 {
-    *numbers = (kd_numbers){ .name = name };
+    *numbers = (kd_numbers){ .size = 0 };
     *entry = kd_st_find(file, name);
     if (!*entry) return KD_OK;
     const kd_st_entry *e = *entry;
