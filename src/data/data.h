@@ -11,7 +11,8 @@
 /* ---- text: one safetensors file of tokens ----------------------------------------------------- */
 
 /* `tokens` u16 or u32 or i32 [n], `documents` i64 [d + 1] (absent: one document), `loss_mask` u8 [n]
- * (absent: all ones; 1 = the token counts as a target).  Mapped, not read. */
+ * (absent: all ones; 1 = the token counts as a target).  Borders of documents are held, tokens are
+ * read as they are asked for: a file that shrinks meanwhile is an error, and no signal. */
 typedef struct kd_text kd_text;
 
 /* KD_EFORMAT naming file, tensor, byte, found and expected: an empty file, another dtype or shape,
@@ -22,13 +23,16 @@ void kd_text_close(kd_text *text);
 int64_t kd_text_tokens(const kd_text *text);
 int64_t kd_text_documents(const kd_text *text);
 void kd_text_document(const kd_text *text, int64_t document, int64_t *begin, int64_t *end);
-int32_t kd_text_token(const kd_text *text, int64_t at);
-bool kd_text_scored(const kd_text *text, int64_t at); /* loss_mask */
+
+/* Ids of the tokens [at, at + count) of a document that ends before token `end`, and their labels:
+ * the token after each, -1 at the document's end and where the loss_mask of that token says no.
+ * Allocates nothing; ids are checked again. */
+KD_MUST_CHECK kd_status kd_text_read(int32_t *ids, int32_t *labels, const kd_text *text, int64_t at,
+                                     int64_t count, int64_t end);
 
 /* Tokens that can be a label: scored, and not the first of their document. */
 int64_t kd_text_targets(const kd_text *text);
 const char *kd_text_metadata(const kd_text *text, const char *key);
-const char *kd_text_path(const kd_text *text);
 
 /* ---- the loader ------------------------------------------------------------------------------- */
 

@@ -9,28 +9,33 @@ static const double usable_share = 0.92;
 
 /* ---- vocabularies ----------------------------------------------------------------------------- */
 
-/* One tokenizer, or none known; then the smaller vocabulary bounds every softmax. */
-static kd_status check_vocabulary(kd_session *s)
+kd_status kd_common_tokenizer(kd_tokenizer_info *common, int64_t *classes, kd_model *const *models,
+                              int count)
 {
-    int first = -1;
-    s->classes = INT64_MAX;
-    for (int m = 0; m < s->count; m++) {
-        const char *dir = s->run->models[m].model;
+    const char *first = NULL;
+    *common = (kd_tokenizer_info){ 0 };
+    *classes = INT64_MAX;
+    for (int m = 0; m < count; m++) {
+        const kd_config *c = &models[m]->config;
         kd_tokenizer_info info;
-        KD_TRY(kd_tokenizer_inspect(&info, dir));
-        s->classes = kd_min_i64(s->classes, s->models[m]->config.vocabulary);
+        KD_TRY(kd_tokenizer_inspect(&info, c->dir));
+        *classes = kd_min_i64(*classes, c->vocabulary);
         if (!info.present) continue;
-        if (first >= 0 && strcmp(info.fingerprint.hex, s->fingerprint.hex) != 0)
+        if (info.size > c->vocabulary)
+            return kd_fail(
+                KD_EFORMAT,
+                "%s/tokenizer.json: found id %lld, expected ids below the vocab_size %lld "
+                "of config.json",
+                c->dir, (long long)info.size - 1, (long long)c->vocabulary);
+        if (first && strcmp(info.fingerprint.hex, common->fingerprint.hex) != 0)
             return kd_fail(KD_EFORMAT,
                            "%s and %s have different tokenizers (fingerprints %s and %s); their "
                            "logits cannot be compared id by id",
-                           s->run->models[first].model, dir, s->fingerprint.hex,
-                           info.fingerprint.hex);
-        first = m;
-        s->fingerprint = info.fingerprint;
-        s->tokenizer = info.size;
+                           first, c->dir, common->fingerprint.hex, info.fingerprint.hex);
+        first = c->dir;
+        *common = info;
     }
-    if (first >= 0) s->classes = kd_min_i64(s->classes, s->tokenizer);
+    if (first) *classes = kd_min_i64(*classes, common->size);
     return KD_OK;
 }
 
@@ -111,9 +116,9 @@ static kd_status plan_micro(kd_session *s, int64_t micro)
     if (micro == 0) {
         char *end;
         micro = strtoll(text, &end, 10);
-        if (end == text || *end || micro < 1)
-            return kd_fail(KD_EINVAL, "batch.micro: \"%s\"; expected auto or a number of samples",
-                           text);
+        if (end == text || *end || micro < 1 || micro > s->step_samples)
+            return kd_fail(KD_EINVAL, "batch.micro: \"%s\"; expected auto or 1 to %lld samples",
+                           text, (long long)s->step_samples);
         if (s->step_samples % (micro * s->comm->size) != 0)
             return kd_fail(KD_EINVAL, "batch.micro: %lld x %d ranks does not divide %lld samples",
                            (long long)micro, s->comm->size, (long long)s->step_samples);
@@ -133,7 +138,7 @@ kd_status kd_session_plan(kd_session *s, kd_run *run, kd_device *device, int64_t
     if (!s->arena) KD_TRY(kd_arena_create(&s->arena));
     KD_TRY(kd_run_length(&s->steps, &s->step_samples, run, s->train_tokens));
     KD_TRY(open_models(s, true));
-    KD_TRY(check_vocabulary(s));
+    KD_TRY(kd_common_tokenizer(&s->tokenizer, &s->classes, s->models, s->count));
     return plan_micro(s, micro);
 }
 
@@ -145,9 +150,9 @@ static kd_status check_data_tokenizer(const kd_session *s, const char *path)
     KD_TRY(kd_text_open(&text, path, s->classes));
     const char *found = kd_text_metadata(text, "tokenizer");
     kd_status status = KD_OK;
-    if (found && s->tokenizer && strcmp(found, s->fingerprint.hex) != 0)
-        status = kd_fail(KD_EFORMAT, "%s: made with the tokenizer %s, the models have %s", path,
-                         found, s->fingerprint.hex);
+    if (found && s->tokenizer.present && strcmp(found, s->tokenizer.fingerprint.hex) != 0)
+        status = kd_fail(KD_EFORMAT, "%s: made with the tokenizer %.60s, the models have %s", path,
+                         found, s->tokenizer.fingerprint.hex);
     kd_text_close(text);
     return status;
 }
