@@ -19,6 +19,9 @@
 
 #define KD_COUNT(array) ((int)(sizeof(array) / sizeof((array)[0])))
 
+/* A text out of a file, fit for a terminal: control bytes become \xNN.  Cut to `size`, with a NUL. */
+void kd_escape(char *to, size_t size, const char *text);
+
 /* ---- checked arithmetic: the one way a size from a file becomes a size in memory -------------- */
 
 KD_MUST_CHECK bool kd_mul_i64(int64_t *product, int64_t a, int64_t b); /* false on overflow */
@@ -68,6 +71,10 @@ KD_MUST_CHECK kd_status kd_file_copy(const char *to, const char *from); /* fsync
 KD_MUST_CHECK kd_status kd_file_fsync(const char *path);                /* a file or a folder */
 KD_MUST_CHECK kd_status kd_file_size(int64_t *bytes, const char *path);
 bool kd_file_exists(const char *path);
+
+/* Of a file that need not be there: false where nothing has that name, KD_EFORMAT where something
+ * has that is no regular file (a folder, a FIFO, a link to nowhere). */
+KD_MUST_CHECK kd_status kd_file_find(bool *there, const char *path);
 bool kd_dir_exists(const char *path);
 KD_MUST_CHECK kd_status kd_dir_create(const char *path); /* and its parents */
 KD_MUST_CHECK kd_status kd_dir_remove(const char *path); /* recursively; absent is fine */
@@ -87,12 +94,16 @@ KD_MUST_CHECK kd_status kd_write_at(int fd, const char *path, const void *data, 
 
 /* ---- JSON (jansson) --------------------------------------------------------------------------- */
 
-/* Strict: duplicate keys, trailing bytes and nesting deeper than 32 are refused with KD_EFORMAT
- * naming `source`, line and column.  The caller owns `*out` (json_decref). */
+/* Strict: duplicate keys, trailing bytes, the integer -0, nesting deeper than 32 and more than 2^24
+ * values are refused with KD_EFORMAT naming `source`, line and column.  Integers are exact.  The
+ * caller owns `*out` (json_decref). */
 KD_MUST_CHECK kd_status kd_json_parse(json_t **out, const char *source, const char *text,
                                       size_t bytes);
 KD_MUST_CHECK kd_status kd_json_read(json_t **out, const char *path);
 KD_MUST_CHECK kd_status kd_json_write(const char *path, const json_t *value); /* atomic, indent 2 */
+
+/* The value as a file has it, for messages: `buffer`, "a long value", or "nothing" for NULL. */
+const char *kd_json_show(char *buffer, size_t size, const json_t *value);
 
 /* ---- options: rows (kd/options.h) against configuration files --------------------------------- */
 

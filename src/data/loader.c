@@ -6,7 +6,7 @@
  * memory of that function, so a seek need not undo them.
  *
  * While the caller reads one slot, the worker fills the other; loader->cursor belongs to the caller,
- * sources, piece, scored and the slot being built to the worker between start and wait.
+ * sources and the slot being built to the worker between start and wait.
  */
 #include "data/data.h"
 
@@ -41,9 +41,7 @@ struct kd_loader {
     int64_t micro_count, micro_rows;
     kd_source sources[KD_MAX_SOURCES];
     kd_slot slots[2];
-    int32_t *piece;  /* [sequence + 1] tokens as they are read */
-    uint8_t *scored; /* [sequence + 1] their loss_mask */
-    int next;        /* slot that is being built, or will be */
+    int next; /* slot that is being built, or will be */
     bool building;
     kd_cursor cursor;
     kd_worker *worker;
@@ -108,25 +106,19 @@ static int64_t find(const int64_t *prefix, int64_t n, int64_t value)
 
 /* ---- rows -------------------------------------------------------------------------------------- */
 
-/* Tokens [at, at + count) of the text, all of `document`. */
-static kd_status put_piece(kd_rows *rows, kd_loader *loader, const kd_text *text, int64_t document,
-                           int64_t at, int64_t count)
+/* Tokens [at, at + count) of the file, all of `document`. */
+static kd_status put_piece(kd_rows *rows, const kd_text *text, int64_t document, int64_t at,
+                           int64_t count)
 {
-    const int32_t *tokens = loader->piece;
     int64_t begin, end;
     kd_text_document(text, document, &begin, &end);
-    const int64_t known = kd_min_i64(count + 1, end - at); /* one more is a label only */
-    KD_TRY(kd_text_read(loader->piece, loader->scored, text, at, known));
     rows->cu[rows->pieces++] = (int32_t)rows->row;
+    KD_TRY(kd_text_read(rows->tokens + rows->row, rows->labels + rows->row, text, at, count, end));
     for (int64_t i = 0; i < count; i++) {
         const int64_t row = rows->row++;
-        rows->tokens[row] = tokens[i];
         rows->positions[row] = (int32_t)i;
         rows->documents[row] = (int32_t)document;
-        rows->labels[row] = -1;
-        if (i + 1 == known || !loader->scored[i + 1]) continue;
-        rows->labels[row] = tokens[i + 1];
-        rows->valid[rows->valid_count++] = (int32_t)row;
+        if (rows->labels[row] >= 0) rows->valid[rows->valid_count++] = (int32_t)row;
     }
     return KD_OK;
 }
@@ -155,7 +147,7 @@ static kd_status put_packed(kd_rows *rows, kd_loader *loader, int source, int64_
         const int64_t document = ordered(loader, source, epoch, i, n);
         int64_t begin, end;
         kd_text_document(s->text, document, &begin, &end);
-        KD_TRY(put_piece(rows, loader, s->text, document, begin + at - s->prefix[i], count));
+        KD_TRY(put_piece(rows, s->text, document, begin + at - s->prefix[i], count));
         at += count;
         left -= count;
     }
@@ -173,7 +165,7 @@ static kd_status put_single(kd_rows *rows, kd_loader *loader, int source, int64_
     kd_text_document(s->text, document, &begin, &end);
     const int64_t at = begin + (piece - s->prefix[document]) * sequence;
     const int64_t count = kd_min_i64(end - at, sequence);
-    KD_TRY(put_piece(rows, loader, s->text, document, at, count));
+    KD_TRY(put_piece(rows, s->text, document, at, count));
     put_padding(rows, sequence - count);
     return KD_OK;
 }
@@ -418,8 +410,6 @@ static kd_status open_all(kd_loader *loader)
 {
     kd_loader_options *o = &loader->options;
     double sum = 0.0;
-    KD_TRY(KD_ARENA_ARRAY(&loader->piece, loader->arena, o->sequence + 1));
-    KD_TRY(KD_ARENA_ARRAY(&loader->scored, loader->arena, o->sequence + 1));
     for (int i = 0; i < o->sources; i++) {
         KD_TRY(kd_arena_string(&o->files[i], loader->arena, o->files[i]));
         sum += o->weights[i];

@@ -198,8 +198,8 @@ static kd_status check_part(kd_text *text, const kd_text_part *part, const kd_te
     if (part->tokens.count < 1)
         return kd_fail(KD_EFORMAT, "%s: found no tokens, expected at least 1", part->path);
     if (part->tokenizer && wanted && strcmp(part->tokenizer, wanted) != 0)
-        return kd_fail(KD_EFORMAT, "%s: made with the tokenizer %s, the models have %s", part->path,
-                       part->tokenizer, wanted);
+        return kd_fail(KD_EFORMAT, "%s: made with the tokenizer %.60s, the models have %s",
+                       part->path, part->tokenizer, wanted);
     /* "x*" finds x.bin and x.idx, which are one. */
     for (const kd_text_part *p = text->parts; p < part; p++)
         if (strcmp(p->path, part->path) == 0)

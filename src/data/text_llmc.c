@@ -84,8 +84,7 @@ kd_status kd_part_llmc(kd_text_part *part, kd_text_setup *setup)
     KD_TRY(kd_read_at(part->fd, part->path, header, sizeof header, 0));
     KD_TRY(check_header(&k, part, header, bytes));
     if (!setup->separator_known) KD_TRY(find_separator(setup, k));
-    part->tokens =
-        (kd_numbers){ .offset = HEADER, .count = header[2], .size = k->size };
+    part->tokens = (kd_numbers){ .offset = HEADER, .count = header[2], .size = k->size };
     part->cut = setup->separator >= 0;
     part->separator = setup->separator;
     return KD_OK;

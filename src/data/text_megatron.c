@@ -76,8 +76,7 @@ static kd_status check_head(index_file *x, kd_text_part *part, const unsigned ch
     x->lengths = (kd_numbers){ NULL, HEADER, x->sequences, 4, true };
     x->begins = (kd_numbers){ NULL, HEADER + 4 * x->sequences, x->sequences, 8, true };
     x->borders_at = HEADER + 12 * x->sequences;
-    part->tokens =
-        (kd_numbers){ .size = size, .is_signed = types[type].is_signed };
+    part->tokens = (kd_numbers){ .size = size, .is_signed = types[type].is_signed };
     return KD_OK;
 }
 

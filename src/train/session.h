@@ -17,10 +17,8 @@ typedef struct kd_session {
     int64_t train_tokens, train_documents;
     double train_scored; /* share of tokens that count as targets */
     int64_t valid_documents, valid_tokens;
-    int64_t classes;   /* columns of every softmax */
-    int64_t tokenizer; /* ids of the common tokenizer; 0: no tokenizer files */
-    const char *tokenizer_dir;
-    kd_hash fingerprint;
+    int64_t classes; /* columns of every softmax */
+    kd_tokenizer_info tokenizer;
     int64_t steps, step_samples, micro, accumulate;
     size_t memory;        /* of the device */
     const char *contract; /* for equal bits */

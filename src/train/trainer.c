@@ -52,7 +52,7 @@ static kd_checkpoint checkpoint_of(const trainer *t)
 {
     const kd_session *s = &t->session;
     const char *tokenizer = NULL;
-    for (int m = 0; m < s->count && s->tokenizer; m++)
+    for (int m = 0; m < s->count && s->tokenizer.present; m++)
         if (s->models[m]->slab.trainable && !tokenizer) tokenizer = s->run->models[m].model;
     return (kd_checkpoint){ .students = t->students,
                             .student_count = t->student_count,
@@ -172,9 +172,9 @@ static kd_status log_start(const trainer *t)
     kd_log(KD_LOG_INFO, "kd " KD_VERSION "  %s: %s  seed %lld  -> %s", info.type, info.name,
            (long long)s->run->run.seed, t->out);
     for (int m = 0; m < s->count; m++) log_model(t, m);
-    if (s->tokenizer)
-        kd_log(KD_LOG_INFO, "tokenizer %s: %lld ids; losses over %lld classes", s->fingerprint.hex,
-               (long long)s->tokenizer, (long long)s->classes);
+    if (s->tokenizer.present)
+        kd_log(KD_LOG_INFO, "tokenizer %s: %lld ids; losses over %lld classes",
+               s->tokenizer.fingerprint.hex, (long long)s->tokenizer.size, (long long)s->classes);
     else
         kd_log(KD_LOG_INFO,
                "tokenizer none in these folders: ids are taken as equal; losses over "

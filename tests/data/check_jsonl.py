@@ -93,7 +93,7 @@ def check_text(transformers, load_file, program, root, kind):
                    env={**os.environ, "KD_JSONL": path, "KD_IDS": ids, "KD_TOKENIZER": folder},
                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     with open(ids, encoding="ascii") as file:
-        kd = [[int(pair.split(":")[0]) for pair in line.split()] for line in file]
+        kd = [[int(number) for number in line.split()] for line in file]
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     wanted = []
     for text in texts:

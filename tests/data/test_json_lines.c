@@ -230,10 +230,9 @@ Test(json_lines, ids_for_transformers)
         int64_t begin, end;
         kd_text_document(text, d, &begin, &end);
         for (int64_t at = begin; at < end; at++) {
-            int32_t id;
-            uint8_t scored;
-            cr_assert(kd_text_read(&id, &scored, text, at, 1) == KD_OK, "%s", kd_last_error());
-            fprintf(file, "%d:%d ", (int)id, scored);
+            int32_t id, label;
+            cr_assert(kd_text_read(&id, &label, text, at, 1, end) == KD_OK, "%s", kd_last_error());
+            fprintf(file, "%d ", (int)id);
         }
         fputc('\n', file);
     }

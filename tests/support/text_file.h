@@ -37,8 +37,9 @@ const char *test_bytes_write(const char *name, const void *data, size_t bytes);
  * `parts`, "a|b|c". */
 void test_text_refused(const char *path, const kd_text_options *options, const char *parts);
 
-/* The whole text: `count` tokens, equal to `ids` and, unless NULL, `scored`. */
-void test_text_holds(const kd_text *text, const int32_t *ids, const uint8_t *scored, int64_t count);
+/* The whole text: `count` tokens, equal to `ids`; labels are the next of a document where `mask` (NULL:
+ * all ones) lets it be one. */
+void test_text_holds(const kd_text *text, const int32_t *ids, const uint8_t *mask, int64_t count);
 
 /* Its documents run between these. */
 void test_text_borders(const kd_text *text, const int64_t *borders, int64_t count);
