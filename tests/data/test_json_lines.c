@@ -32,7 +32,7 @@ static const char *folder_of(const char *kind, const char *config)
 typedef struct expected {
     int32_t *ids;
     int64_t *borders;
-    int64_t count, documents;
+    int64_t count, documents, room;
 } expected;
 
 static void add(expected *e, const kd_tokenizer *t, const char *text, size_t bytes, int32_t end)
@@ -42,8 +42,11 @@ static void add(expected *e, const kd_tokenizer *t, const char *text, size_t byt
     if (bytes == 0) return;
     cr_assert(kd_tokenizer_encode(&ids, &count, t, text, bytes, true) == KD_OK, "%s",
               kd_last_error());
-    e->ids = realloc(e->ids, (size_t)(e->count + count + 1) * sizeof *e->ids);
-    e->borders = realloc(e->borders, (size_t)(e->documents + 2) * sizeof *e->borders);
+    if (e->count + count >= e->room) { /* a document has a token: as many borders will do */
+        e->room = 2 * (e->count + count) + 1024;
+        e->ids = realloc(e->ids, (size_t)e->room * sizeof *e->ids);
+        e->borders = realloc(e->borders, (size_t)(e->room + 1) * sizeof *e->borders);
+    }
     if (count) memcpy(e->ids + e->count, ids, (size_t)count * sizeof *ids);
     e->borders[0] = 0;
     e->count += count;
@@ -126,27 +129,27 @@ static const char *write_many(const char *name, int lines, expected *e, const kd
 
 Test(json_lines, blocks_and_threads_change_nothing)
 {
-    enum { LINES = 50000 }; /* about 3 MiB: four blocks */
+    enum { LINES = 36000 }; /* about 2.6 MiB: three blocks */
     kd_tokenizer *t;
     const char *folder = folder_of("gpt2", NULL);
     const kd_text_options options = { .vocabulary = 2000, .tokenizer = folder };
     cr_assert(kd_tokenizer_open(&t, folder) == KD_OK, "%s", kd_last_error());
-    const int before = omp_get_max_threads();
-    for (int threads = 1; threads <= 3; threads += 2) {
+    const int threads = omp_get_max_threads(); /* one where ThreadSanitizer watches */
+    for (int turn = 0; turn < 2; turn++) {
         expected e = { 0 };
-        omp_set_num_threads(threads);
-        check(&e, (e.count = 0, write_many("many.jsonl", LINES, &e, t, NULL, NULL)), &options);
+        omp_set_num_threads(turn ? threads : 1);
+        const char *many = write_many("many.jsonl", LINES, &e, t, NULL, NULL);
+        check(&e, many, &options);
 
         /* The first bad line is the one that is named. */
-        static const int bad[2] = { 30000, 45000 };
+        static const int bad[2] = { 20000, 33000 };
         int64_t byte = 0;
         char parts[96];
         const char *path = write_many("bad.jsonl", LINES, NULL, t, bad, &byte);
         snprintf(parts, sizeof parts,
-                 "bad.jsonl:30001:|(the line begins at byte %lld)|'}' expected", (long long)byte);
+                 "bad.jsonl:20001:|(the line begins at byte %lld)|'}' expected", (long long)byte);
         test_text_refused(path, &options, parts);
     }
-    omp_set_num_threads(before);
     kd_tokenizer_close(t);
     test_text_remove();
 }
