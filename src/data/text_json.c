@@ -178,7 +178,7 @@ static kd_status add_lines(block *b, const reader *r, const char *bytes)
 
 static void read_block(reader *r, block *b)
 {
-    char *bytes = malloc((size_t)b->bytes);
+    char *bytes = malloc((size_t)b->bytes + 1);
     b->status =
         bytes ? kd_read_at(r->part->fd, r->part->path, bytes, (size_t)b->bytes, b->byte)
               : kd_fail(KD_ENOMEM, "%s: no memory for %" PRId64 " bytes", r->part->path, b->bytes);
@@ -218,7 +218,7 @@ static kd_status find_blocks(reader *r, int64_t size)
         for (char *at = chunk; (at = memchr(at, '\n', (size_t)(chunk + n - at))); at++) {
             lines++;
             line_begin = begin + (at - chunk) + 1;
-            if (line_begin - b->byte < BLOCK || line_begin == size) continue;
+            if (line_begin - b->byte < BLOCK) continue;
             b->bytes = line_begin - b->byte;
             *++b = (block){ .byte = line_begin, .line = lines + 1 };
             r->block_count++;

@@ -96,8 +96,8 @@ static kd_status resume(trainer *t)
         return kd_fail(KD_EFORMAT, "%s: holds checkpoints of another run (run.resume is never)",
                        t->out);
     const kd_checkpoint expected = checkpoint_of(t);
-    KD_TRY(load_history(t, dir));
     KD_TRY(kd_checkpoint_load(&t->progress, dir, &expected));
+    KD_TRY(load_history(t, dir));
     kd_log(KD_LOG_INFO, "resume    %s: goes on with step %lld", dir, (long long)t->progress.step);
     return kd_loader_seek(t->session.train, &t->progress.cursor);
 }

@@ -238,6 +238,39 @@ Test(text, refuses_what_is_no_file, .timeout = 20)
     test_text_remove();
 }
 
+/* A run of tokens that is read in several pieces, masked on both sides of where they meet. */
+Test(text, reads_long_runs)
+{
+    enum { LONG = 70001, AT = 11, PIECE = 1 << 14 };
+    int64_t *many = malloc(LONG * sizeof *many);
+    uint8_t *scored = malloc(LONG);
+    int32_t *ids = malloc(LONG * sizeof *ids), *labels = malloc(LONG * sizeof *labels);
+    int64_t targets = 0;
+    for (int i = 0; i < LONG; i++) {
+        many[i] = (i * 31 + i / 97) % VOCABULARY;
+        scored[i] = (i - AT) % PIECE > 1 && i % 5 != 0;
+        targets += i > 0 && scored[i];
+    }
+    const test_text w = {
+        .dtype = "U16", .tokens = many, .count = LONG, .mask = scored, .mask_count = LONG
+    };
+    kd_text *text = opened(test_text_write("long", &w));
+    cr_assert(kd_text_targets(text) == targets, "%lld targets", (long long)kd_text_targets(text));
+    cr_assert(kd_text_read(ids, labels, text, AT, LONG - AT, LONG) == KD_OK, "%s", kd_last_error());
+    for (int64_t i = 0; i < LONG - AT; i++) {
+        const int64_t next = AT + i + 1;
+        const bool scores = next < LONG && scored[next];
+        cr_assert(ids[i] == many[AT + i] && labels[i] == (scores ? many[next] : -1), "token %lld",
+                  (long long)i);
+    }
+    kd_text_close(text);
+    free(labels);
+    free(ids);
+    free(scored);
+    free(many);
+    test_text_remove();
+}
+
 /* Read on demand into our own memory: a file that is cut while it is used is a message, not a signal;
  * an id that somebody has written over is found when it is read. */
 Test(text, survives_a_file_that_changes)
