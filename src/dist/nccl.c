@@ -287,6 +287,12 @@ static const kd_comm_type nccl = {
     .close = nccl_close,
 };
 
+int kd_nccl_number(void)
+{
+    int version = 0;
+    return ncclGetVersion(&version) == ncclSuccess ? version : 0;
+}
+
 kd_status kd_nccl_id_create(kd_nccl_id *id)
 {
     ncclUniqueId made;

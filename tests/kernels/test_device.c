@@ -108,8 +108,9 @@ Test(device, says_what_it_is)
         cr_assert_str_eq(info.type, "cuda");
         cr_assert(capability >= 80 && strstr(info.name, end) && *info.name != ',', "name \"%s\"",
                   info.name);
-        cr_assert(strncmp(info.software, "driver ", 7) == 0 && strstr(info.software, ", CUDA 1"),
-                  "software \"%s\"", info.software);
+        cr_assert(strtod(info.driver, NULL) >= 12 && strncmp(info.software, "CUDA 1", 6) == 0 &&
+                      strstr(info.software, ", cuBLASLt 1"),
+                  "driver \"%s\", software \"%s\"", info.driver, info.software);
         cr_assert(info.memory > 0 && info.memory <= info.total, "%zu bytes of %zu", info.memory,
                   info.total);
         close_fixture(&f);
