@@ -63,7 +63,7 @@ static void forget_all(kd_blas *blas)
     blas->count = 0;
 }
 
-int kd_blas_version(void) { return (int)cublasLtGetVersion(); }
+int kd_blas_version(void) { return (int)kd_lt.cublasLtGetVersion(); }
 
 kd_status kd_blas_open(kd_blas **out, kd_device *device)
 {

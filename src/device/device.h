@@ -219,7 +219,7 @@ kd_status kd_cuda_failure(int error, const char *call);
 
 typedef struct kd_blas kd_blas;
 
-int kd_blas_version(void); /* 130100 is 13.1.0 */
+int kd_blas_version(void); /* 130100 is 13.1.0; once a device is open */
 KD_MUST_CHECK kd_status kd_blas_open(kd_blas **blas, kd_device *device);
 void kd_blas_close(kd_blas *blas);                   /* NULL is fine */
 kd_blas *kd_cuda_blas(const kd_exec *exec);          /* of a CUDA device */

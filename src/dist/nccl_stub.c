@@ -1,7 +1,11 @@
 /* Stands for NCCL in a build without it. */
 #include "dist/dist.h"
 
-int kd_nccl_number(void) { return 0; }
+kd_status kd_nccl_number(int *number)
+{
+    (void)number;
+    return kd_fail(KD_ENOTSUP, "this build of kd has no NCCL");
+}
 
 kd_status kd_nccl_id_create(kd_nccl_id *id)
 {

@@ -8,12 +8,12 @@
 
 const char *kd_version(void) { return KD_VERSION; }
 
-const char *kd_nccl_version(char *buffer, size_t size)
+kd_status kd_nccl_version(char *buffer, size_t size)
 {
-    const int number = kd_nccl_number();
-    if (number == 0) return NULL;
+    int number;
+    KD_TRY(kd_nccl_number(&number));
     snprintf(buffer, size, "%d.%d.%d", number / 10000, number / 100 % 100, number % 100);
-    return buffer;
+    return KD_OK;
 }
 
 typedef struct listing {

@@ -136,6 +136,8 @@ static const char compiler[] = __VERSION__;
 static const char compiler[] = "gcc " __VERSION__;
 #endif
 
+static bool nccl_version(char *text, size_t size) { return kd_nccl_version(text, size) == KD_OK; }
+
 static const char *name_of(const environment *e, int i)
 {
     return *e->failures[i] ? e->failures[i] : e->devices[i].name;
@@ -166,8 +168,7 @@ static void print_text(const environment *e)
     printf("threads    %d (OMP_NUM_THREADS %s)\n", e->threads, threads ? threads : "not set");
     printf("memory     %s\n", kd_format_bytes(memory, sizeof memory, e->memory));
     for (int i = 0; i < e->device_count; i++) print_device(e, i);
-    printf("NCCL       %s\n",
-           kd_nccl_version(nccl, sizeof nccl) ? nccl : "none: this build has no ranks on GPUs");
+    printf("NCCL       %s\n", nccl_version(nccl, sizeof nccl) ? nccl : kd_last_error());
     print_ranks();
 }
 
@@ -194,7 +195,7 @@ static void print_json(const environment *e)
         cmd_json_close(&json);
     }
     cmd_json_close(&json);
-    cmd_json_text(&json, "nccl", kd_nccl_version(nccl, sizeof nccl));
+    cmd_json_text(&json, "nccl", nccl_version(nccl, sizeof nccl) ? nccl : NULL);
     json_ranks(&json);
     cmd_json_close(&json);
 }
