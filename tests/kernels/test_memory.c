@@ -94,6 +94,7 @@ Test(memory, is_estimated_without_the_device_as_a_run_takes_it)
 {
     static const char *const dtypes[] = { "f32", "bf16" };
     require_cuda();
+    cudasim_set("KD_SIM_CAPABILITY", "80");
     for (int i = 0; i < KD_COUNT(dtypes); i++) {
         kd_run *made = make_run("nowhere", dtypes[i], "64", 512);
         kd_estimate e, here;
