@@ -94,13 +94,15 @@ size_t kd_device_available(kd_device *device)
 
 kd_status kd_device_alloc(void **out, kd_device *device, size_t bytes, const char *what)
 {
+    char text[32];
     kd_allocation *entry = malloc(sizeof *entry);
     const kd_status status = entry ? device->type->alloc(out, device, bytes)
                                    : kd_fail(KD_ENOMEM, "no memory to note it");
     if (status != KD_OK) {
         free(entry);
-        return kd_fail(status, "%s: %.2f GB on %s: %s", what, (double)bytes / 1e9,
-                       device->type->name, kd_last_error());
+        return kd_fail(status, "%s: %s on %s: %s", what,
+                       kd_format_bytes(text, sizeof text, (double)bytes), device->type->name,
+                       kd_last_error());
     }
     *entry = (kd_allocation){ device->allocations, *out, bytes };
     device->allocations = entry;

@@ -358,7 +358,7 @@ Test(device, every_failing_call_is_named)
         { "cudaStreamCreateWithPriority:2", do_open, KD_EDEVICE,
           "cuda:0: cudaStreamCreateWithPriority: " },
         { "cudaMalloc:1", do_alloc, KD_ENOMEM,
-          "gradients: 0.00 GB on cuda: cuda:0: cudaMalloc: out of memory "
+          "gradients: 4.1 kB on cuda: cuda:0: cudaMalloc: out of memory "
           "(cudaErrorMemoryAllocation)" },
         { "cudaMalloc:1:cudaErrorIllegalAddress", do_alloc, KD_EDEVICE, "cudaErrorIllegalAddress" },
         { "cudaMemsetAsync:1", do_alloc, KD_EDEVICE, "cuda:0: cudaMemsetAsync: " },
