@@ -57,11 +57,12 @@ typedef struct kd_estimate {
     int64_t micro, sequence, accumulate, updates, chunk, vocabulary;
     double student_bytes; /* weights, gradients, moments, masters */
     double teacher_bytes;
-    double step_bytes;         /* planned peak of activations, logits and scratch, and batches */
-    double device_bytes;       /* of the device asked for */
-    double reserve_bytes;      /* allowance for libraries and context */
-    double peak_bytes;         /* all of the above but device_bytes */
-    char peak_phase[32];       /* "head and loss" */
+    double step_bytes;    /* planned peak of activations, logits and scratch, and batches */
+    double device_bytes;  /* of the device asked for */
+    double usable_bytes;  /* of those, that a run may fill: the same for kd_run_train */
+    double reserve_bytes; /* allowance for libraries and context of a device that is not here */
+    double peak_bytes;    /* student, teacher, step and reserve */
+    char peak_phase[32];  /* "head and loss" */
     kd_plan_entry entries[16]; /* the largest of what stands at the peak */
     int entry_count;
     double flops_per_token, teacher_flops, student_flops;
@@ -75,7 +76,8 @@ typedef struct kd_estimate {
     bool fits;
 } kd_estimate;
 
-/* `device`: "cpu" (this machine), or a size: "h100-80g", "80GB".  KD_OK also when it does not fit. */
+/* `device`: "cpu" or "cuda" of this machine, or a GPU that need not be here: "h100-80g", or "80GB" of
+ * one like it.  KD_OK also when it does not fit. */
 KD_MUST_CHECK kd_status kd_run_estimate(kd_estimate *estimate, kd_run *run, const char *device);
 
 /* ---- evaluation ------------------------------------------------------------------------------- */

@@ -16,12 +16,6 @@
 /* Past this many products the table starts afresh, as in cpu_dnn.c. */
 enum { MAX_PRODUCTS = 1024, MAX_ALIGNMENT = 256 };
 
-/* What NVIDIA advises: 32 MiB for Hopper, less before. */
-static size_t workspace_limit(const kd_exec *exec)
-{
-    return (size_t)(kd_cuda_limits_of(exec)->capability >= 90 ? 32 : 8) << 20;
-}
-
 /* ---- errors ----------------------------------------------------------------------------------- */
 
 static const char *type_name(int32_t type)
@@ -68,6 +62,8 @@ static void forget_all(kd_blas *blas)
     memset(blas->buckets, 0, sizeof blas->buckets);
     blas->count = 0;
 }
+
+int kd_blas_version(void) { return (int)kd_lt.cublasLtGetVersion(); }
 
 kd_status kd_blas_open(kd_blas **out, kd_device *device)
 {
@@ -178,7 +174,7 @@ static kd_status set_preferences(cublasLtMatmulPreference_t preference, const kd
                                  const kd_exec *exec, const kd_blas *blas)
 {
     const kd_product_key *key = &p->key;
-    const uint64_t workspace = workspace_limit(exec);
+    const uint64_t workspace = kd_cuda_workspace(kd_cuda_limits_of(exec));
     const uint32_t schemes = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
     const struct {
         cublasLtMatmulPreferenceAttributes_t attribute;
@@ -350,20 +346,28 @@ static bool may_fuse(const kd_exec *exec, const kd_product_key *key)
            key->ld_pre % 8 == 0;
 }
 
-/* *found false, and nothing done, where the library has no kernel. */
+static kd_status push_workspace(kd_tensor *workspace, kd_exec *exec, size_t bytes)
+{
+    return kd_push(workspace, exec, "matmul.workspace", KD_U8, KD_SHAPE((int64_t)bytes));
+}
+
+/* *found false, and nothing done, where the library has no kernel.  For a card that is not here the
+ * library is not asked: it finds every kernel, and takes all that it may. */
 static kd_status multiply(bool *found, kd_exec *exec, request *r)
 {
-    kd_blas *blas = kd_cuda_blas(exec);
     kd_product_key key;
     kd_product *p;
     kd_tensor workspace;
     KD_TRY(make_key(&key, r, exec->device->tf32));
     *found = !has_pre(&key) || may_fuse(exec, &key);
     if (!*found) return KD_OK;
+    if (exec->device->type == &kd_device_meta)
+        return push_workspace(&workspace, exec, kd_cuda_workspace(kd_cuda_limits_of(exec)));
+    kd_blas *blas = kd_cuda_blas(exec);
     KD_TRY(find_product(&p, exec, blas, &key));
     *found = p->candidate_count > 0;
     if (!*found) return KD_OK;
-    KD_TRY(kd_push(&workspace, exec, "matmul.workspace", KD_U8, KD_SHAPE((int64_t)p->workspace)));
+    KD_TRY(push_workspace(&workspace, exec, p->workspace));
     if (kd_planning(exec)) return KD_OK;
     const kd_product_operands at = { .a = r->a->data,
                                      .b = r->b->data,

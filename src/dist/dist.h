@@ -45,6 +45,7 @@ KD_MUST_CHECK kd_status kd_comm_threads(kd_comm **comms, int size, int64_t max_e
 typedef struct kd_nccl_id {
     char bytes[128];
 } kd_nccl_id;
+KD_MUST_CHECK kd_status kd_nccl_number(int *number); /* 22703 is version 2.27.3 */
 KD_MUST_CHECK kd_status kd_nccl_id_create(kd_nccl_id *id);
 
 /*

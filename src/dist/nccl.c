@@ -37,7 +37,8 @@ enum { HOST_VALUES = 64, CLOSE_SECONDS = 10 };
     X(ncclCommInitRankConfig)                                                                      \
     X(ncclGetErrorString)                                                                          \
     X(ncclGetLastError)                                                                            \
-    X(ncclGetUniqueId)
+    X(ncclGetUniqueId)                                                                             \
+    X(ncclGetVersion)
 
 static struct {
 #define X(function) __typeof__(&(function)) function;
@@ -315,6 +316,14 @@ static const kd_comm_type nccl = {
     .abort = nccl_abort,
     .close = nccl_close,
 };
+
+kd_status kd_nccl_number(int *number)
+{
+    KD_TRY(kd_library_load(&library));
+    const ncclResult_t result = api.ncclGetVersion(number);
+    if (result == ncclSuccess) return KD_OK;
+    return kd_fail(KD_EDEVICE, "ncclGetVersion: %s", api.ncclGetErrorString(result));
+}
 
 kd_status kd_nccl_id_create(kd_nccl_id *id)
 {

@@ -1,6 +1,12 @@
 /* Stands for NCCL in a build without it. */
 #include "dist/dist.h"
 
+kd_status kd_nccl_number(int *number)
+{
+    (void)number;
+    return kd_fail(KD_ENOTSUP, "this build of kd has no NCCL");
+}
+
 kd_status kd_nccl_id_create(kd_nccl_id *id)
 {
     (void)id;

@@ -390,7 +390,9 @@ kd_status kd_run_train(kd_run *run)
     KD_TRY_GOTO(check_teacher(&t), status, done);
     t.reported = t.started_at = t.progress.step;
     t.start = t.save_every.last = t.evaluate_every.last = kd_clock();
-    KD_TRY_GOTO(train(&t), status, done);
+    status = train(&t);
+    if (status == KD_ENOMEM) status = kd_session_short(&t.session);
+    if (status != KD_OK) goto done;
     KD_TRY_GOTO(finish(&t), status, done);
 done:
     close_trainer(&t);

@@ -1,4 +1,5 @@
 /* What this build can do, from its registries. */
+#include "dist/dist.h"
 #include "model/model.h"
 #include "ops/ops.h"
 #include "optim/optim.h"
@@ -6,6 +7,14 @@
 #include <kd/kd.h>
 
 const char *kd_version(void) { return KD_VERSION; }
+
+kd_status kd_nccl_version(char *buffer, size_t size)
+{
+    int number;
+    KD_TRY(kd_nccl_number(&number));
+    snprintf(buffer, size, "%d.%d.%d", number / 10000, number / 100 % 100, number % 100);
+    return KD_OK;
+}
 
 typedef struct listing {
     const char *name;
@@ -68,8 +77,9 @@ static json_t *make_device(const char *id)
         return json_pack("{s:s, s:s}", "id", id, "error", kd_last_error());
     kd_device_describe(&info, device);
     kd_device_close(device);
-    return json_pack("{s:s, s:s, s:s, s:I}", "id", id, "name", info.name, "software", info.software,
-                     "memory", (json_int_t)info.memory);
+    return json_pack("{s:s, s:s, s:s, s:s, s:I, s:I}", "id", id, "name", info.name, "software",
+                     info.software, "driver", info.driver, "memory", (json_int_t)info.total, "free",
+                     (json_int_t)info.memory);
 }
 
 static json_t *make_devices(void)

@@ -305,14 +305,15 @@ Test(run, estimate_plans_from_configurations_alone, .init = setup, .fini = teard
     cr_expect(number_at(e, "largest_micro", NULL) >= 4.0 &&
               json_is_true(json_object_get(e, "fits")));
     const double peak = number_at(e, "peak_bytes", NULL);
+    const double share = number_at(e, "usable_bytes", NULL) / number_at(e, "device_bytes", NULL);
     json_decref(e);
     r = run("estimate %s 2GB", line);
     expect_code(r, 4, "estimate");
     cr_expect(strstr(r.out, "does not fit") && strstr(r.err, "does not fit"), "%s", r.out);
     /* The border is where the plan says. */
-    r = run("estimate %s %.9fGB", line, (peak + 1.0) / 1e9);
+    r = run("estimate %s %.9fGB", line, (peak + 1.0) / share / 1e9);
     expect_code(r, 0, "estimate");
-    r = run("estimate %s %.9fGB", line, (peak - 1e6) / 1e9);
+    r = run("estimate %s %.9fGB", line, (peak - 1e6) / share / 1e9);
     expect_code(r, 4, "estimate");
     cr_expect(strstr(r.err, "the largest batch.micro is 3"), "%s", r.err);
     r = run("estimate %s h100", line);

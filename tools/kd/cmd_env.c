@@ -21,9 +21,8 @@ typedef struct environment {
     int threads;             /* of the CPU device */
     int device_count;
     char ids[MAX_DEVICES][32];
-    char names[MAX_DEVICES][TEXT]; /* or why it does not open */
-    char software[MAX_DEVICES][TEXT];
-    double bytes[MAX_DEVICES];
+    char failures[MAX_DEVICES][TEXT];    /* why it does not open */
+    kd_device_info devices[MAX_DEVICES]; /* of those that open */
 } environment;
 
 /* ---- finding ---------------------------------------------------------------------------------- */
@@ -55,18 +54,15 @@ static void add_device(environment *e, const char *id)
 {
     const int at = e->device_count++;
     kd_device *device;
-    kd_device_info info;
+    kd_device_info *info = &e->devices[at];
     snprintf(e->ids[at], sizeof e->ids[at], "%s", id);
     if (kd_device_open(&device, id) != KD_OK) {
-        snprintf(e->names[at], sizeof e->names[at], "%s", kd_last_error());
+        snprintf(e->failures[at], sizeof e->failures[at], "%s", kd_last_error());
         return;
     }
-    kd_device_describe(&info, device);
+    kd_device_describe(info, device);
     kd_device_close(device);
-    snprintf(e->names[at], sizeof e->names[at], "%s", info.name);
-    snprintf(e->software[at], sizeof e->software[at], "%s", info.software);
-    e->bytes[at] = (double)info.memory;
-    if (info.threads > 0) e->threads = info.threads;
+    if (info->threads > 0) e->threads = info->threads;
 }
 
 /* A type that has none is shown with the reason, as is a device that does not open. */
@@ -140,9 +136,30 @@ static const char compiler[] = __VERSION__;
 static const char compiler[] = "gcc " __VERSION__;
 #endif
 
+static bool nccl_version(char *text, size_t size) { return kd_nccl_version(text, size) == KD_OK; }
+
+static const char *name_of(const environment *e, int i)
+{
+    return *e->failures[i] ? e->failures[i] : e->devices[i].name;
+}
+
+/* "cuda:0  NVIDIA H100, sm_90, 85.5 GB, 84.9 GB free, driver 13.0, CUDA 13.0, cuBLASLt 13.1.0" */
+static void print_device(const environment *e, int i)
+{
+    const kd_device_info *info = &e->devices[i];
+    char bytes[32];
+    printf("device     %s  %s", e->ids[i], name_of(e, i));
+    if (info->total > 0) printf(", %s", kd_format_bytes(bytes, sizeof bytes, (double)info->total));
+    if (info->memory < info->total)
+        printf(", %s free", kd_format_bytes(bytes, sizeof bytes, (double)info->memory));
+    if (*info->driver) printf(", driver %s", info->driver);
+    if (*info->software) printf(", %s", info->software);
+    printf("\n");
+}
+
 static void print_text(const environment *e)
 {
-    char memory[32];
+    char memory[32], nccl[32];
     const char *threads = getenv("OMP_NUM_THREADS");
     printf("kd         %s\n", kd_version());
     printf("compiler   %s\n", compiler);
@@ -150,17 +167,15 @@ static void print_text(const environment *e)
            e->instructions[0] ? e->instructions : "no known vector instructions");
     printf("threads    %d (OMP_NUM_THREADS %s)\n", e->threads, threads ? threads : "not set");
     printf("memory     %s\n", kd_format_bytes(memory, sizeof memory, e->memory));
-    for (int i = 0; i < e->device_count; i++) {
-        printf("device     %s  %s", e->ids[i], e->names[i]);
-        if (e->bytes[i] > 0.0) printf(", %s", kd_format_bytes(memory, sizeof memory, e->bytes[i]));
-        printf("%s%s\n", *e->software[i] ? ", " : "", e->software[i]);
-    }
+    for (int i = 0; i < e->device_count; i++) print_device(e, i);
+    printf("NCCL       %s\n", nccl_version(nccl, sizeof nccl) ? nccl : kd_last_error());
     print_ranks();
 }
 
 static void print_json(const environment *e)
 {
     cmd_json json = { .out = stdout };
+    char nccl[32];
     cmd_json_open(&json, NULL, '{');
     cmd_json_text(&json, "version", kd_version());
     cmd_json_text(&json, "compiler", compiler);
@@ -169,14 +184,18 @@ static void print_json(const environment *e)
     cmd_json_number(&json, "memory", e->memory);
     cmd_json_open(&json, "devices", '[');
     for (int i = 0; i < e->device_count; i++) {
+        const kd_device_info *info = &e->devices[i];
         cmd_json_open(&json, NULL, '{');
         cmd_json_text(&json, "id", e->ids[i]);
-        cmd_json_text(&json, "name", e->names[i]);
-        cmd_json_text(&json, "software", e->software[i]);
-        cmd_json_number(&json, "memory", e->bytes[i]);
+        cmd_json_text(&json, "name", name_of(e, i));
+        cmd_json_text(&json, "driver", info->driver);
+        cmd_json_text(&json, "software", info->software);
+        cmd_json_number(&json, "memory", (double)info->total);
+        cmd_json_number(&json, "free", (double)info->memory);
         cmd_json_close(&json);
     }
     cmd_json_close(&json);
+    cmd_json_text(&json, "nccl", nccl_version(nccl, sizeof nccl) ? nccl : NULL);
     json_ranks(&json);
     cmd_json_close(&json);
 }
