@@ -265,7 +265,10 @@ static void mpi_abort(kd_comm *comm)
     const double start = kd_clock();
     int done = 0;
     snprintf(text, sizeof text, "%s", *kd_last_error() ? kd_last_error() : "no reason given");
-    if (r->broken == KD_OK) (void)break_group(r, KD_EPEER, "this rank has stopped: %s", text);
+    if (r->broken == KD_OK) { /* without a word of its own: the caller's failure is the last */
+        r->broken = KD_EPEER;
+        snprintf(r->reason, sizeof r->reason, "this rank has stopped: %s", text);
+    }
     begin_messages(r);
     for (int p = 0; p < comm->size; p++)
         if (p != comm->rank)
