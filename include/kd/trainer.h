@@ -55,7 +55,8 @@ typedef struct kd_rank_info {
     const char *launcher; /* "torchrun", "Open MPI", "PMI", "SLURM"; NULL: one process */
     int rank, size;
     int local;                /* among those of its machine; -1: not known */
-    const char *communicator; /* of run.device auto: "solo", "nccl", "mpi" */
+    const char *communicator; /* of run.device auto: "solo", "nccl", "mpi", "nothing" (on the CPU
+                                 where the launcher starts no MPI) */
     char meeting[320];        /* where NCCL's ranks would find each other; "": nowhere */
     char mpi[64], nccl[64];   /* versions, or why there is none */
 } kd_rank_info;

@@ -67,7 +67,8 @@ static kd_status join_cpus(kd_session *s, double timeout)
 static const char *comm_name(const kd_ranks *ranks, bool gpu)
 {
     if (ranks->size == 1) return "solo";
-    return gpu ? "nccl" : "mpi";
+    if (gpu) return "nccl";
+    return ranks->mpi ? "mpi" : "nothing";
 }
 
 kd_status kd_session_join(kd_session *s)

@@ -289,6 +289,8 @@ Test(ranks, of_the_environment_are_understood, .init = setup, .fini = teardown)
         { "", "env", "ranks      one process\n", 0 },
         { "RANK=1 WORLD_SIZE=2 LOCAL_RANK=1", "env",
           "ranks      rank 1 of 2 by torchrun, 1 on its machine; would be joined by ", 0 },
+        { "PMI_RANK=0 PMI_SIZE=2 CUDA_VISIBLE_DEVICES=", "env",
+          "-1 on its machine; would be joined by mpi", 0 },
         { "RANK=1", "env", "ranks      refused: WORLD_SIZE is not set", 0 },
         { conflict, "env", "launcher   PMI: PMI_RANK=1 PMI_SIZE=2\n", 0 },
         { conflict, "train run.yaml", "torchrun and PMI contradict each other", 2 },

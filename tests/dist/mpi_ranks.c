@@ -65,16 +65,19 @@ static kd_status sums(rank *r)
     return KD_OK;
 }
 
+/* A function, so that no compiler rounds product and sum at once. */
+static double double_of(int r, int64_t i) { return value_of(r, i) * 1e-7; }
+
 static kd_status host_sums(rank *r)
 {
     static const int counts[] = { 0, 1, 5, 1024, 1025, 3001 };
     static double values[3001 + 1];
     for (int k = 0; k < KD_COUNT(counts); k++) {
-        for (int i = 0; i < KD_COUNT(values); i++) values[i] = value_of(r->number, i) * 1e-7;
+        for (int i = 0; i < KD_COUNT(values); i++) values[i] = double_of(r->number, i);
         KD_TRY(r->comm->type->all_reduce_host(r->comm, values, counts[k]));
         for (int i = 0; i < KD_COUNT(values); i++) {
-            double want = value_of(i < counts[k] ? 0 : r->number, i) * 1e-7;
-            for (int o = 1; o < r->size && i < counts[k]; o++) want += value_of(o, i) * 1e-7;
+            double want = double_of(i < counts[k] ? 0 : r->number, i);
+            for (int o = 1; o < r->size && i < counts[k]; o++) want += double_of(o, i);
             if (memcmp(&values[i], &want, sizeof want) != 0)
                 return wrong("all_reduce_host", counts[k], i);
         }
