@@ -41,10 +41,6 @@ extern "C" {
 /* Version of the library that is linked, "0.1.0".  Never NULL, never freed. */
 const char *kd_version(void);
 
-/* Version of NCCL, "2.27.3", by which ranks with a GPU each speak; fails, saying why, where there is
- * none. */
-KD_MUST_CHECK kd_status kd_nccl_version(char *buffer, size_t size);
-
 /*
  * What this build can do, from its registries, on `out`.  `what`: "losses", "ops", "models",
  * "optimizers", "devices", or NULL for all.  An op's line names the devices that have it; a slot that

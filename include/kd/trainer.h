@@ -38,11 +38,33 @@ KD_MUST_CHECK kd_status kd_run_print(kd_run *run, FILE *out);
 
 /* Trains until the run's tokens, steps or epochs are done, or goes on with an interrupted run.
  * Progress goes to the log, metrics to out/metrics.jsonl, checkpoints to out/checkpoint-NNNNNN, the
- * finished student to out itself.  KD_ESTOPPED after a signal and a good checkpoint. */
+ * finished student to out itself.  KD_ESTOPPED after a signal and a good checkpoint.
+ *
+ * Ranks: each process calls it with the same run; rank 0 alone writes.  KD_EPEER when another stopped
+ * or does not answer within dist.timeout.  On the CPU once in a process, since MPI starts but once. */
 KD_MUST_CHECK kd_status kd_run_train(kd_run *run);
 
 /* Checks the configuration and opens everything it names; trains nothing, writes nothing. */
 KD_MUST_CHECK kd_status kd_run_validate(kd_run *run);
+
+/* ---- ranks ------------------------------------------------------------------------------------ */
+
+/* What a run that is started here would find.  torchrun, mpirun and srun start a process per rank;
+ * kd_run_train reads which it is from their environment. */
+typedef struct kd_rank_info {
+    const char *launcher; /* "torchrun", "Open MPI", "PMI", "SLURM"; NULL: one process */
+    int rank, size;
+    int local;                /* among those of its machine; -1: not known */
+    const char *communicator; /* of run.device auto: "solo", "nccl", "mpi", "nothing" (on the CPU
+                                 where the launcher starts no MPI) */
+    char meeting[320];        /* where NCCL's ranks would find each other; "": nowhere */
+    char mpi[64], nccl[64];   /* versions, or why there is none */
+} kd_rank_info;
+
+/* KD_EINVAL where the environment contradicts itself; the versions are filled in any case. */
+KD_MUST_CHECK kd_status kd_ranks_describe(kd_rank_info *info);
+
+/* ---- the plan --------------------------------------------------------------------------------- */
 
 /* One line of the plan: what takes device memory, in bytes. */
 typedef struct kd_plan_entry {

@@ -1,11 +1,9 @@
 /* Stands for NCCL in a build without it. */
 #include "dist/dist.h"
 
-kd_status kd_nccl_number(int *number)
-{
-    (void)number;
-    return kd_fail(KD_ENOTSUP, "this build of kd has no NCCL");
-}
+#include <stdio.h>
+
+void kd_nccl_version(char *text, size_t size) { snprintf(text, size, "no NCCL in this build"); }
 
 kd_status kd_nccl_id_create(kd_nccl_id *id)
 {

@@ -201,10 +201,8 @@ static kd_status open_data(kd_session *s)
     options.files[0] = data->valid;
     options.weights[0] = 1.0;
     options.sources = 1;
-    options.rank = 0;
-    options.ranks = 1;
     options.shuffle = false;
-    options.step_samples = s->micro;
+    options.step_samples = s->micro * s->comm->size;
     options.max_samples = s->run->eval.tokens / data->sequence;
     double scored;
     KD_TRY(kd_loader_open(&s->valid, &options));
@@ -260,20 +258,19 @@ static kd_status take(kd_session *s)
 
 kd_status kd_session_open(kd_session *s, kd_run *run)
 {
-    kd_device *device;
     kd_device_info info;
     *s = (kd_session){ .run = run, .reads_data = true };
     KD_TRY(kd_run_parse(run));
-    KD_TRY(kd_device_open(&device, run->run.device));
-    s->device = device;
-    kd_device_describe(&info, device);
-    KD_TRY(kd_session_plan(s, run, device, 0));
+    KD_TRY(kd_session_join(s));
+    kd_device_describe(&info, s->device);
+    KD_TRY(kd_session_plan(s, run, s->device, 0));
     if (!fits(s)) return refuse_size(s, "");
     KD_TRY(kd_arena_format(&s->contract, s->arena,
                            "kd " KD_VERSION
                            ", %s, %s, %s, %d threads, micro %lld x %d ranks, chunk %lld",
                            info.type, info.name, info.software, omp_get_max_threads(),
                            (long long)s->micro, s->comm->size, (long long)s->step.objective.chunk));
+    KD_TRY(kd_session_agree(s));
     KD_TRY(open_data(s));
     return take(s);
 }

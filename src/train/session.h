@@ -7,6 +7,7 @@
 typedef struct kd_session {
     kd_run *run;
     kd_arena *arena;
+    kd_ranks ranks;
     kd_device *device;
     kd_comm *comm;
     kd_model *models[KD_MAX_MODELS];
@@ -53,5 +54,14 @@ kd_status kd_session_short(kd_session *session);
 /* Plans, then opens data, models and memory for real. */
 KD_MUST_CHECK kd_status kd_session_open(kd_session *session, kd_run *run);
 void kd_session_close(kd_session *session);
+
+/* Of the parts of kd_session_open, in ranks.c: finds which rank this is, opens its device and joins
+ * the others; and, when all is planned, that all ranks mean the same run. */
+KD_MUST_CHECK kd_status kd_session_join(kd_session *session);
+KD_MUST_CHECK kd_status kd_session_agree(kd_session *session);
+
+/* How a run ended on this rank: after a failure of its own the others shall not wait for it, and the
+ * message says whose it is. */
+kd_status kd_session_leave(const kd_session *session, kd_status status);
 
 #endif

@@ -1,5 +1,4 @@
 /* What this build can do, from its registries. */
-#include "dist/dist.h"
 #include "model/model.h"
 #include "ops/ops.h"
 #include "optim/optim.h"
@@ -7,14 +6,6 @@
 #include <kd/kd.h>
 
 const char *kd_version(void) { return KD_VERSION; }
-
-kd_status kd_nccl_version(char *buffer, size_t size)
-{
-    int number;
-    KD_TRY(kd_nccl_number(&number));
-    snprintf(buffer, size, "%d.%d.%d", number / 10000, number / 100 % 100, number % 100);
-    return KD_OK;
-}
 
 typedef struct listing {
     const char *name;

@@ -86,45 +86,75 @@ static void find(environment *e)
 
 /* ---- ranks ------------------------------------------------------------------------------------ */
 
-/* Launchers in the order in which they are believed, and what each sets. */
+enum { MAX_VARIABLES = 7 };
+
+/* What launchers set, in the order in which they are believed. */
 static const struct {
-    const char *launcher, *variables[6];
+    const char *launcher, *variables[MAX_VARIABLES];
 } launchers[] = {
     { "torchrun",
       { "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT" } },
     { "Open MPI",
       { "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK",
         "OMPI_COMM_WORLD_LOCAL_SIZE" } },
-    { "PMI", { "PMI_RANK", "PMI_SIZE" } },
-    { "SLURM", { "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_JOB_NODELIST" } },
+    { "PMI", { "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS" } },
+    { "SLURM",
+      { "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS", "SLURM_STEP_ID", "SLURM_STEP_NUM_TASKS",
+        "SLURM_STEP_NUM_NODES", "SLURM_STEP_NODELIST" } },
+    { "NCCL", { "NCCL_COMM_ID" } },
 };
 
 enum { LAUNCHERS = (int)(sizeof launchers / sizeof launchers[0]) };
 
+/* What a run that is started here would make of them. */
 static void print_ranks(void)
 {
-    int found = 0;
+    kd_rank_info info;
+    const kd_status status = kd_ranks_describe(&info);
     for (int l = 0; l < LAUNCHERS; l++) {
         int variables = 0;
-        for (int i = 0; i < 6 && launchers[l].variables[i]; i++) {
+        for (int i = 0; i < MAX_VARIABLES && launchers[l].variables[i]; i++) {
             const char *value = getenv(launchers[l].variables[i]);
             if (!value) continue;
-            if (!variables++) printf("ranks      %s:", launchers[l].launcher);
+            if (!variables++) printf("launcher   %s:", launchers[l].launcher);
             printf(" %s=%s", launchers[l].variables[i], value);
         }
         if (variables) printf("\n");
-        found += variables > 0;
     }
-    if (!found) printf("ranks      no launcher's variables are set: one process\n");
+    if (status != KD_OK)
+        printf("ranks      refused: %s\n", kd_last_error());
+    else if (info.size == 1)
+        printf("ranks      one process\n");
+    else
+        printf("ranks      rank %d of %d by %s, %d on its machine; would be joined by %s%s%s\n",
+               info.rank, info.size, info.launcher, info.local, info.communicator,
+               *info.meeting ? " at " : "", info.meeting);
+    printf("joined by  %s; %s\n", info.mpi, info.nccl);
 }
 
 static void json_ranks(cmd_json *json)
 {
+    kd_rank_info info;
+    const kd_status status = kd_ranks_describe(&info);
     cmd_json_open(json, "ranks", '{');
+    if (status != KD_OK) {
+        cmd_json_text(json, "refused", kd_last_error());
+    } else {
+        cmd_json_text(json, "launcher", info.launcher ? info.launcher : "");
+        cmd_json_integer(json, "rank", info.rank);
+        cmd_json_integer(json, "size", info.size);
+        cmd_json_integer(json, "local", info.local);
+        cmd_json_text(json, "communicator", info.communicator);
+        cmd_json_text(json, "meeting", info.meeting);
+    }
+    cmd_json_text(json, "mpi", info.mpi);
+    cmd_json_text(json, "nccl", info.nccl);
+    cmd_json_open(json, "variables", '{');
     for (int l = 0; l < LAUNCHERS; l++)
-        for (int i = 0; i < 6 && launchers[l].variables[i]; i++)
+        for (int i = 0; i < MAX_VARIABLES && launchers[l].variables[i]; i++)
             if (getenv(launchers[l].variables[i]))
                 cmd_json_text(json, launchers[l].variables[i], getenv(launchers[l].variables[i]));
+    cmd_json_close(json);
     cmd_json_close(json);
 }
 
@@ -135,8 +165,6 @@ static const char compiler[] = __VERSION__;
 #else
 static const char compiler[] = "gcc " __VERSION__;
 #endif
-
-static bool nccl_version(char *text, size_t size) { return kd_nccl_version(text, size) == KD_OK; }
 
 static const char *name_of(const environment *e, int i)
 {
@@ -159,7 +187,7 @@ static void print_device(const environment *e, int i)
 
 static void print_text(const environment *e)
 {
-    char memory[32], nccl[32];
+    char memory[32];
     const char *threads = getenv("OMP_NUM_THREADS");
     printf("kd         %s\n", kd_version());
     printf("compiler   %s\n", compiler);
@@ -168,14 +196,12 @@ static void print_text(const environment *e)
     printf("threads    %d (OMP_NUM_THREADS %s)\n", e->threads, threads ? threads : "not set");
     printf("memory     %s\n", kd_format_bytes(memory, sizeof memory, e->memory));
     for (int i = 0; i < e->device_count; i++) print_device(e, i);
-    printf("NCCL       %s\n", nccl_version(nccl, sizeof nccl) ? nccl : kd_last_error());
     print_ranks();
 }
 
 static void print_json(const environment *e)
 {
     cmd_json json = { .out = stdout };
-    char nccl[32];
     cmd_json_open(&json, NULL, '{');
     cmd_json_text(&json, "version", kd_version());
     cmd_json_text(&json, "compiler", compiler);
@@ -195,7 +221,6 @@ static void print_json(const environment *e)
         cmd_json_close(&json);
     }
     cmd_json_close(&json);
-    cmd_json_text(&json, "nccl", nccl_version(nccl, sizeof nccl) ? nccl : NULL);
     json_ranks(&json);
     cmd_json_close(&json);
 }
