@@ -175,6 +175,9 @@ static kd_status set_preferences(cublasLtMatmulPreference_t preference, const kd
                                  const kd_exec *exec, const kd_blas *blas)
 {
     const kd_product_key *key = &p->key;
+    /* There is no preference for the bias: a kernel reads it as it writes D. */
+    const int32_t align_d =
+        has_bias(key) && key->align_bias < key->align_d ? key->align_bias : key->align_d;
     const uint64_t workspace = workspace_limit(exec);
     const uint32_t schemes = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
     const struct {
@@ -183,7 +186,7 @@ static kd_status set_preferences(cublasLtMatmulPreference_t preference, const kd
     } align[] = { { CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, (uint32_t)key->align_a },
                   { CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, (uint32_t)key->align_b },
                   { CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, (uint32_t)key->align_d },
-                  { CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, (uint32_t)key->align_d } };
+                  { CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, (uint32_t)align_d } };
     BLAS_TRY(blas, key,
              cublasLtMatmulPreferenceSetAttribute(preference,
                                                   CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
