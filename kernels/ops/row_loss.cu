@@ -51,12 +51,11 @@ namespace {
 int ranks_for(kd_exec *exec, const Params &p, size_t class_bytes)
 {
     const kd_cuda_limits *limits = kd_cuda_limits_of(exec);
-    const size_t own = 5 << 10; /* static, and what the system takes */
-    const int most = limits->capability >= 90 ? 8 : 1;
+    const int most = limits->capability / 10 == 9 ? 8 : 1; /* what code with clusters runs on */
     const int units = (p.classes + KD_UNIT - 1) / KD_UNIT;
     for (int ranks = kd_min_i64(kd_max_i64(limits->row_blocks, 1), most);; ranks *= 2) {
         const size_t bytes = (size_t)((units + ranks - 1) / ranks) * KD_UNIT * class_bytes +
-                             bytes_of_sums<Set<ANY, NONE>>(p.count, STAGED_THREADS) + own;
+                             bytes_of_sums<Set<ANY, NONE>>(p.count, STAGED_THREADS) + OWN_SHARED;
         if (bytes <= limits->shared / 3) return ranks;
         if (ranks == most) return bytes <= limits->shared / (most == 1 ? 2 : 1) ? ranks : 0;
     }
