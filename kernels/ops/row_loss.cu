@@ -25,7 +25,9 @@
  * Issue       instructions per class of cross entropy and forward KL at two temperatures, read off
  *             the sm_90a code: 24 in sweep 1, 30 in sweep 2; at 128 per clock and multiprocessor 1.9
  *             ms.  jsd 18, 115 and 79 (three logarithms of full precision): 7.5 ms, bound by that.
- * Registers   64 (two blocks of 512 threads or one of 1024); jsd with cross entropy 94, any terms
+ * In flight   a thread's next 16 bytes of either side while it works on one: 32 KiB a multiprocessor,
+ *             where 3 TB/s over 0.7 us want 16; the sweeps that take logarithms wait for arithmetic.
+ * Registers   64 (two blocks of 512 threads or one of 1024); jsd with cross entropy 92, any terms
  *             128 (one block of 512); held in shared memory up to 80; kernels/budget.txt.
  * Rows        whose logits do not begin at multiples of 16 bytes are read element by element: slow.
  *
