@@ -226,6 +226,7 @@ static kd_status ask(kd_product *p, const kd_blas *blas, cublasLtMatmulPreferenc
 static kd_status make_product(kd_product *p, const kd_exec *exec, const kd_blas *blas)
 {
     cublasLtMatmulPreference_t preference;
+    (void)kd_cuda_stream(exec); /* the heuristic asks the thread's device */
     KD_TRY(describe(p, blas));
     BLAS_TRY(blas, &p->key, kd_lt.cublasLtMatmulPreferenceCreate(&preference));
     kd_status status = set_preferences(preference, p, exec, blas);
