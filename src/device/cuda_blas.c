@@ -174,6 +174,9 @@ static kd_status set_preferences(cublasLtMatmulPreference_t preference, const kd
                                  const kd_exec *exec, const kd_blas *blas)
 {
     const kd_product_key *key = &p->key;
+    /* There is no preference for the bias: a kernel reads it as it writes D. */
+    const int32_t align_d =
+        has_bias(key) && key->align_bias < key->align_d ? key->align_bias : key->align_d;
     const uint64_t workspace = kd_cuda_workspace(kd_cuda_limits_of(exec));
     const uint32_t schemes = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
     const struct {
@@ -182,7 +185,7 @@ static kd_status set_preferences(cublasLtMatmulPreference_t preference, const kd
     } align[] = { { CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, (uint32_t)key->align_a },
                   { CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, (uint32_t)key->align_b },
                   { CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, (uint32_t)key->align_d },
-                  { CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, (uint32_t)key->align_d } };
+                  { CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, (uint32_t)align_d } };
     BLAS_TRY(blas, key,
              kd_lt.cublasLtMatmulPreferenceSetAttribute(preference,
                                                         CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
@@ -219,6 +222,7 @@ static kd_status ask(kd_product *p, const kd_blas *blas, cublasLtMatmulPreferenc
 static kd_status make_product(kd_product *p, const kd_exec *exec, const kd_blas *blas)
 {
     cublasLtMatmulPreference_t preference;
+    (void)kd_cuda_stream(exec); /* the heuristic asks the thread's device */
     KD_TRY(describe(p, blas));
     BLAS_TRY(blas, &p->key, kd_lt.cublasLtMatmulPreferenceCreate(&preference));
     kd_status status = set_preferences(preference, p, exec, blas);
