@@ -267,11 +267,11 @@ Test(ranks, that_do_not_agree_are_refused, .init = setup, .fini = teardown)
     cr_expect(!kd_dir_exists("out"));
     /* The failure of one is the others' reason. */
     snprintf(line, sizeof line,
-             "%s -n 1 %s train run.yaml : -n 1 %s train run.yaml --data.train=nowhere", KD_MPIRUN,
-             KD_COMMAND, KD_COMMAND);
+             "%s -n 1 %s train run.yaml : -n 1 %s train run.yaml --teacher.model=nowhere",
+             KD_MPIRUN, KD_COMMAND, KD_COMMAND);
     r = run_line(line);
-    cr_expect(strstr(r.err, "kd: rank 1 of 2: nowhere: No such file") &&
-                  strstr(r.err, "rank 1 has stopped: nowhere: No such file"),
+    cr_expect(strstr(r.err, "kd: rank 1 of 2: nowhere/config.json: cannot open") &&
+                  strstr(r.err, "rank 1 has stopped: nowhere/config.json: cannot open"),
               "%s", r.err);
     r = mpirun(3, "train run.yaml");
     cr_expect(strstr(r.err, "batch: 8 samples do not divide into 3 ranks"), "%s", r.err);
