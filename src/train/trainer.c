@@ -84,7 +84,7 @@ static kd_checkpoint checkpoint_of(const trainer *t)
 {
     const kd_session *s = &t->session;
     const char *tokenizer = NULL;
-    for (int m = 0; m < s->count && s->tokenizer; m++)
+    for (int m = 0; m < s->count && s->tokenizer.present; m++)
         if (s->models[m]->slab.trainable && !tokenizer) tokenizer = s->run->models[m].model;
     return (kd_checkpoint){ .students = t->students,
                             .student_count = t->student_count,
@@ -144,8 +144,8 @@ static kd_status resume(trainer *t)
     if (!t->resumed) return KD_OK;
     const char *dir = t->resumed;
     const kd_checkpoint expected = checkpoint_of(t);
-    KD_TRY(load_history(t, dir));
     KD_TRY(kd_checkpoint_load(&t->progress, dir, &expected));
+    KD_TRY(load_history(t, dir));
     kd_log(KD_LOG_INFO, "resume    %s: goes on with step %lld", dir, (long long)t->progress.step);
     return kd_loader_seek(t->session.train, &t->progress.cursor);
 }
@@ -224,9 +224,9 @@ static kd_status log_start(const trainer *t)
         kd_log(KD_LOG_INFO, "ranks     %d of %s, joined by %s", s->comm->size, s->ranks.launcher,
                s->comm->type->name);
     for (int m = 0; m < s->count; m++) log_model(t, m);
-    if (s->tokenizer)
-        kd_log(KD_LOG_INFO, "tokenizer %s: %lld ids; losses over %lld classes", s->fingerprint.hex,
-               (long long)s->tokenizer, (long long)s->classes);
+    if (s->tokenizer.present)
+        kd_log(KD_LOG_INFO, "tokenizer %s: %lld ids; losses over %lld classes",
+               s->tokenizer.fingerprint.hex, (long long)s->tokenizer.size, (long long)s->classes);
     else
         kd_log(KD_LOG_INFO,
                "tokenizer none in these folders: ids are taken as equal; losses over "
