@@ -58,7 +58,7 @@ typedef struct kd_rank_info {
     const char *communicator; /* of run.device auto: "solo", "nccl", "mpi", "nothing" (on the CPU
                                  where the launcher starts no MPI) */
     char meeting[320];        /* where NCCL's ranks would find each other; "": nowhere */
-    char mpi[64], nccl[64];   /* versions, or why there is none */
+    char mpi[128], nccl[192]; /* versions, or why there is none */
 } kd_rank_info;
 
 /* KD_EINVAL where the environment contradicts itself; the versions are filled in any case. */
