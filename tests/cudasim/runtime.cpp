@@ -13,7 +13,11 @@ enum { DEFAULT_SHARED = 48 << 10, PORTABLE_CLUSTER = 8 };
 std::mutex &limits_lock = *new std::mutex;
 std::map<const void *, int> &shared_limits = *new std::map<const void *, int>;
 
-int most_shared() { return config().capability >= 90 ? 227 << 10 : 163 << 10; }
+int most_shared()
+{
+    const int capability = config().capability;
+    return (capability >= 90 ? 227 : capability == 89 ? 99 : 163) << 10;
+}
 
 int shared_limit(const void *kernel)
 {
