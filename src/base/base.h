@@ -2,7 +2,7 @@
  * base.h - what every other folder stands on.  Knows no tensors.
  *
  * arena.c files.c json.c yaml.c nodes.c options.c args.c rng.c hash.c clock.c threads.c signals.c
- * status.c log.c
+ * library.c status.c log.c
  */
 #ifndef KD_BASE_H
 #define KD_BASE_H
@@ -172,6 +172,19 @@ double kd_clock(void); /* monotonic seconds */
 /* Resident set size of this process in bytes, now and at its peak; 0 where unknown. */
 size_t kd_resident_bytes(void);
 size_t kd_resident_peak_bytes(void);
+
+/* ---- libraries that are looked for when they are needed ---------------------------------------- */
+
+typedef struct kd_library {
+    const char *file; /* as the dynamic linker finds it: "libnccl.so.2" */
+    const char *const *functions;
+    int count;
+    void *table; /* [count] function pointers, in the order of their names */
+    bool loaded;
+} kd_library;
+
+/* Fills the table, once; KD_EDEVICE names the file and what is wrong with it. */
+KD_MUST_CHECK kd_status kd_library_load(kd_library *library);
 
 /* ---- a worker thread with one job at a time --------------------------------------------------- */
 
