@@ -147,7 +147,8 @@ typedef struct kd_eval_options {
     const char *data;                /* held-out tokens */
     const char *train;               /* for the unigram floor; NULL: none */
     const char *device;              /* NULL: auto */
-    const char *dtype;               /* NULL: f32 */
+    const char *dtype;               /* as of kd_logits_options; NULL: f32 */
+    const char *teacher_dtype;       /* NULL: dtype */
     int64_t sequence, micro, tokens; /* 0: 512, 4, all */
 } kd_eval_options;
 

@@ -35,12 +35,12 @@ static const char *last_component(const char *dir)
     return slash && slash[1] ? slash + 1 : dir;
 }
 
-static kd_status open_model(evaluation *e, const char *dir, const char *name)
+static kd_status open_model(evaluation *e, const char *dir, const char *name, const char *dtype)
 {
     kd_model_options options = { .label = name };
     if (e->count == KD_MAX_MODELS)
         return kd_fail(KD_EINVAL, "more than %d models in one evaluation", KD_MAX_MODELS);
-    KD_TRY(kd_dtype_parse(&options.dtype, e->options->dtype ? e->options->dtype : "f32"));
+    KD_TRY(kd_model_parse_dtype(&options.dtype, dtype));
     KD_TRY(kd_model_open(&e->models[e->count], e->device, dir, &options));
     e->dirs[e->count] = dir;
     e->report->rows[e->count].name = name;
@@ -52,10 +52,12 @@ static kd_status open_models(evaluation *e)
 {
     const kd_eval_options *o = e->options;
     e->report->has_teacher = o->teacher != NULL;
-    if (o->teacher) KD_TRY(open_model(e, o->teacher, "teacher"));
-    for (int i = 0; i < o->model_count; i++)
+    if (o->teacher)
         KD_TRY(
-            open_model(e, o->models[i], o->names[i] ? o->names[i] : last_component(o->models[i])));
+            open_model(e, o->teacher, "teacher", o->teacher_dtype ? o->teacher_dtype : o->dtype));
+    for (int i = 0; i < o->model_count; i++)
+        KD_TRY(open_model(e, o->models[i], o->names[i] ? o->names[i] : last_component(o->models[i]),
+                          o->dtype));
     if (e->count == 0) return kd_fail(KD_EINVAL, "no model to evaluate");
 
     KD_TRY(kd_common_tokenizer(&e->tokenizer, &e->classes, e->models, e->count));

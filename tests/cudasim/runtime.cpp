@@ -6,7 +6,11 @@
 
 using namespace simt;
 
-int simt::most_shared() { return config().capability >= 90 ? 227 << 10 : 163 << 10; }
+int simt::most_shared()
+{
+    const int capability = config().capability;
+    return (capability >= 90 ? 227 : capability == 89 ? 99 : 163) << 10;
+}
 
 namespace {
 
@@ -174,8 +178,8 @@ cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attribute, in
     case cudaDevAttrComputeCapabilityMinor: *value = config().capability % 10; break;
     case cudaDevAttrMultiProcessorCount: *value = 4; break; /* few, so that grids have to stride */
     case cudaDevAttrMaxSharedMemoryPerBlock: *value = DEFAULT_SHARED; break;
-    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = most_shared(); break;
-    case cudaDevAttrMaxSharedMemoryPerMultiprocessor: *value = most_shared() + 1024; break;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = simt::most_shared(); break;
+    case cudaDevAttrMaxSharedMemoryPerMultiprocessor: *value = simt::most_shared() + 1024; break;
     case cudaDevAttrL2CacheSize: *value = 40 << 20; break;
     case cudaDevAttrMaxThreadsPerBlock: *value = 1024; break;
     case cudaDevAttrMaxThreadsPerMultiProcessor: *value = 2048; break;
@@ -203,8 +207,8 @@ cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *out, int device)
     out->multiProcessorCount = attribute(cudaDevAttrMultiProcessorCount);
     out->l2CacheSize = attribute(cudaDevAttrL2CacheSize);
     out->sharedMemPerBlock = DEFAULT_SHARED;
-    out->sharedMemPerBlockOptin = (size_t)most_shared();
-    out->sharedMemPerMultiprocessor = (size_t)most_shared() + 1024;
+    out->sharedMemPerBlockOptin = (size_t)simt::most_shared();
+    out->sharedMemPerMultiprocessor = (size_t)simt::most_shared() + 1024;
     out->maxThreadsPerBlock = 1024;
     out->maxThreadsPerMultiProcessor = 2048;
     out->warpSize = 32;
@@ -232,7 +236,7 @@ cudaError_t cudaFuncSetAttribute(const void *kernel, enum cudaFuncAttribute attr
     if (attribute == cudaFuncAttributePreferredSharedMemoryCarveout) return cudaSuccess;
     if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize)
         return answer(cudaErrorNotSupported);
-    if (value < 0 || value > most_shared()) return answer(cudaErrorInvalidValue);
+    if (value < 0 || value > simt::most_shared()) return answer(cudaErrorInvalidValue);
     const std::lock_guard<std::mutex> hold(limits_lock);
     shared_limits[{ current_device(), kernel }] = value;
     return cudaSuccess;

@@ -5,7 +5,7 @@
  * fiber.cpp schedule.cpp collectives.cpp     CUDA threads as fibers, who runs next, where they meet
  * shared.cpp async.cpp cluster.cpp           shared memory; cp.async, mbarriers, bulk copies; clusters
  * memory.cpp stream.cpp graph.cpp runtime.cpp   the runtime API
- * nccl.cpp cublaslt.cpp                      the libraries
+ * nccl.cpp cublaslt.cpp cublaslt_objects.cpp   the libraries
  *
  * Compiled without sanitizers; CUDASIM_ASAN and CUDASIM_TSAN say what the kernels are compiled with.
  */

@@ -5,7 +5,7 @@
 #include <string.h>
 
 typedef struct options {
-    const char *teacher, *models, *names, *data, *train, *device, *dtype;
+    const char *teacher, *models, *names, *data, *train, *device, *dtype, *teacher_dtype;
     int64_t sequence, micro, tokens;
     bool json;
 } options;
@@ -26,7 +26,11 @@ static const kd_option rows[] = {
       "of one forward pass" },
     { "tokens", KD_INT, offsetof(options, tokens), "0", 0, 1e12, "tokens", "of the data; 0: all" },
     { "dtype", KD_STRING, offsetof(options, dtype), "f32", 0, 0, "",
-      "f32 or bf16, of weights and activations" },
+      "f32 or bf16, of weights and activations; f8_e4m3: of the matrices in all blocks but the "
+      "first "
+      "and the last, bf16 elsewhere" },
+    { "teacher_dtype", KD_STRING, offsetof(options, teacher_dtype), "", 0, 0, "",
+      "of the teacher; unless said, that of the models" },
     { "device", KD_STRING, offsetof(options, device), "auto", 0, 0, "", "auto, cpu, cuda, cuda:1" },
     { "json", KD_BOOL, offsetof(options, json), "false", 0, 0, "", "as one JSON object" },
     { 0 },
@@ -179,6 +183,7 @@ static kd_status evaluate(const options *o, char *models, char *names)
                           .train = cmd_given(o->train),
                           .device = o->device,
                           .dtype = o->dtype,
+                          .teacher_dtype = cmd_given(o->teacher_dtype),
                           .sequence = o->sequence,
                           .micro = o->micro,
                           .tokens = o->tokens };
