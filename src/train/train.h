@@ -188,6 +188,8 @@ typedef struct kd_checkpoint {
     const char *config;        /* effective configuration, JSON text */
     const char *contract;      /* what must be the same for equal bits: device, threads, types */
     const json_t *history;     /* array of log records for trainer_state.json; may be NULL */
+    int64_t steps;             /* of the whole run, for trainer_state.json */
+    double epoch;              /* passes over the data so far, for trainer_state.json */
     kd_progress progress;
 } kd_checkpoint;
 
