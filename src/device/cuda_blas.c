@@ -32,10 +32,12 @@ static const char *type_name(int32_t type)
 static kd_status blas_fail(const kd_blas *blas, const kd_product_key *key, cublasStatus_t failure,
                            const char *call)
 {
+    static const char table[] = "kd_lt.";
+    if (strncmp(call, table, strlen(table)) == 0) call += strlen(table);
     return kd_fail(failure == CUBLAS_STATUS_ALLOC_FAILED ? KD_ENOMEM : KD_EDEVICE,
                    "cuda:%d: %.*s: %s (m %lld n %lld k %lld, %s to %s)", blas->device->index,
-                   (int)strcspn(call, "("), call, cublasLtGetStatusName(failure), (long long)key->m,
-                   (long long)key->n, (long long)key->k, type_name(key->type),
+                   (int)strcspn(call, "("), call, kd_lt.cublasLtGetStatusName(failure),
+                   (long long)key->m, (long long)key->n, (long long)key->k, type_name(key->type),
                    type_name(key->d_type));
 }
 
@@ -49,10 +51,10 @@ static kd_status blas_fail(const kd_blas *blas, const kd_product_key *key, cubla
 
 static void product_free(kd_product *p)
 {
-    if (p->desc) (void)cublasLtMatmulDescDestroy(p->desc);
-    if (p->a) (void)cublasLtMatrixLayoutDestroy(p->a);
-    if (p->b) (void)cublasLtMatrixLayoutDestroy(p->b);
-    if (p->d) (void)cublasLtMatrixLayoutDestroy(p->d);
+    if (p->desc) (void)kd_lt.cublasLtMatmulDescDestroy(p->desc);
+    if (p->a) (void)kd_lt.cublasLtMatrixLayoutDestroy(p->a);
+    if (p->b) (void)kd_lt.cublasLtMatrixLayoutDestroy(p->b);
+    if (p->d) (void)kd_lt.cublasLtMatrixLayoutDestroy(p->d);
     free(p);
 }
 
@@ -69,14 +71,15 @@ static void forget_all(kd_blas *blas)
 
 kd_status kd_blas_open(kd_blas **out, kd_device *device)
 {
+    KD_TRY(kd_cublaslt_load());
     kd_blas *blas = calloc(1, sizeof *blas);
     if (!blas) return kd_fail(KD_ENOMEM, "cuda:%d: no memory", device->index);
     blas->device = device;
-    const cublasStatus_t status = cublasLtCreate(&blas->handle);
+    const cublasStatus_t status = kd_lt.cublasLtCreate(&blas->handle);
     if (status != CUBLAS_STATUS_SUCCESS) {
         free(blas);
         return kd_fail(KD_EDEVICE, "cuda:%d: cublasLtCreate: %s", device->index,
-                       cublasLtGetStatusName(status));
+                       kd_lt.cublasLtGetStatusName(status));
     }
     *out = blas;
     return KD_OK;
@@ -86,7 +89,7 @@ void kd_blas_close(kd_blas *blas)
 {
     if (!blas) return;
     forget_all(blas);
-    (void)cublasLtDestroy(blas->handle);
+    (void)kd_lt.cublasLtDestroy(blas->handle);
     free(blas);
 }
 
@@ -98,7 +101,7 @@ static bool has_bias(const kd_product_key *key) { return key->align_bias != 0; }
 static cublasStatus_t set_pointer(const kd_product *p, cublasLtMatmulDescAttributes_t attribute,
                                   const void *pointer)
 {
-    return cublasLtMatmulDescSetAttribute(p->desc, attribute, &pointer, sizeof pointer);
+    return kd_lt.cublasLtMatmulDescSetAttribute(p->desc, attribute, &pointer, sizeof pointer);
 }
 
 /* The heuristic looks at these addresses' alignment and nothing else. */
@@ -112,8 +115,8 @@ static kd_status describe_epilogue(kd_product *p, const kd_blas *blas)
                      : CUBLASLT_EPILOGUE_BIAS;
     if (!has_pre(key) && !has_bias(key)) return KD_OK;
     BLAS_TRY(blas, key,
-             cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue,
-                                            sizeof epilogue));
+             kd_lt.cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue,
+                                                  sizeof epilogue));
     if (has_bias(key))
         BLAS_TRY(blas, key,
                  set_pointer(p, CUBLASLT_MATMUL_DESC_BIAS_POINTER, aligned_like(key->align_bias)));
@@ -122,8 +125,8 @@ static kd_status describe_epilogue(kd_product *p, const kd_blas *blas)
         blas, key,
         set_pointer(p, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, aligned_like(key->align_pre)));
     BLAS_TRY(blas, key,
-             cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD,
-                                            &key->ld_pre, sizeof key->ld_pre));
+             kd_lt.cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD,
+                                                  &key->ld_pre, sizeof key->ld_pre));
     return KD_OK;
 }
 
@@ -139,8 +142,8 @@ static kd_status describe_scales(kd_product *p, const kd_blas *blas)
              set_pointer(p, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, aligned_like(KD_STACK_ALIGN)));
     if (!has_bias(&p->key)) return KD_OK;
     BLAS_TRY(blas, &p->key,
-             cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE,
-                                            &bias_type, sizeof bias_type));
+             kd_lt.cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE,
+                                                  &bias_type, sizeof bias_type));
     return KD_OK;
 }
 
@@ -153,20 +156,20 @@ static kd_status describe(kd_product *p, const kd_blas *blas)
     const int32_t op_b = key->transposed_b ? CUBLAS_OP_T : CUBLAS_OP_N;
     const uint64_t m = (uint64_t)key->m, n = (uint64_t)key->n, k = (uint64_t)key->k;
     const cudaDataType type = (cudaDataType)key->type, d_type = (cudaDataType)key->d_type;
-    BLAS_TRY(blas, key, cublasLtMatmulDescCreate(&p->desc, compute, CUDA_R_32F));
-    BLAS_TRY(
-        blas, key,
-        cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_TRANSA, &op_a, sizeof op_a));
-    BLAS_TRY(
-        blas, key,
-        cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_TRANSB, &op_b, sizeof op_b));
+    BLAS_TRY(blas, key, kd_lt.cublasLtMatmulDescCreate(&p->desc, compute, CUDA_R_32F));
     BLAS_TRY(blas, key,
-             cublasLtMatrixLayoutCreate(&p->a, type, key->transposed_a ? k : m,
-                                        key->transposed_a ? m : k, key->lda));
+             kd_lt.cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_TRANSA, &op_a,
+                                                  sizeof op_a));
     BLAS_TRY(blas, key,
-             cublasLtMatrixLayoutCreate(&p->b, type, key->transposed_b ? n : k,
-                                        key->transposed_b ? k : n, key->ldb));
-    BLAS_TRY(blas, key, cublasLtMatrixLayoutCreate(&p->d, d_type, m, n, key->ldd));
+             kd_lt.cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_TRANSB, &op_b,
+                                                  sizeof op_b));
+    BLAS_TRY(blas, key,
+             kd_lt.cublasLtMatrixLayoutCreate(&p->a, type, key->transposed_a ? k : m,
+                                              key->transposed_a ? m : k, key->lda));
+    BLAS_TRY(blas, key,
+             kd_lt.cublasLtMatrixLayoutCreate(&p->b, type, key->transposed_b ? n : k,
+                                              key->transposed_b ? k : n, key->ldb));
+    BLAS_TRY(blas, key, kd_lt.cublasLtMatrixLayoutCreate(&p->d, d_type, m, n, key->ldd));
     KD_TRY(describe_scales(p, blas));
     return describe_epilogue(p, blas);
 }
@@ -185,16 +188,16 @@ static kd_status set_preferences(cublasLtMatmulPreference_t preference, const kd
                   { CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, (uint32_t)key->align_d },
                   { CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, (uint32_t)key->align_d } };
     BLAS_TRY(blas, key,
-             cublasLtMatmulPreferenceSetAttribute(preference,
-                                                  CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
-                                                  &workspace, sizeof workspace));
+             kd_lt.cublasLtMatmulPreferenceSetAttribute(preference,
+                                                        CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                                                        &workspace, sizeof workspace));
     BLAS_TRY(blas, key,
-             cublasLtMatmulPreferenceSetAttribute(
+             kd_lt.cublasLtMatmulPreferenceSetAttribute(
                  preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &schemes, sizeof schemes));
     for (int i = 0; i < KD_COUNT(align); i++)
         BLAS_TRY(blas, key,
-                 cublasLtMatmulPreferenceSetAttribute(preference, align[i].attribute,
-                                                      &align[i].bytes, sizeof align[i].bytes));
+                 kd_lt.cublasLtMatmulPreferenceSetAttribute(
+                     preference, align[i].attribute, &align[i].bytes, sizeof align[i].bytes));
     return KD_OK;
 }
 
@@ -203,7 +206,7 @@ static kd_status ask(kd_product *p, const kd_blas *blas, cublasLtMatmulPreferenc
 {
     const int wanted = blas->device->tune ? KD_BLAS_CANDIDATES : 1;
     int found = 0;
-    const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(
+    const cublasStatus_t status = kd_lt.cublasLtMatmulAlgoGetHeuristic(
         blas->handle, p->desc, p->a, p->b, p->d, p->d, preference, wanted, p->candidates, &found);
     if (status == CUBLAS_STATUS_NOT_SUPPORTED) return KD_OK;
     if (status != CUBLAS_STATUS_SUCCESS)
@@ -221,10 +224,10 @@ static kd_status make_product(kd_product *p, const kd_exec *exec, const kd_blas 
 {
     cublasLtMatmulPreference_t preference;
     KD_TRY(describe(p, blas));
-    BLAS_TRY(blas, &p->key, cublasLtMatmulPreferenceCreate(&preference));
+    BLAS_TRY(blas, &p->key, kd_lt.cublasLtMatmulPreferenceCreate(&preference));
     kd_status status = set_preferences(preference, p, exec, blas);
     if (status == KD_OK) status = ask(p, blas, preference);
-    (void)cublasLtMatmulPreferenceDestroy(preference);
+    (void)kd_lt.cublasLtMatmulPreferenceDestroy(preference);
     return status;
 }
 
@@ -334,9 +337,9 @@ kd_status kd_product_run(const kd_blas *blas, const kd_product *p, int index,
         BLAS_TRY(blas, key, set_pointer(p, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, at->b_scale));
     }
     BLAS_TRY(blas, key,
-             cublasLtMatmul(blas->handle, p->desc, &alpha, at->a, p->a, at->b, p->b, &beta, at->d,
-                            p->d, at->d, p->d, &p->candidates[index].algo, at->workspace,
-                            p->workspace, stream));
+             kd_lt.cublasLtMatmul(blas->handle, p->desc, &alpha, at->a, p->a, at->b, p->b, &beta,
+                                  at->d, p->d, at->d, p->d, &p->candidates[index].algo,
+                                  at->workspace, p->workspace, stream));
     return KD_OK;
 }
 

@@ -35,7 +35,8 @@ static const kd_option data_rows[] = {
 
 static const kd_option source_rows[] = {
     { "file", KD_STRING, offsetof(kd_data_section, train[0]), NULL, 0, 0, "",
-      "safetensors of tokens" },
+      "tokens: .safetensors, llm.c .bin, Megatron .bin and .idx; text: .jsonl; * stands for "
+      "shards" },
     { "weight", KD_FLOAT, offsetof(kd_data_section, weight[0]), "1", 0, 0, "", "share of samples" },
     { 0 },
 };

@@ -9,28 +9,33 @@ static const double usable_share = 0.92;
 
 /* ---- vocabularies ----------------------------------------------------------------------------- */
 
-/* One tokenizer, or none known; then the smaller vocabulary bounds every softmax. */
-static kd_status check_vocabulary(kd_session *s)
+kd_status kd_common_tokenizer(kd_tokenizer_info *common, int64_t *classes, kd_model *const *models,
+                              int count)
 {
-    int first = -1;
-    s->classes = INT64_MAX;
-    for (int m = 0; m < s->count; m++) {
-        const char *dir = s->run->models[m].model;
+    const char *first = NULL;
+    *common = (kd_tokenizer_info){ 0 };
+    *classes = INT64_MAX;
+    for (int m = 0; m < count; m++) {
+        const kd_config *c = &models[m]->config;
         kd_tokenizer_info info;
-        KD_TRY(kd_tokenizer_inspect(&info, dir));
-        s->classes = kd_min_i64(s->classes, s->models[m]->config.vocabulary);
+        KD_TRY(kd_tokenizer_inspect(&info, c->dir));
+        *classes = kd_min_i64(*classes, c->vocabulary);
         if (!info.present) continue;
-        if (first >= 0 && strcmp(info.fingerprint.hex, s->fingerprint.hex) != 0)
+        if (info.size > c->vocabulary)
+            return kd_fail(
+                KD_EFORMAT,
+                "%s/tokenizer.json: found id %lld, expected ids below the vocab_size %lld "
+                "of config.json",
+                c->dir, (long long)info.size - 1, (long long)c->vocabulary);
+        if (first && strcmp(info.fingerprint.hex, common->fingerprint.hex) != 0)
             return kd_fail(KD_EFORMAT,
                            "%s and %s have different tokenizers (fingerprints %s and %s); their "
                            "logits cannot be compared id by id",
-                           s->run->models[first].model, dir, s->fingerprint.hex,
-                           info.fingerprint.hex);
-        first = m;
-        s->fingerprint = info.fingerprint;
-        s->tokenizer = info.size;
+                           first, c->dir, common->fingerprint.hex, info.fingerprint.hex);
+        first = c->dir;
+        *common = info;
     }
-    if (first >= 0) s->classes = kd_min_i64(s->classes, s->tokenizer);
+    if (first) *classes = kd_min_i64(*classes, common->size);
     return KD_OK;
 }
 
@@ -111,14 +116,37 @@ static kd_status plan_micro(kd_session *s, int64_t micro)
     if (micro == 0) {
         char *end;
         micro = strtoll(text, &end, 10);
-        if (end == text || *end || micro < 1)
-            return kd_fail(KD_EINVAL, "batch.micro: \"%s\"; expected auto or a number of samples",
-                           text);
+        if (end == text || *end || micro < 1 || micro > s->step_samples)
+            return kd_fail(KD_EINVAL, "batch.micro: \"%s\"; expected auto or 1 to %lld samples",
+                           text, (long long)s->step_samples);
         if (s->step_samples % (micro * s->comm->size) != 0)
             return kd_fail(KD_EINVAL, "batch.micro: %lld x %d ranks does not divide %lld samples",
                            (long long)micro, s->comm->size, (long long)s->step_samples);
     }
     return plan_step(s, micro);
+}
+
+static kd_text_options text_options(const kd_session *s)
+{
+    kd_text_options options = { .vocabulary = s->classes };
+    if (!s->tokenizer.present) return options;
+    options.tokenizer = s->tokenizer.dir;
+    options.fingerprint = s->tokenizer.fingerprint.hex;
+    return options;
+}
+
+/* Epochs need the number of tokens before anything can be planned. */
+static kd_status count_tokens(kd_session *s)
+{
+    const kd_text_options options = text_options(s);
+    s->train_tokens = 0;
+    for (int i = 0; i < s->run->data.sources; i++) {
+        kd_text *text;
+        KD_TRY(kd_text_open(&text, s->run->data.train[i], &options));
+        s->train_tokens += kd_text_tokens(text);
+        kd_text_close(text);
+    }
+    return KD_OK;
 }
 
 kd_status kd_session_plan(kd_session *s, kd_run *run, kd_device *device, int64_t micro)
@@ -131,32 +159,25 @@ kd_status kd_session_plan(kd_session *s, kd_run *run, kd_device *device, int64_t
     s->memory = info.memory;
     if (!s->comm) KD_TRY(kd_comm_solo(&s->comm));
     if (!s->arena) KD_TRY(kd_arena_create(&s->arena));
-    KD_TRY(kd_run_length(&s->steps, &s->step_samples, run, s->train_tokens));
     KD_TRY(open_models(s, true));
-    KD_TRY(check_vocabulary(s));
+    KD_TRY(kd_common_tokenizer(&s->tokenizer, &s->classes, s->models, s->count));
+    if (s->tokenizer.present) /* the model that it is of closes before the session */
+        KD_TRY(kd_arena_string(&s->tokenizer.dir, s->arena, s->tokenizer.dir));
+    if (s->reads_data && run->run.epochs > 0.0) KD_TRY(count_tokens(s));
+    KD_TRY(kd_run_length(&s->steps, &s->step_samples, run, s->train_tokens));
     return plan_micro(s, micro);
 }
 
 /* ---- opening ---------------------------------------------------------------------------------- */
 
-static kd_status check_data_tokenizer(const kd_session *s, const char *path)
-{
-    kd_text *text;
-    KD_TRY(kd_text_open(&text, path, s->classes));
-    const char *found = kd_text_metadata(text, "tokenizer");
-    kd_status status = KD_OK;
-    if (found && s->tokenizer && strcmp(found, s->fingerprint.hex) != 0)
-        status = kd_fail(KD_EFORMAT, "%s: made with the tokenizer %s, the models have %s", path,
-                         found, s->fingerprint.hex);
-    kd_text_close(text);
-    return status;
-}
-
 static kd_status open_data(kd_session *s)
 {
     const kd_data_section *data = &s->run->data;
+    const kd_text_options text = text_options(s);
     kd_loader_options options = { .sources = data->sources,
                                   .vocabulary = s->classes,
+                                  .tokenizer = text.tokenizer,
+                                  .fingerprint = text.fingerprint,
                                   .sequence = data->sequence,
                                   .pack = (kd_pack)data->pack,
                                   .step_samples = s->step_samples,
@@ -166,7 +187,6 @@ static kd_status open_data(kd_session *s)
                                   .seed = (uint64_t)s->run->run.seed,
                                   .shuffle = data->shuffle };
     for (int i = 0; i < data->sources; i++) {
-        KD_TRY(check_data_tokenizer(s, data->train[i]));
         options.files[i] = data->train[i];
         options.weights[i] = data->weight[i];
     }
@@ -174,7 +194,6 @@ static kd_status open_data(kd_session *s)
     kd_loader_describe(s->train, &s->train_tokens, &s->train_documents, &s->train_scored);
     if (!*data->valid) return KD_OK;
 
-    KD_TRY(check_data_tokenizer(s, data->valid));
     options.files[0] = data->valid;
     options.weights[0] = 1.0;
     options.sources = 1;
@@ -186,19 +205,6 @@ static kd_status open_data(kd_session *s)
     double scored;
     KD_TRY(kd_loader_open(&s->valid, &options));
     kd_loader_describe(s->valid, &s->valid_tokens, &s->valid_documents, &scored);
-    return KD_OK;
-}
-
-/* Epochs need the number of tokens before anything can be planned. */
-static kd_status count_tokens(kd_session *s)
-{
-    s->train_tokens = 0;
-    for (int i = 0; i < s->run->data.sources; i++) {
-        kd_text *text;
-        KD_TRY(kd_text_open(&text, s->run->data.train[i], INT32_MAX));
-        s->train_tokens += kd_text_tokens(text);
-        kd_text_close(text);
-    }
     return KD_OK;
 }
 
@@ -221,14 +227,13 @@ kd_status kd_session_open(kd_session *s, kd_run *run)
 {
     kd_device *device;
     kd_device_info info;
-    *s = (kd_session){ .run = run };
+    *s = (kd_session){ .run = run, .reads_data = true };
     KD_TRY(kd_run_parse(run));
     KD_TRY(kd_device_open(&device, run->run.device));
     s->device = device;
     device->tf32 = run->run.tf32;
     device->tune = !run->run.deterministic;
     kd_device_describe(&info, device);
-    KD_TRY(count_tokens(s));
     KD_TRY(kd_session_plan(s, run, device, 0));
     if (!fits(s)) return refuse_size(s);
     KD_TRY(kd_arena_format(&s->contract, s->arena,

@@ -13,20 +13,20 @@ typedef struct kd_session {
     int count;
     kd_step step;
     kd_loader *train, *valid;
+    bool reads_data; /* kd_session_open's; else a length in epochs is refused */
     int64_t train_tokens, train_documents;
     double train_scored; /* share of tokens that count as targets */
     int64_t valid_documents, valid_tokens;
-    int64_t classes;   /* columns of every softmax */
-    int64_t tokenizer; /* ids of the common tokenizer; 0: no tokenizer files */
-    kd_hash fingerprint;
+    int64_t classes; /* columns of every softmax */
+    kd_tokenizer_info tokenizer;
     int64_t steps, step_samples, micro, accumulate;
     size_t memory;        /* of the device */
     const char *contract; /* for equal bits */
 } kd_session;
 
 /* Reads every config.json, checks vocabularies, settles micro and chunk and plans memory; opens no
- * weights and no data.  `micro` 0: as the run says.  With a run length in epochs, `train_tokens`
- * must be set before. */
+ * weights, and data only where `reads_data` lets it count the tokens of an epoch.  `micro` 0: as the
+ * run says. */
 KD_MUST_CHECK kd_status kd_session_plan(kd_session *session, kd_run *run, kd_device *device,
                                         int64_t micro);
 

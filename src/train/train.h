@@ -18,6 +18,14 @@
 
 enum { KD_MAX_MODELS = 8, KD_BUCKET_ELEMENTS = 8 << 20, KD_MAX_RECORDINGS = 9, KD_SEEN_ROWS = 16 };
 
+/* ---- vocabularies ----------------------------------------------------------------------------- */
+
+/* The tokenizer of all folders that have one, and the columns of every softmax: the smallest of the
+ * vocabularies and the tokenizer's size.  KD_EFORMAT when two tokenizers differ, naming both
+ * fingerprints, or when one has an id that its model has not. */
+KD_MUST_CHECK kd_status kd_common_tokenizer(kd_tokenizer_info *common, int64_t *classes,
+                                            kd_model *const *models, int count);
+
 /* ---- one optimizer step ----------------------------------------------------------------------- */
 
 /* What a step says of one trained model, read one step later. */

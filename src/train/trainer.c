@@ -60,7 +60,7 @@ static kd_checkpoint checkpoint_of(const trainer *t)
 {
     const kd_session *s = &t->session;
     const char *tokenizer = NULL;
-    for (int m = 0; m < s->count && s->tokenizer; m++)
+    for (int m = 0; m < s->count && s->tokenizer.present; m++)
         if (s->models[m]->slab.trainable && !tokenizer) tokenizer = s->run->models[m].model;
     return (kd_checkpoint){ .students = t->students,
                             .student_count = t->student_count,
@@ -109,8 +109,8 @@ static kd_status resume(trainer *t)
         return kd_fail(KD_EFORMAT, "%s: holds checkpoints of another run (run.resume is never)",
                        t->out);
     const kd_checkpoint expected = checkpoint_of(t);
-    KD_TRY(load_history(t, dir));
     KD_TRY(kd_checkpoint_load(&t->progress, dir, &expected));
+    KD_TRY(load_history(t, dir));
     kd_log(KD_LOG_INFO, "resume    %s: goes on with step %lld", dir, (long long)t->progress.step);
     return kd_loader_seek(t->session.train, &t->progress.cursor);
 }
@@ -185,9 +185,9 @@ static kd_status log_start(const trainer *t)
     kd_log(KD_LOG_INFO, "kd " KD_VERSION "  %s: %s  seed %lld  -> %s", info.type, info.name,
            (long long)s->run->run.seed, t->out);
     for (int m = 0; m < s->count; m++) log_model(t, m);
-    if (s->tokenizer)
-        kd_log(KD_LOG_INFO, "tokenizer %s: %lld ids; losses over %lld classes", s->fingerprint.hex,
-               (long long)s->tokenizer, (long long)s->classes);
+    if (s->tokenizer.present)
+        kd_log(KD_LOG_INFO, "tokenizer %s: %lld ids; losses over %lld classes",
+               s->tokenizer.fingerprint.hex, (long long)s->tokenizer.size, (long long)s->classes);
     else
         kd_log(KD_LOG_INFO,
                "tokenizer none in these folders: ids are taken as equal; losses over "

@@ -39,7 +39,7 @@ static const char style[] =
     "figcaption{font-size:13px;line-height:1.4;overflow-wrap:anywhere}"
     "figcaption b{font-size:14px}figcaption span{color:var(--soft)}"
     ".legend{margin:2px 0 4px;font-size:12.5px;color:var(--soft)}"
-    ".legend span{margin-right:14px;white-space:nowrap}"
+    ".legend span{display:inline-block;margin-right:14px;overflow-wrap:anywhere}"
     "i{display:inline-block;width:10px;height:10px;border-radius:3px;margin-right:6px}"
     "figure svg{width:100%;height:auto;margin-top:auto;display:block}"
     "svg text{font-size:11.5px;fill:var(--soft);font-variant-numeric:tabular-nums}"
@@ -53,6 +53,7 @@ static const char style[] =
     "th,td{padding:7px 12px;text-align:right;white-space:nowrap;border-top:1px solid var(--line)}"
     "thead th{border-top:0;color:var(--soft);font-weight:500}"
     "tbody th,thead th:first-child{text-align:left;font-weight:600}"
+    "tbody th{white-space:normal;overflow-wrap:anywhere;min-width:120px}"
     ".missing{padding:12px 14px;margin:0 0 12px;color:var(--soft);overflow-wrap:anywhere}"
     "code,pre{font:12.5px/1.5 ui-monospace,\"DejaVu Sans Mono\",Menlo,Consolas,monospace}"
     "code{overflow-wrap:anywhere}"
@@ -148,8 +149,10 @@ static void number_tile(FILE *out, const char *name, double value, const char *f
 static void count_tile(FILE *out, const char *name, double value)
 {
     char text[64];
-    if (value >= 0.0 && value < 1e18)
+    if (value >= 0.0 && value < 1e7)
         tile(out, name, kd_format_count(text, sizeof text, (int64_t)value));
+    else if (!isnan(value))
+        tile(out, name, kd_html_tick(text, sizeof text, value));
 }
 
 static void put_tiles(FILE *out, const kd_left *left)

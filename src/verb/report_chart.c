@@ -119,6 +119,15 @@ static bool inside(const axis *a, double value)
     return v >= a->low - slack && v <= a->high + slack;
 }
 
+/* "2k" beside "10k". */
+static const char *axis_tick(char *buffer, size_t size, const axis *a, double value)
+{
+    if (a->log || a->high < 9999.5 || value < 999.5 || value >= 9999.5)
+        return kd_html_tick(buffer, size, value);
+    snprintf(buffer, size, "%.4gk", value / 1000.0);
+    return buffer;
+}
+
 static void draw_y_axis(FILE *out, const axis *y)
 {
     char text[32];
@@ -130,7 +139,7 @@ static void draw_y_axis(FILE *out, const axis *y)
         fprintf(out, "<line class=\"grid\" x1=\"%d\" x2=\"%d\" y1=\"%.1f\" y2=\"%.1f\"/>", LEFT,
                 WIDTH - RIGHT, at, at);
         fprintf(out, "<text class=\"y\" x=\"%d\" y=\"%.1f\">%s</text>", LEFT - 6, at + 3.6,
-                kd_html_tick(text, sizeof text, value));
+                axis_tick(text, sizeof text, y, value));
     }
 }
 
@@ -149,7 +158,7 @@ static void draw_x_axis(FILE *out, const axis *x)
         if (isnan(value)) break;
         if (!inside(x, value)) continue;
         fprintf(out, "<text class=\"x\" x=\"%.1f\" y=\"%d\">%s</text>", place(x, value),
-                HEIGHT - BOTTOM + 15, kd_html_tick(text, sizeof text, value));
+                HEIGHT - BOTTOM + 15, axis_tick(text, sizeof text, x, value));
     }
 }
 

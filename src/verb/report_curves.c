@@ -218,13 +218,7 @@ static void draw_agreement(FILE *out, const kd_curves *model)
 
 void kd_report_agreement(FILE *out, const kd_left *left)
 {
-    bool any = false;
     fputs("<div class=\"charts\">", out);
-    for (int m = 0; m < left->model_count; m++) {
-        any |= kd_split_find(&left->models[m].train, "same_top") != NULL ||
-               kd_split_find(&left->models[m].valid, "same_top") != NULL;
-        draw_agreement(out, &left->models[m]);
-    }
+    for (int m = 0; m < left->model_count; m++) draw_agreement(out, &left->models[m]);
     fputs("</div>\n", out);
-    if (!any) fputs("<p class=\"missing\">This run was not measured against a teacher.</p>", out);
 }

@@ -103,9 +103,9 @@ static void agreement_table(FILE *out, const json_t *eval)
     static const char *const heads[] = { "",        "same top, %", "KL, nats per token",
                                          "50 %",    "90 %",        "99 %",
                                          "largest", NULL };
-    if (!teacher_of(eval)) return;
     begin_table(out, heads);
-    for (int i = 1; i < model_count(eval); i++) {
+    for (int i = 0; i < model_count(eval); i++) {
+        if (is_teacher(model_at(eval, i))) continue;
         const json_t *model = model_at(eval, i), *q = json_object_get(model, "kl_quantiles");
         begin_row(out, eval, i);
         measure_cell(out, model, "same_top", 100.0);
@@ -306,7 +306,7 @@ void kd_report_evals(FILE *out, const kd_left *left)
 {
     kd_html_section(out, "agreement", "Agreement with the teacher");
     kd_report_agreement(out, left);
-    each_eval(out, left, NULL, agreement_table, false);
+    each_eval(out, left, "by_context", agreement_table, false);
     fputs("</section>\n", out);
     kd_html_section(out, "where", "KL by position and by the teacher’s entropy");
     each_eval(out, left, "by_context", draw_where, true);

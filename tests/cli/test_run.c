@@ -242,6 +242,53 @@ Test(run, distils_a_student_and_reports_it, .init = setup, .fini = teardown)
               r.out);
 }
 
+/* A fresh model with a tokenizer, which makes ids of text and knows where documents begin. */
+Test(run, trains_on_text_and_shards, .init = setup, .fini = teardown)
+{
+    static const int32_t shard[] = { 20240520, 1, 48 };
+    json_t *config;
+    cr_assert_eq(kd_json_read(&config, "golden/models/llama_tied/config.json"), KD_OK);
+    (void)json_object_set_new(config, "vocab_size", json_integer(2000));
+    cr_assert_eq(kd_json_write("config.json", config), KD_OK);
+    json_decref(config);
+    expect_code(run("init --config config.json --tokenizer golden/bpe/gpt2 --out model"), 0,
+                "init");
+
+    FILE *text = fopen("train.jsonl", "wb");
+    for (int i = 0; i < 40; i++)
+        fprintf(text, "{\"text\": \"Line %d: the student's logits follow.\", \"id\": %d}\n", i, i);
+    cr_assert(text && fclose(text) == 0);
+    for (int k = 0; k < 2; k++) {
+        unsigned char bytes[1024 + 96] = { 0 };
+        memcpy(bytes, shard, sizeof shard);
+        for (int i = 0; i < 48; i++) bytes[1024 + 2 * i] = (unsigned char)(i % 8 ? 40 + i + k : 0);
+        char path[32];
+        snprintf(path, sizeof path, "valid_%d.bin", k);
+        cr_assert_eq(kd_file_write_atomic(path, bytes, sizeof bytes), KD_OK);
+    }
+    write_text("run.yaml", "student: {model: model}\n"
+                           "data: {train: train.jsonl, valid: valid_*.bin, sequence: 16}\n"
+                           "loss: {ce: {weight: 1}}\n"
+                           "optim: {lr: 1e-3}\nbatch: {samples: 4}\n"
+                           "run: {epochs: 1, out: out}\n");
+    result r = run("train run.yaml");
+    expect_code(r, 0, "train");
+    cr_expect(strstr(r.err, "702 tokens, 40 documents, 94.3 %"), "%s", r.err);
+    r = run(
+        "eval --models model,out --data 'valid_*.bin' --train train.jsonl --sequence 16 --json");
+    expect_code(r, 0, "eval");
+    json_t *report = answer(&r, "eval");
+    cr_expect_eq(number_at(report, "documents", NULL), 12);
+    json_decref(report);
+
+    text = fopen("train.jsonl", "ab");
+    cr_assert(text && fputs("{\"messages\": []}\n", text) > 0 && fclose(text) == 0);
+    r = run("train run.yaml --run.out=other");
+    expect_code(r, 3, "train on messages");
+    cr_expect(strstr(r.err, "train.jsonl:41 (byte ") && strstr(r.err, "tokenize_jsonl.py"), "%s",
+              r.err);
+}
+
 Test(run, estimate_plans_from_configurations_alone, .init = setup, .fini = teardown)
 {
     /* Folders with a config.json and nothing else; no data either. */
