@@ -1,6 +1,6 @@
 /* Event files byte by byte; tests/report/check_events.py reads them with the tensorboard package. */
-#include "support/support.h"
 #include "support/students.h"
+#include "support/support.h"
 #include "train/tensorboard.h"
 
 #include <math.h>
