@@ -207,6 +207,7 @@ KD_MUST_CHECK kd_status kd_worker_create(kd_worker **worker, kd_status (*job)(vo
                                          void *context);
 void kd_worker_start(kd_worker *worker);
 KD_MUST_CHECK kd_status kd_worker_wait(kd_worker *worker); /* KD_OK when nothing was started */
+bool kd_worker_busy(kd_worker *worker);                    /* kd_worker_wait would wait */
 void kd_worker_destroy(kd_worker *worker);                 /* waits first; NULL is fine */
 
 /* ---- signals ---------------------------------------------------------------------------------- */

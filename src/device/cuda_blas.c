@@ -16,12 +16,6 @@
 /* Past this many products the table starts afresh, as in cpu_dnn.c. */
 enum { MAX_PRODUCTS = 1024, MAX_ALIGNMENT = 256 };
 
-/* What NVIDIA advises: 32 MiB for Hopper, less before. */
-static size_t workspace_limit(const kd_exec *exec)
-{
-    return (size_t)(kd_cuda_limits_of(exec)->capability >= 90 ? 32 : 8) << 20;
-}
-
 /* ---- errors ----------------------------------------------------------------------------------- */
 
 static const char *type_name(int32_t type)
@@ -68,6 +62,8 @@ static void forget_all(kd_blas *blas)
     memset(blas->buckets, 0, sizeof blas->buckets);
     blas->count = 0;
 }
+
+int kd_blas_version(void) { return (int)kd_lt.cublasLtGetVersion(); }
 
 kd_status kd_blas_open(kd_blas **out, kd_device *device)
 {
@@ -178,7 +174,10 @@ static kd_status set_preferences(cublasLtMatmulPreference_t preference, const kd
                                  const kd_exec *exec, const kd_blas *blas)
 {
     const kd_product_key *key = &p->key;
-    const uint64_t workspace = workspace_limit(exec);
+    /* There is no preference for the bias: a kernel reads it as it writes D. */
+    const int32_t align_d =
+        has_bias(key) && key->align_bias < key->align_d ? key->align_bias : key->align_d;
+    const uint64_t workspace = kd_cuda_workspace(kd_cuda_limits_of(exec));
     const uint32_t schemes = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
     const struct {
         cublasLtMatmulPreferenceAttributes_t attribute;
@@ -186,7 +185,7 @@ static kd_status set_preferences(cublasLtMatmulPreference_t preference, const kd
     } align[] = { { CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, (uint32_t)key->align_a },
                   { CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, (uint32_t)key->align_b },
                   { CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, (uint32_t)key->align_d },
-                  { CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, (uint32_t)key->align_d } };
+                  { CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, (uint32_t)align_d } };
     BLAS_TRY(blas, key,
              kd_lt.cublasLtMatmulPreferenceSetAttribute(preference,
                                                         CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
@@ -223,6 +222,7 @@ static kd_status ask(kd_product *p, const kd_blas *blas, cublasLtMatmulPreferenc
 static kd_status make_product(kd_product *p, const kd_exec *exec, const kd_blas *blas)
 {
     cublasLtMatmulPreference_t preference;
+    (void)kd_cuda_stream(exec); /* the heuristic asks the thread's device */
     KD_TRY(describe(p, blas));
     BLAS_TRY(blas, &p->key, kd_lt.cublasLtMatmulPreferenceCreate(&preference));
     kd_status status = set_preferences(preference, p, exec, blas);
@@ -350,20 +350,28 @@ static bool may_fuse(const kd_exec *exec, const kd_product_key *key)
            key->ld_pre % 8 == 0;
 }
 
-/* *found false, and nothing done, where the library has no kernel. */
+static kd_status push_workspace(kd_tensor *workspace, kd_exec *exec, size_t bytes)
+{
+    return kd_push(workspace, exec, "matmul.workspace", KD_U8, KD_SHAPE((int64_t)bytes));
+}
+
+/* *found false, and nothing done, where the library has no kernel.  For a card that is not here the
+ * library is not asked: it finds every kernel, and takes all that it may. */
 static kd_status multiply(bool *found, kd_exec *exec, request *r)
 {
-    kd_blas *blas = kd_cuda_blas(exec);
     kd_product_key key;
     kd_product *p;
     kd_tensor workspace;
     KD_TRY(make_key(&key, r, exec->device->tf32));
     *found = !has_pre(&key) || may_fuse(exec, &key);
     if (!*found) return KD_OK;
+    if (exec->device->type == &kd_device_meta)
+        return push_workspace(&workspace, exec, kd_cuda_workspace(kd_cuda_limits_of(exec)));
+    kd_blas *blas = kd_cuda_blas(exec);
     KD_TRY(find_product(&p, exec, blas, &key));
     *found = p->candidate_count > 0;
     if (!*found) return KD_OK;
-    KD_TRY(kd_push(&workspace, exec, "matmul.workspace", KD_U8, KD_SHAPE((int64_t)p->workspace)));
+    KD_TRY(push_workspace(&workspace, exec, p->workspace));
     if (kd_planning(exec)) return KD_OK;
     const kd_product_operands at = { .a = r->a->data,
                                      .b = r->b->data,

@@ -37,7 +37,8 @@ enum { HOST_VALUES = 64, CLOSE_SECONDS = 10 };
     X(ncclCommInitRankConfig)                                                                      \
     X(ncclGetErrorString)                                                                          \
     X(ncclGetLastError)                                                                            \
-    X(ncclGetUniqueId)
+    X(ncclGetUniqueId)                                                                             \
+    X(ncclGetVersion)
 
 static struct {
 #define X(function) __typeof__(&(function)) function;
@@ -61,9 +62,8 @@ typedef struct nccl_rank {
     kd_comm base;
     kd_device *device;
     ncclComm_t comm; /* NULL: not there, or being aborted */
-    double timeout;
-    kd_stack stack; /* never used: an exec has one */
-    kd_exec queue;  /* of communication */
+    kd_stack stack;  /* never used: an exec has one */
+    kd_exec queue;   /* of communication */
     kd_event *ready, *done;
     bool pending;        /* something was enqueued that nobody has joined */
     void *values, *host; /* [HOST_VALUES] doubles, of the device and pinned */
@@ -116,7 +116,7 @@ static kd_status time_out(nccl_rank *r, const char *call)
 {
     char reason[sizeof r->reason];
     snprintf(reason, sizeof reason, "%s: the other ranks did not answer within %g s", call,
-             r->timeout);
+             r->base.timeout);
     break_group(r, KD_EPEER, reason);
     return broken(r);
 }
@@ -144,7 +144,7 @@ static kd_status settle(nccl_rank *r, ncclResult_t result, const char *call)
         }
         if (state == ncclSuccess) return KD_OK;
         if (state != ncclInProgress) return fail(r, state, call);
-        if (kd_clock() - start > r->timeout) return time_out(r, call);
+        if (kd_clock() - start > r->base.timeout) return time_out(r, call);
     }
 }
 
@@ -164,7 +164,7 @@ static kd_status nccl_wait(kd_comm *comm, kd_device *device, kd_event *event)
         if (error == cudaSuccess) return KD_OK;
         if (error != cudaErrorNotReady) return kd_cuda_failure((int)error, "cudaEventQuery()");
         (void)cudaGetLastError(); /* not ready is no error */
-        if (kd_clock() - start > r->timeout) return time_out(r, "collective");
+        if (kd_clock() - start > r->base.timeout) return time_out(r, "collective");
     }
 }
 
@@ -270,7 +270,7 @@ static void nccl_abort(kd_comm *comm)
 
 static void leave(nccl_rank *r)
 {
-    r->timeout = CLOSE_SECONDS;
+    r->base.timeout = CLOSE_SECONDS;
     if (settle(r, api.ncclCommFinalize(r->comm), "ncclCommFinalize") != KD_OK) return;
     const ncclResult_t result = api.ncclCommDestroy(r->comm);
     r->comm = NULL;
@@ -316,6 +316,17 @@ static const kd_comm_type nccl = {
     .close = nccl_close,
 };
 
+void kd_nccl_version(char *text, size_t size)
+{
+    int version = 0;
+    if (kd_library_load(&library) != KD_OK)
+        snprintf(text, size, "NCCL: none: %s", kd_last_error());
+    else if (api.ncclGetVersion(&version) != ncclSuccess)
+        snprintf(text, size, "NCCL: none: %s", api.ncclGetLastError(NULL));
+    else
+        snprintf(text, size, "NCCL %d.%d.%d", version / 10000, version / 100 % 100, version % 100);
+}
+
 kd_status kd_nccl_id_create(kd_nccl_id *id)
 {
     ncclUniqueId made;
@@ -357,7 +368,7 @@ kd_status kd_comm_nccl(kd_comm **comm, kd_device *device, int rank, int size, co
     KD_TRY(kd_library_load(&library));
     nccl_rank *r = calloc(1, sizeof *r);
     if (!r) return kd_fail(KD_ENOMEM, "communicator: %zu bytes", sizeof *r);
-    *r = (nccl_rank){ .base = { &nccl, rank, size }, .device = device, .timeout = timeout };
+    *r = (nccl_rank){ .base = { &nccl, rank, size, timeout }, .device = device };
     r->queue = (kd_exec){ device, device->type->communication(device), &r->stack };
     const kd_status status = enter(r, id);
     if (status != KD_OK) {

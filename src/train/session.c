@@ -4,7 +4,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-/* Share of a device that a plan may fill: the rest is the system's, the libraries' and the code's. */
 static const double usable_share = 0.92;
 
 /* ---- vocabularies ----------------------------------------------------------------------------- */
@@ -89,16 +88,18 @@ size_t kd_session_bytes(const kd_session *s)
     return bytes;
 }
 
+double kd_session_usable(const kd_session *s) { return usable_share * (double)s->memory; }
+
 static bool fits(const kd_session *s)
 {
-    return (double)kd_session_bytes(s) <= usable_share * (double)s->memory;
+    return (double)kd_session_bytes(s) <= kd_session_usable(s);
 }
 
-/* The largest micro-batch that divides the step's samples and fits. */
-static kd_status plan_auto(kd_session *s)
+/* The largest micro-batch up to `most` that divides the step's samples and fits; none may. */
+static kd_status plan_largest(kd_session *s, int64_t most)
 {
     const int64_t per_rank = s->step_samples / s->comm->size;
-    for (int64_t micro = per_rank; micro >= 1; micro--) {
+    for (int64_t micro = most; micro >= 1; micro--) {
         if (per_rank % micro != 0) continue;
         KD_TRY(plan_step(s, micro));
         if (fits(s)) break;
@@ -112,7 +113,8 @@ static kd_status plan_micro(kd_session *s, int64_t micro)
     if (s->step_samples % s->comm->size != 0)
         return kd_fail(KD_EINVAL, "batch: %lld samples do not divide into %d ranks",
                        (long long)s->step_samples, s->comm->size);
-    if (micro == 0 && strcmp(text, "auto") == 0) return plan_auto(s);
+    if (micro == 0 && strcmp(text, "auto") == 0)
+        return plan_largest(s, s->step_samples / s->comm->size);
     if (micro == 0) {
         char *end;
         micro = strtoll(text, &end, 10);
@@ -155,6 +157,8 @@ kd_status kd_session_plan(kd_session *s, kd_run *run, kd_device *device, int64_t
     KD_TRY(kd_run_parse(run));
     s->run = run;
     s->device = device;
+    device->tf32 = run->run.tf32;
+    device->tune = !run->run.deterministic;
     kd_device_describe(&info, device);
     s->memory = info.memory;
     if (!s->comm) KD_TRY(kd_comm_solo(&s->comm));
@@ -197,10 +201,8 @@ static kd_status open_data(kd_session *s)
     options.files[0] = data->valid;
     options.weights[0] = 1.0;
     options.sources = 1;
-    options.rank = 0;
-    options.ranks = 1;
     options.shuffle = false;
-    options.step_samples = s->micro;
+    options.step_samples = s->micro * s->comm->size;
     options.max_samples = s->run->eval.tokens / data->sequence;
     double scored;
     KD_TRY(kd_loader_open(&s->valid, &options));
@@ -208,44 +210,69 @@ static kd_status open_data(kd_session *s)
     return KD_OK;
 }
 
-/* Names the largest micro-batch that would fit. */
-static kd_status refuse_size(kd_session *s)
+/* Names the largest micro-batch that would fit, after `why`.  The models are planning ones. */
+static kd_status refuse_size(kd_session *s, const char *why)
 {
     const double bytes = (double)kd_session_bytes(s);
     const char *phase = s->step.stack.peak_phase;
     const int64_t micro = s->micro;
-    char largest[64] = "not even one sample fits";
-    KD_TRY(plan_auto(s));
-    if (fits(s)) snprintf(largest, sizeof largest, "batch.micro: %lld fits", (long long)s->micro);
-    return kd_fail(KD_ENOMEM,
-                   "the run needs %.2f GB of %.2f GB, most of it at %s, with batch.micro %lld; %s; "
-                   "student.recompute: blocks and dtype: bf16 take less",
-                   bytes / 1e9, (double)s->memory / 1e9, phase, (long long)micro, largest);
+    char needed[32], usable[32], memory[32], largest[64] = "not even one sample fits";
+    kd_session_log_plan(s);
+    KD_TRY(plan_largest(s, micro - 1));
+    if (s->micro < micro && fits(s))
+        snprintf(largest, sizeof largest, "batch.micro: %lld fits", (long long)s->micro);
+    return kd_fail(
+        KD_ENOMEM,
+        "%sthe run needs %s, most of it at %s, with batch.micro %lld, and may fill %s of "
+        "%s; %s; student.recompute: blocks and dtype: bf16 take less",
+        why, kd_format_bytes(needed, sizeof needed, bytes), phase, (long long)micro,
+        kd_format_bytes(usable, sizeof usable, kd_session_usable(s)),
+        kd_format_bytes(memory, sizeof memory, (double)s->memory), largest);
+}
+
+kd_status kd_session_short(kd_session *s)
+{
+    const int64_t micro = s->micro;
+    char available[32];
+    const char *failure, *why;
+    KD_TRY(kd_arena_format(&failure, s->arena, "%s", kd_last_error()));
+    kd_step_close(&s->step);
+    close_models(s);
+    s->memory = kd_device_available(s->device);
+    KD_TRY(kd_arena_format(&why, s->arena, "%s; %s are free now; ", failure,
+                           kd_format_bytes(available, sizeof available, (double)s->memory)));
+    KD_TRY(open_models(s, true));
+    KD_TRY(plan_step(s, micro));
+    return refuse_size(s, why);
+}
+
+/* Takes what was planned; where the device has no room for it after all, says what would fit. */
+static kd_status take(kd_session *s)
+{
+    close_models(s);
+    kd_status status = open_models(s, false);
+    if (status == KD_OK) status = plan_step(s, s->micro);
+    if (status == KD_OK) status = kd_step_open(&s->step);
+    return status == KD_ENOMEM ? kd_session_short(s) : status;
 }
 
 kd_status kd_session_open(kd_session *s, kd_run *run)
 {
-    kd_device *device;
     kd_device_info info;
     *s = (kd_session){ .run = run, .reads_data = true };
     KD_TRY(kd_run_parse(run));
-    KD_TRY(kd_device_open(&device, run->run.device));
-    s->device = device;
-    device->tf32 = run->run.tf32;
-    device->tune = !run->run.deterministic;
-    kd_device_describe(&info, device);
-    KD_TRY(kd_session_plan(s, run, device, 0));
-    if (!fits(s)) return refuse_size(s);
+    KD_TRY(kd_session_join(s));
+    kd_device_describe(&info, s->device);
+    KD_TRY(kd_session_plan(s, run, s->device, 0));
+    if (!fits(s)) return refuse_size(s, "");
     KD_TRY(kd_arena_format(&s->contract, s->arena,
                            "kd " KD_VERSION
-                           ", %s, %s, %d threads, micro %lld x %d ranks, chunk %lld",
-                           info.type, info.name, omp_get_max_threads(), (long long)s->micro,
-                           s->comm->size, (long long)s->step.objective.chunk));
+                           ", %s, %s, %s, %d threads, micro %lld x %d ranks, chunk %lld",
+                           info.type, info.name, info.software, omp_get_max_threads(),
+                           (long long)s->micro, s->comm->size, (long long)s->step.objective.chunk));
+    KD_TRY(kd_session_agree(s));
     KD_TRY(open_data(s));
-    close_models(s);
-    KD_TRY(open_models(s, false));
-    KD_TRY(plan_step(s, s->micro));
-    return kd_step_open(&s->step);
+    return take(s);
 }
 
 void kd_session_close(kd_session *s)

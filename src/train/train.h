@@ -3,7 +3,7 @@
  *
  * run.c (sections of a run file) session.c (opens what a run names) step*.c trainer.c evaluate.c
  * profile.c checkpoint_*.c manifest.c (their own header: checkpoint.h) metrics.c tensorboard.c
- * estimate.c
+ * estimate.c ranks.c
  */
 #ifndef KD_TRAIN_H
 #define KD_TRAIN_H
@@ -185,7 +185,8 @@ void kd_profile_add(kd_eval_profile *profile, const kd_micro_batch *micro,
                     const kd_measured *measured, const kd_measured *teacher);
 void kd_profile_finish(kd_eval_profile *profile);
 
-/* One pass of `loader` (seeked to its start); `scores` is indexed by model. */
+/* One pass of `loader` (seeked to its start), which deals its samples to the step's ranks; all of them
+ * get the sums of all.  `scores` is indexed by model. */
 KD_MUST_CHECK kd_status kd_step_evaluate(kd_step *step, kd_loader *loader, unsigned wanted,
                                          kd_scores *scores);
 
@@ -223,6 +224,10 @@ KD_MUST_CHECK kd_status kd_checkpoint_save(const char **path, kd_arena *arena, c
  * damaged or belongs to another model, contract or version. */
 KD_MUST_CHECK kd_status kd_checkpoint_load(kd_progress *progress, const char *dir,
                                            const kd_checkpoint *expected);
+
+/* Of a checkpoint's folder; takes a long long. */
+#define KD_CHECKPOINT_NAME "checkpoint-%06lld"
+int64_t kd_checkpoint_step(const char *dir); /* -1: its name is none of a checkpoint */
 
 /* The newest folder whose manifest verifies; NULL: none.  Removes stagings that a dead run left and
  * says so, and warns of a damaged folder that it passes over. */

@@ -40,6 +40,7 @@ static const struct {
     FUNCTION(ncclGetErrorString),
     FUNCTION(ncclGetLastError),
     FUNCTION(ncclGetUniqueId),
+    FUNCTION(ncclGetVersion),
 };
 
 static kd_status fill(const kd_library *library, int at)
