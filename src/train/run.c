@@ -75,6 +75,8 @@ static const kd_option run_rows[] = {
       "a GPU's f32 products round their operands to 10 bits of mantissa" },
     { "log_every", KD_INT, offsetof(kd_run_section, log_every), "10", 1, 1e9, "updates",
       "one line per so many" },
+    { "tensorboard", KD_BOOL, offsetof(kd_run_section, tensorboard), "true", 0, 0, "",
+      "event files in out/tensorboard, with the numbers of metrics.jsonl" },
     { 0 },
 };
 

@@ -95,6 +95,7 @@ static kd_step_options step_options(evaluation *e)
                               .comm = e->comm,
                               .models = e->models,
                               .count = e->count,
+                              .certainty = e->options->profile,
                               .classes = e->classes,
                               .rows = e->sequence * e->micro };
 }
@@ -205,6 +206,7 @@ static void fill_row(evaluation *e, int m)
         teacher || !e->report->has_teacher ? none : kd_scores_mean(scores, scores->same);
     row->retained = e->report->has_teacher ? e->report->rows[0].nll / nll.mean : NAN;
     quantiles(e->report->kl_quantile[m], scores);
+    if (scores->profile) kd_profile_finish(scores->profile);
 }
 
 /* The last model against the one before it, document by document. */
@@ -236,6 +238,7 @@ static kd_status time_model(evaluation *e, int m)
     kd_step_options options = step_options(e);
     options.models = &e->models[m];
     options.count = 1;
+    options.certainty = false;
     KD_TRY(kd_step_plan(step, &options));
     KD_TRY(kd_step_open(step));
     KD_TRY(kd_loader_seek(e->loader, &start));
@@ -257,9 +260,11 @@ static kd_status time_model(evaluation *e, int m)
 
 static kd_status measure(evaluation *e)
 {
-    for (int m = 0; m < e->count; m++)
+    for (int m = 0; m < e->count; m++) {
         KD_TRY(kd_scores_create(&e->scores[m], e->arena, e->documents,
                                 e->report->has_teacher && m > 0 ? e->tokens : 0));
+        if (e->options->profile) e->scores[m].profile = &e->report->profile[m];
+    }
     KD_TRY(kd_step_evaluate(&e->step, e->loader, (1u << e->count) - 1u, e->scores));
     if (e->scores[0].tokens == 0)
         return kd_fail(KD_EFORMAT, "%s: no token counts as a target", e->options->data);

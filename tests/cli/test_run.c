@@ -175,6 +175,8 @@ Test(run, distils_a_student_and_reports_it, .init = setup, .fini = teardown)
         { "--run.steps=x", "--run.steps: expected int" },
         { "--lss.kl=1", "unknown section; nearest: loss" },
         { "--steps=4", "--steps: unknown option" },
+        { "--loss='{lr: {type: kl}}'", "\"lr\" is no name for a term: metrics.jsonl has that key" },
+        { "--loss='{a\"b: {type: kl}}'", "a term's name has up to 32 letters, digits, _ - ." },
     };
     for (int i = 0; i < KD_COUNT(bad); i++) {
         r = run("train run.yaml %s", bad[i][0]);
