@@ -14,6 +14,14 @@ typedef struct interval {
     double seconds, last;
 } interval;
 
+/* A logged step until history takes it: a step allocates nothing. */
+typedef struct logged {
+    int64_t step;
+    double loss, norm, lr;
+} logged;
+
+enum { LOGGED = 1 << 16 };
+
 typedef struct trainer {
     kd_session session;
     kd_metrics metrics;
@@ -23,6 +31,8 @@ typedef struct trainer {
     const char *config; /* JSON text */
     const char *out;
     json_t *history; /* for trainer_state.json */
+    logged *logged;  /* [room], its next records */
+    int64_t logged_count, room;
     kd_model *students[KD_MAX_MODELS];
     int student_count;
     unsigned student_bits;
@@ -201,6 +211,8 @@ static kd_status open_trainer(trainer *t, kd_run *run)
     if (!first(t) && kd_log_get_level() == KD_LOG_INFO) kd_log_set_level(KD_LOG_WARN);
     KD_TRY(resume(t));
     KD_TRY(open_scores(t));
+    t->room = kd_min_i64(t->session.steps / run->run.log_every + 2, LOGGED);
+    KD_TRY(KD_ARENA_ARRAY(&t->logged, run->arena, t->room));
     if (!first(t)) return KD_OK;
     return kd_metrics_open(&t->metrics, run->arena, t->out, t->progress.step, run->run.tensorboard);
 }
@@ -292,13 +304,26 @@ static kd_status add_history(trainer *t, int64_t step, json_t *record)
 
 static json_t *number(double x) { return isfinite(x) ? json_real(x) : json_null(); }
 
-static json_t *step_record(const trainer *t, const kd_step_result *result)
+static kd_status take_logged(trainer *t)
+{
+    for (int64_t i = 0; i < t->logged_count; i++) {
+        const logged *l = &t->logged[i];
+        KD_TRY(add_history(t, l->step,
+                           json_pack("{s:o, s:o, s:o}", "loss", number(l->loss), "grad_norm",
+                                     number(l->norm), "learning_rate", number(l->lr))));
+    }
+    t->logged_count = 0;
+    return KD_OK;
+}
+
+static kd_status log_result(trainer *t, const kd_step_result *result)
 {
     int m = 0;
     while (t->session.models[m] != t->students[0]) m++;
     const kd_student_result *s = &result->student[m];
-    return json_pack("{s:o, s:o, s:o}", "loss", number(s->loss), "grad_norm",
-                     number(s->gradient_norm), "learning_rate", number(s->lr));
+    if (t->logged_count == t->room) KD_TRY(take_logged(t));
+    t->logged[t->logged_count++] = (logged){ result->step + 1, s->loss, s->gradient_norm, s->lr };
+    return KD_OK;
 }
 
 /* Reads the results of the steps before `until`, in order. */
@@ -317,7 +342,7 @@ static kd_status report(trainer *t, int64_t until)
             KD_TRY(kd_metrics_step(&t->metrics, &s->step, result, done * step_tokens,
                                    t->progress.seconds + spent, rate));
         const bool line = t->reported % s->run->run.log_every == 0 || done == s->steps;
-        if (line) KD_TRY(add_history(t, done, step_record(t, result)));
+        if (line) KD_TRY(log_result(t, result));
         kd_log_step(&s->step, result, rate, per_step * (double)(s->steps - done), !line);
     }
     return KD_OK;
@@ -356,6 +381,7 @@ static kd_status report_evaluation(trainer *t, int m)
         KD_TRY(
             kd_metrics_evaluation(&t->metrics, model->label, t->progress.step, &nll, &kl, &same));
     if (model != t->students[0]) return KD_OK;
+    KD_TRY(take_logged(t));
     KD_TRY(add_history(t, t->progress.step, evaluation_record(&nll, &kl)));
     const char *metric = t->session.run->checkpoint.keep_best;
     const double value = strcmp(metric, "valid.kl") == 0 ? kl.mean : ppl;
@@ -383,6 +409,7 @@ static kd_status save(trainer *t)
     const char *path;
     kd_progress progress = t->progress;
     progress.seconds += start - t->start;
+    KD_TRY(take_logged(t));
     kd_checkpoint checkpoint = checkpoint_of(t);
     checkpoint.progress = progress;
     KD_TRY(kd_checkpoint_save(&path, t->session.run->arena, t->out, &checkpoint));
