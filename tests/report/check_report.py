@@ -21,7 +21,7 @@ import tiny_run
 SECTIONS = ["loss", "optimisation", "agreement", "where", "calibration", "compression",
             "configuration"]
 MARKUP = "<b>\"&'</b><script>document.title='no'</script>"
-FIGURES = {"loss": 4, "optimisation": 3, "agreement": 2, "where": 2, "calibration": 3}
+FIGURES = {"loss": 4, "optimisation": 4, "agreement": 2, "where": 2, "calibration": 3}
 
 # Texts of one drawing that leave it or overlap each other.
 MISPLACED = """[...document.querySelectorAll('svg')].flatMap(svg => {
