@@ -11,12 +11,14 @@ extern "C" {
 typedef struct kd_device kd_device;
 
 typedef struct kd_device_info {
-    char type[16];     /* "cpu", "cuda" */
-    char name[96];     /* "AMD EPYC, 2 threads"; "NVIDIA H100 80GB HBM3, sm_90" */
-    char software[64]; /* "driver 13.0, CUDA 13.0"; "" on the CPU */
-    size_t memory;     /* bytes a run may plan with: of a GPU, what is free when it is opened */
-    size_t total;      /* bytes there are */
-    int threads;       /* host threads that compute; 0 on a GPU */
+    char type[16]; /* "cpu", "cuda" */
+    char name[96]; /* "AMD EPYC, 2 threads"; "NVIDIA H100 80GB HBM3, sm_90" */
+    char
+        software[64]; /* whose versions decide bits: "CUDA 13.0, cuBLASLt 13.1.0", "oneDNN 3.6.2" */
+    char driver[16];  /* of a GPU, "13.0" */
+    size_t memory;    /* bytes a run may plan with: of a GPU, what is free when it is opened */
+    size_t total;     /* bytes there are */
+    int threads;      /* host threads that compute; 0 on a GPU */
 } kd_device_info;
 
 /* `name` is "auto" (the first type that has a device, CUDA before CPU), "cpu", "cuda" or "cuda:1".

@@ -36,6 +36,7 @@ typedef struct kd_loss_options {
     bool t_squared;     /* multiply value and gradient with temperature^2 */
     double option;      /* beta, lambda, label smoothing; unused by losses without one */
     int64_t classes;    /* columns of both softmaxes; 0: the smaller of V and V' */
+    const char *device; /* as for kd_device_open; NULL: the CPU */
 } kd_loss_options;
 
 typedef struct kd_loss_tensors {
@@ -47,7 +48,7 @@ typedef struct kd_loss_tensors {
 } kd_loss_tensors;
 
 /*
- * Applies loss number `loss` to rows in host memory, on the CPU.  An ignored row is not read; its
+ * Applies loss number `loss` to rows in host memory; a GPU works on copies.  An ignored row is not read; its
  * loss and gradient are 0.  Columns from `classes` on get gradient 0 and are not read.
  * KD_EINVAL: shapes that do not fit, a label outside [0, classes), an option outside its bounds, a
  * tensor that the loss reads and that is absent.

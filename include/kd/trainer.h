@@ -38,11 +38,33 @@ KD_MUST_CHECK kd_status kd_run_print(kd_run *run, FILE *out);
 
 /* Trains until the run's tokens, steps or epochs are done, or goes on with an interrupted run.
  * Progress goes to the log, metrics to out/metrics.jsonl, checkpoints to out/checkpoint-NNNNNN, the
- * finished student to out itself.  KD_ESTOPPED after a signal and a good checkpoint. */
+ * finished student to out itself.  KD_ESTOPPED after a signal and a good checkpoint.
+ *
+ * Ranks: each process calls it with the same run; rank 0 alone writes.  KD_EPEER when another stopped
+ * or does not answer within dist.timeout.  On the CPU once in a process, since MPI starts but once. */
 KD_MUST_CHECK kd_status kd_run_train(kd_run *run);
 
 /* Checks the configuration and opens everything it names; trains nothing, writes nothing. */
 KD_MUST_CHECK kd_status kd_run_validate(kd_run *run);
+
+/* ---- ranks ------------------------------------------------------------------------------------ */
+
+/* What a run that is started here would find.  torchrun, mpirun and srun start a process per rank;
+ * kd_run_train reads which it is from their environment. */
+typedef struct kd_rank_info {
+    const char *launcher; /* "torchrun", "Open MPI", "PMI", "SLURM"; NULL: one process */
+    int rank, size;
+    int local;                /* among those of its machine; -1: not known */
+    const char *communicator; /* of run.device auto: "solo", "nccl", "mpi", "nothing" (on the CPU
+                                 where the launcher starts no MPI) */
+    char meeting[320];        /* where NCCL's ranks would find each other; "": nowhere */
+    char mpi[64], nccl[64];   /* versions, or why there is none */
+} kd_rank_info;
+
+/* KD_EINVAL where the environment contradicts itself; the versions are filled in any case. */
+KD_MUST_CHECK kd_status kd_ranks_describe(kd_rank_info *info);
+
+/* ---- the plan --------------------------------------------------------------------------------- */
 
 /* One line of the plan: what takes device memory, in bytes. */
 typedef struct kd_plan_entry {
@@ -57,11 +79,12 @@ typedef struct kd_estimate {
     int64_t micro, sequence, accumulate, updates, chunk, vocabulary;
     double student_bytes; /* weights, gradients, moments, masters */
     double teacher_bytes;
-    double step_bytes;         /* planned peak of activations, logits and scratch, and batches */
-    double device_bytes;       /* of the device asked for */
-    double reserve_bytes;      /* allowance for libraries and context */
-    double peak_bytes;         /* all of the above but device_bytes */
-    char peak_phase[32];       /* "head and loss" */
+    double step_bytes;    /* planned peak of activations, logits and scratch, and batches */
+    double device_bytes;  /* of the device asked for */
+    double usable_bytes;  /* of those, that a run may fill: the same for kd_run_train */
+    double reserve_bytes; /* allowance for libraries and context of a device that is not here */
+    double peak_bytes;    /* student, teacher, step and reserve */
+    char peak_phase[32];  /* "head and loss" */
     kd_plan_entry entries[16]; /* the largest of what stands at the peak */
     int entry_count;
     double flops_per_token, teacher_flops, student_flops;
@@ -75,7 +98,8 @@ typedef struct kd_estimate {
     bool fits;
 } kd_estimate;
 
-/* `device`: "cpu" (this machine), or a size: "h100-80g", "80GB".  KD_OK also when it does not fit. */
+/* `device`: "cpu" or "cuda" of this machine, or a GPU that need not be here: "h100-80g", or "80GB" of
+ * one like it.  KD_OK also when it does not fit. */
 KD_MUST_CHECK kd_status kd_run_estimate(kd_estimate *estimate, kd_run *run, const char *device);
 
 /* ---- evaluation ------------------------------------------------------------------------------- */

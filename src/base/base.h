@@ -2,7 +2,7 @@
  * base.h - what every other folder stands on.  Knows no tensors.
  *
  * arena.c files.c json.c yaml.c nodes.c options.c args.c rng.c hash.c clock.c threads.c signals.c
- * status.c log.c
+ * library.c status.c log.c
  */
 #ifndef KD_BASE_H
 #define KD_BASE_H
@@ -18,6 +18,9 @@
 #include <stdint.h>
 
 #define KD_COUNT(array) ((int)(sizeof(array) / sizeof((array)[0])))
+
+/* A text out of a file, fit for a terminal: control bytes become \xNN.  Cut to `size`, with a NUL. */
+void kd_escape(char *to, size_t size, const char *text);
 
 /* ---- checked arithmetic: the one way a size from a file becomes a size in memory -------------- */
 
@@ -68,6 +71,10 @@ KD_MUST_CHECK kd_status kd_file_copy(const char *to, const char *from); /* fsync
 KD_MUST_CHECK kd_status kd_file_fsync(const char *path);                /* a file or a folder */
 KD_MUST_CHECK kd_status kd_file_size(int64_t *bytes, const char *path);
 bool kd_file_exists(const char *path);
+
+/* Of a file that need not be there: false where nothing has that name, KD_EFORMAT where something
+ * has that is no regular file (a folder, a FIFO, a link to nowhere). */
+KD_MUST_CHECK kd_status kd_file_find(bool *there, const char *path);
 bool kd_dir_exists(const char *path);
 KD_MUST_CHECK kd_status kd_dir_create(const char *path); /* and its parents */
 KD_MUST_CHECK kd_status kd_dir_remove(const char *path); /* recursively; absent is fine */
@@ -87,12 +94,16 @@ KD_MUST_CHECK kd_status kd_write_at(int fd, const char *path, const void *data, 
 
 /* ---- JSON (jansson) --------------------------------------------------------------------------- */
 
-/* Strict: duplicate keys, trailing bytes and nesting deeper than 32 are refused with KD_EFORMAT
- * naming `source`, line and column.  The caller owns `*out` (json_decref). */
+/* Strict: duplicate keys, trailing bytes, the integer -0, nesting deeper than 32 and more than 2^24
+ * values are refused with KD_EFORMAT naming `source`, line and column.  Integers are exact.  The
+ * caller owns `*out` (json_decref). */
 KD_MUST_CHECK kd_status kd_json_parse(json_t **out, const char *source, const char *text,
                                       size_t bytes);
 KD_MUST_CHECK kd_status kd_json_read(json_t **out, const char *path);
 KD_MUST_CHECK kd_status kd_json_write(const char *path, const json_t *value); /* atomic, indent 2 */
+
+/* The value as a file has it, for messages: `buffer`, "a long value", or "nothing" for NULL. */
+const char *kd_json_show(char *buffer, size_t size, const json_t *value);
 
 /* ---- options: rows (kd/options.h) against configuration files --------------------------------- */
 
@@ -173,6 +184,19 @@ double kd_clock(void); /* monotonic seconds */
 size_t kd_resident_bytes(void);
 size_t kd_resident_peak_bytes(void);
 
+/* ---- libraries that are looked for when they are needed ---------------------------------------- */
+
+typedef struct kd_library {
+    const char *file; /* as the dynamic linker finds it: "libnccl.so.2" */
+    const char *const *functions;
+    int count;
+    void *table; /* [count] function pointers, in the order of their names */
+    bool loaded;
+} kd_library;
+
+/* Fills the table, once; KD_EDEVICE names the file and what is wrong with it. */
+KD_MUST_CHECK kd_status kd_library_load(kd_library *library);
+
 /* ---- a worker thread with one job at a time --------------------------------------------------- */
 
 typedef struct kd_worker kd_worker;
@@ -183,6 +207,7 @@ KD_MUST_CHECK kd_status kd_worker_create(kd_worker **worker, kd_status (*job)(vo
                                          void *context);
 void kd_worker_start(kd_worker *worker);
 KD_MUST_CHECK kd_status kd_worker_wait(kd_worker *worker); /* KD_OK when nothing was started */
+bool kd_worker_busy(kd_worker *worker);                    /* kd_worker_wait would wait */
 void kd_worker_destroy(kd_worker *worker);                 /* waits first; NULL is fine */
 
 /* ---- signals ---------------------------------------------------------------------------------- */

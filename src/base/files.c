@@ -251,6 +251,14 @@ bool kd_file_exists(const char *path)
     return stat(path, &info) == 0 && S_ISREG(info.st_mode);
 }
 
+kd_status kd_file_find(bool *there, const char *path)
+{
+    int64_t bytes;
+    struct stat link;
+    *there = lstat(path, &link) == 0 || errno != ENOENT;
+    return *there ? kd_file_size(&bytes, path) : KD_OK;
+}
+
 bool kd_dir_exists(const char *path)
 {
     struct stat info;

@@ -59,11 +59,12 @@ static void put(kd_log_level at, char *line, bool rewrite)
 void kd_log(kd_log_level at, const char *fmt, ...)
 {
     if (at > kd_log_get_level()) return;
-    char line[LINE_BYTES];
+    char text[LINE_BYTES], line[LINE_BYTES];
     va_list args;
     va_start(args, fmt);
-    vsnprintf(line, sizeof line, fmt, args);
+    vsnprintf(text, sizeof text, fmt, args);
     va_end(args);
+    kd_escape(line, sizeof line, text);
     put(at, line, false);
 }
 

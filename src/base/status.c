@@ -32,6 +32,22 @@ int kd_status_exit_code(kd_status status)
 
 const char *kd_last_error(void) { return last_error; }
 
+void kd_escape(char *to, size_t size, const char *text)
+{
+    size_t used = 0;
+    int c1 = 0; /* bytes left of a character of U+0080 to U+009F */
+    for (const unsigned char *c = (const unsigned char *)text; *c && used + 5 <= size; c++) {
+        if (c[0] == 0xc2 && c[1] >= 0x80 && c[1] < 0xa0) c1 = 2;
+        const bool control = *c < 0x20 || *c == 0x7f || c1 > 0;
+        c1 -= c1 > 0;
+        if (control)
+            used += (size_t)snprintf(to + used, size - used, "\\x%02x", *c);
+        else
+            to[used++] = (char)*c;
+    }
+    to[used] = '\0';
+}
+
 void kd_record_failure(const char *fmt, ...)
 {
     /* Formatted aside first: the arguments may point into last_error. */
@@ -40,7 +56,7 @@ void kd_record_failure(const char *fmt, ...)
     va_start(args, fmt);
     vsnprintf(message, sizeof message, fmt, args);
     va_end(args);
-    memcpy(last_error, message, sizeof message);
+    kd_escape(last_error, sizeof last_error, message);
 }
 
 kd_status kd_trace(kd_status status, const char *file, int line, const char *call)

@@ -86,6 +86,14 @@ kd_status kd_worker_wait(kd_worker *worker)
     return status == KD_OK ? KD_OK : kd_fail(status, "%s", message);
 }
 
+bool kd_worker_busy(kd_worker *worker)
+{
+    pthread_mutex_lock(&worker->mutex);
+    const bool busy = worker->state == STARTED;
+    pthread_mutex_unlock(&worker->mutex);
+    return busy;
+}
+
 void kd_worker_destroy(kd_worker *worker)
 {
     if (!worker) return;

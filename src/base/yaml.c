@@ -7,8 +7,8 @@
 
 enum {
     MAX_DEPTH = 32,
-    MAX_KEYS = 4096, /* of one map: the test for duplicates is quadratic */
-    MAX_FILE = 4 << 20,
+    MAX_KEYS = 1024, /* of one map: the test for duplicates is quadratic */
+    MAX_FILE = 1 << 20,
 };
 
 typedef struct reader {
@@ -145,7 +145,7 @@ static kd_status read_children(kd_node *parent, reader *r, int depth)
             event.type == YAML_MAPPING_END_EVENT || event.type == YAML_SEQUENCE_END_EVENT;
         kd_status status = KD_OK;
         if (!last && parent->kind == KD_NODE_MAP && count == MAX_KEYS) {
-            status = refuse(r, &event, "more than 4096 keys in one map");
+            status = refuse(r, &event, "more than 1024 keys in one map");
         } else if (!last) {
             status = read_child(end, r, &event, parent, depth);
         }

@@ -1,34 +1,54 @@
 /*
  * data.h - from token files to whole optimizer steps, with counts.
  *
- * text.c loader.c
+ * text.c text_safetensors.c text_llmc.c text_megatron.c text_json.c loader.c
  */
 #ifndef KD_DATA_H
 #define KD_DATA_H
 
 #include "format/format.h"
 
-/* ---- text: one safetensors file of tokens ----------------------------------------------------- */
+/* ---- text: documents of tokens, in any format -------------------------------------------------- */
 
-/* `tokens` u16 or u32 or i32 [n], `documents` i64 [d + 1] (absent: one document), `loss_mask` u8 [n]
- * (absent: all ones; 1 = the token counts as a target).  Mapped, not read. */
+/*
+ * What a file is, its name says; what is in it is checked:
+ *
+ *   x.safetensors   `tokens` u16, u32 or i32 [n], `documents` i64 [d + 1] (absent: one document),
+ *                   `loss_mask` u8 [n] (absent: all ones; 1 = the token counts as a target)
+ *   x.bin           llm.c's tokens; a document begins with the tokenizer's end-of-text token
+ *   x.bin, x.idx    Megatron's indexed data set; either name
+ *   x.jsonl         {"text": ...} on each line, tokenised when it is opened
+ *
+ * A name without a file that has *, ? or [ in it stands for all files that match, in the order of
+ * their names: shards of one text.
+ */
 typedef struct kd_text kd_text;
 
-/* KD_EFORMAT naming file, tensor, byte, found and expected: an empty file, another dtype or shape,
- * documents that do not run from 0 to n without going down, a loss_mask that is neither 0 nor 1, a
- * token id >= `vocabulary`.  Reads the whole file once. */
-KD_MUST_CHECK kd_status kd_text_open(kd_text **text, const char *path, int64_t vocabulary);
+typedef struct kd_text_options {
+    int64_t vocabulary;      /* every id is below it */
+    const char *tokenizer;   /* folder of the models' tokenizer; NULL: none known */
+    const char *fingerprint; /* its; NULL: a file's own is not compared */
+} kd_text_options;
+
+/* KD_EFORMAT naming file, tensor or field, byte, found and expected: an empty file, another dtype or
+ * shape, sizes that contradict each other, documents that do not run from 0 to n without going down, a
+ * loss_mask that is neither 0 nor 1, a token id beyond the vocabulary, a file made with another
+ * tokenizer.  Reads every file once. */
+KD_MUST_CHECK kd_status kd_text_open(kd_text **text, const char *path,
+                                     const kd_text_options *options);
 void kd_text_close(kd_text *text);
 int64_t kd_text_tokens(const kd_text *text);
 int64_t kd_text_documents(const kd_text *text);
 void kd_text_document(const kd_text *text, int64_t document, int64_t *begin, int64_t *end);
-int32_t kd_text_token(const kd_text *text, int64_t at);
-bool kd_text_scored(const kd_text *text, int64_t at); /* loss_mask */
+
+/* Ids of the tokens [at, at + count) of a document that ends before token `end`, and their labels:
+ * the token after each, -1 at the document's end and where the loss_mask of that token says no.
+ * Allocates nothing; ids are checked again. */
+KD_MUST_CHECK kd_status kd_text_read(int32_t *ids, int32_t *labels, const kd_text *text, int64_t at,
+                                     int64_t count, int64_t end);
 
 /* Tokens that can be a label: scored, and not the first of their document. */
 int64_t kd_text_targets(const kd_text *text);
-const char *kd_text_metadata(const kd_text *text, const char *key);
-const char *kd_text_path(const kd_text *text);
 
 /* ---- the loader ------------------------------------------------------------------------------- */
 
@@ -42,7 +62,8 @@ typedef struct kd_loader_options {
                                        the source furthest behind its share, the first of equals */
     int sources;
     int64_t vocabulary;
-    int64_t sequence;      /* tokens per sample */
+    const char *tokenizer, *fingerprint; /* as kd_text_options has them */
+    int64_t sequence;                    /* tokens per sample */
     kd_pack pack;          /* documents: several in a sample, attention does not cross them;
                              none: one document (or a piece of one) per sample, padded */
     int64_t step_samples;  /* global, per optimizer step */

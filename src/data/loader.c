@@ -106,34 +106,19 @@ static int64_t find(const int64_t *prefix, int64_t n, int64_t value)
 
 /* ---- rows -------------------------------------------------------------------------------------- */
 
-/* Ids were checked at open, but the file is mapped: somebody may have written to it since. */
-static kd_status read_token(int32_t *token, const kd_loader *loader, const kd_text *text,
-                            int64_t at)
-{
-    *token = kd_text_token(text, at);
-    if (*token >= 0 && *token < loader->options.vocabulary) return KD_OK;
-    return kd_fail(KD_EFORMAT,
-                   "%s: tokens[%" PRId64 "] changed while in use: found id %" PRId32
-                   ", expected 0 to %" PRId64,
-                   kd_text_path(text), at, *token, loader->options.vocabulary - 1);
-}
-
 /* Tokens [at, at + count) of the file, all of `document`. */
-static kd_status put_piece(kd_rows *rows, const kd_loader *loader, const kd_text *text,
-                           int64_t document, int64_t at, int64_t count)
+static kd_status put_piece(kd_rows *rows, const kd_text *text, int64_t document, int64_t at,
+                           int64_t count)
 {
     int64_t begin, end;
     kd_text_document(text, document, &begin, &end);
     rows->cu[rows->pieces++] = (int32_t)rows->row;
+    KD_TRY(kd_text_read(rows->tokens + rows->row, rows->labels + rows->row, text, at, count, end));
     for (int64_t i = 0; i < count; i++) {
-        const int64_t row = rows->row++, target = at + i + 1;
-        KD_TRY(read_token(&rows->tokens[row], loader, text, at + i));
+        const int64_t row = rows->row++;
         rows->positions[row] = (int32_t)i;
         rows->documents[row] = (int32_t)document;
-        rows->labels[row] = -1;
-        if (target == end || !kd_text_scored(text, target)) continue;
-        KD_TRY(read_token(&rows->labels[row], loader, text, target));
-        rows->valid[rows->valid_count++] = (int32_t)row;
+        if (rows->labels[row] >= 0) rows->valid[rows->valid_count++] = (int32_t)row;
     }
     return KD_OK;
 }
@@ -162,7 +147,7 @@ static kd_status put_packed(kd_rows *rows, kd_loader *loader, int source, int64_
         const int64_t document = ordered(loader, source, epoch, i, n);
         int64_t begin, end;
         kd_text_document(s->text, document, &begin, &end);
-        KD_TRY(put_piece(rows, loader, s->text, document, begin + at - s->prefix[i], count));
+        KD_TRY(put_piece(rows, s->text, document, begin + at - s->prefix[i], count));
         at += count;
         left -= count;
     }
@@ -180,7 +165,7 @@ static kd_status put_single(kd_rows *rows, kd_loader *loader, int source, int64_
     kd_text_document(s->text, document, &begin, &end);
     const int64_t at = begin + (piece - s->prefix[document]) * sequence;
     const int64_t count = kd_min_i64(end - at, sequence);
-    KD_TRY(put_piece(rows, loader, s->text, document, at, count));
+    KD_TRY(put_piece(rows, s->text, document, at, count));
     put_padding(rows, sequence - count);
     return KD_OK;
 }
@@ -372,7 +357,8 @@ static kd_status open_source(kd_loader *loader, int index)
 {
     const kd_loader_options *o = &loader->options;
     kd_source *s = &loader->sources[index];
-    KD_TRY(kd_text_open(&s->text, o->files[index], o->vocabulary));
+    const kd_text_options text = { o->vocabulary, o->tokenizer, o->fingerprint };
+    KD_TRY(kd_text_open(&s->text, o->files[index], &text));
     const int64_t documents = kd_text_documents(s->text), tokens = kd_text_tokens(s->text);
     if (documents > INT32_MAX)
         return kd_fail(KD_ENOTSUP, "%s: found %" PRId64 " documents, expected at most %d",

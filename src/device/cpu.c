@@ -21,7 +21,7 @@ static kd_status cpu_open(kd_device **device, int index)
     if (index > 0) return kd_fail(KD_EDEVICE, "cpu:%d: there is one, cpu:0", index);
     cpu_device *cpu = calloc(1, sizeof *cpu);
     if (!cpu) return kd_fail(KD_ENOMEM, "cpu: no memory");
-    cpu->base = (kd_device){ .type = &kd_device_cpu, .ops = &kd_ops_cpu, .index = index };
+    cpu->base = (kd_device){ .type = &kd_device_cpu, .ops = kd_device_cpu.ops, .index = index };
     const kd_status status = kd_dnn_open(&cpu->dnn);
     if (status != KD_OK) {
         free(cpu);
@@ -62,6 +62,7 @@ static void cpu_describe(kd_device_info *info, const kd_device *device)
     char processor[64];
     processor_name(processor, sizeof processor);
     info->threads = omp_get_max_threads();
+    kd_dnn_version(info->software, sizeof info->software);
     info->memory = info->total = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
     snprintf(info->type, sizeof info->type, "cpu");
     snprintf(info->name, sizeof info->name, "%s, %d threads", processor, info->threads);
@@ -106,6 +107,7 @@ static kd_status cpu_sync(kd_device *device, kd_queue *queue)
 
 const kd_device_type kd_device_cpu = {
     .name = "cpu",
+    .ops = &kd_ops_cpu,
     .count = cpu_count,
     .open = cpu_open,
     .close = cpu_close,

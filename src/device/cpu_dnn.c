@@ -17,6 +17,7 @@
 
 #include <dnnl.h>
 #include <omp.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -89,6 +90,12 @@ static void forget_all(kd_dnn *dnn)
         }
     memset(dnn->buckets, 0, sizeof dnn->buckets);
     dnn->count = 0;
+}
+
+void kd_dnn_version(char *text, size_t size)
+{
+    const dnnl_version_t *v = dnnl_version();
+    snprintf(text, size, "oneDNN %d.%d.%d", v->major, v->minor, v->patch);
 }
 
 kd_status kd_dnn_open(kd_dnn **out)

@@ -137,8 +137,10 @@ static kd_status cuda_open(kd_device **device, int index)
 {
     kd_cuda_device *cuda = calloc(1, sizeof *cuda);
     if (!cuda) return kd_fail(KD_ENOMEM, "cuda:%d: no memory", index);
-    cuda->base =
-        (kd_device){ .type = &kd_device_cuda, .ops = &kd_ops_cuda, .index = index, .graphs = true };
+    cuda->base = (kd_device){
+        .type = &kd_device_cuda, .ops = kd_device_cuda.ops, .index = index, .graphs = true
+    };
+    cuda->base.card = &cuda->limits;
     const kd_status status = start(cuda);
     if (status != KD_OK) {
         cuda_close(&cuda->base);
@@ -151,17 +153,28 @@ static kd_status cuda_open(kd_device **device, int index)
 static void cuda_describe(kd_device_info *info, const kd_device *device)
 {
     const kd_cuda_device *cuda = (const kd_cuda_device *)device;
+    const int blas = kd_blas_version();
     char installed[16], built[16];
     snprintf(info->type, sizeof info->type, "cuda");
     snprintf(info->name, sizeof info->name, "%s, sm_%d", cuda->name, cuda->limits.capability);
-    snprintf(info->software, sizeof info->software, "driver %s, CUDA %s",
-             version_text(installed, sizeof installed, cuda->driver),
-             version_text(built, sizeof built, CUDART_VERSION));
+    snprintf(info->driver, sizeof info->driver, "%s",
+             version_text(installed, sizeof installed, cuda->driver));
+    snprintf(info->software, sizeof info->software, "CUDA %s, cuBLASLt %d.%d.%d",
+             version_text(built, sizeof built, CUDART_VERSION), blas / 10000, blas / 100 % 100,
+             blas % 100);
     info->memory = cuda->free;
     info->total = cuda->total;
 }
 
 /* ---- memory ----------------------------------------------------------------------------------- */
+
+static size_t cuda_available(kd_device *device)
+{
+    size_t available = 0, total;
+    (void)kd_cuda_stream_of(device, NULL);
+    if (cudaMemGetInfo(&available, &total) != cudaSuccess) (void)cudaGetLastError();
+    return available;
+}
 
 static kd_status cuda_alloc(void **out, kd_device *device, size_t bytes)
 {
@@ -265,21 +278,18 @@ static kd_status cuda_event_sync(kd_device *device, kd_event *event)
 
 /* ---- for launchers ---------------------------------------------------------------------------- */
 
-const kd_cuda_limits *kd_cuda_limits_of(const kd_exec *exec)
-{
-    return &((const kd_cuda_device *)exec->device)->limits;
-}
-
 kd_blas *kd_cuda_blas(const kd_exec *exec) { return ((const kd_cuda_device *)exec->device)->blas; }
 
 void *kd_cuda_stream(const kd_exec *exec) { return kd_cuda_stream_of(exec->device, exec->queue); }
 
 const kd_device_type kd_device_cuda = {
     .name = "cuda",
+    .ops = &kd_ops_cuda,
     .count = cuda_count,
     .open = cuda_open,
     .close = cuda_close,
     .describe = cuda_describe,
+    .available = cuda_available,
     .alloc = cuda_alloc,
     .release = cuda_release,
     .alloc_host = cuda_alloc_host,

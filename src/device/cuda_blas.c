@@ -16,12 +16,6 @@
 /* Past this many products the table starts afresh, as in cpu_dnn.c. */
 enum { MAX_PRODUCTS = 1024, MAX_ALIGNMENT = 256 };
 
-/* What NVIDIA advises: 32 MiB for Hopper, less before. */
-static size_t workspace_limit(const kd_exec *exec)
-{
-    return (size_t)(kd_cuda_limits_of(exec)->capability >= 90 ? 32 : 8) << 20;
-}
-
 /* ---- errors ----------------------------------------------------------------------------------- */
 
 static const char *type_name(int32_t type)
@@ -32,10 +26,12 @@ static const char *type_name(int32_t type)
 static kd_status blas_fail(const kd_blas *blas, const kd_product_key *key, cublasStatus_t failure,
                            const char *call)
 {
+    static const char table[] = "kd_lt.";
+    if (strncmp(call, table, strlen(table)) == 0) call += strlen(table);
     return kd_fail(failure == CUBLAS_STATUS_ALLOC_FAILED ? KD_ENOMEM : KD_EDEVICE,
                    "cuda:%d: %.*s: %s (m %lld n %lld k %lld, %s to %s)", blas->device->index,
-                   (int)strcspn(call, "("), call, cublasLtGetStatusName(failure), (long long)key->m,
-                   (long long)key->n, (long long)key->k, type_name(key->type),
+                   (int)strcspn(call, "("), call, kd_lt.cublasLtGetStatusName(failure),
+                   (long long)key->m, (long long)key->n, (long long)key->k, type_name(key->type),
                    type_name(key->d_type));
 }
 
@@ -49,10 +45,10 @@ static kd_status blas_fail(const kd_blas *blas, const kd_product_key *key, cubla
 
 static void product_free(kd_product *p)
 {
-    if (p->desc) (void)cublasLtMatmulDescDestroy(p->desc);
-    if (p->a) (void)cublasLtMatrixLayoutDestroy(p->a);
-    if (p->b) (void)cublasLtMatrixLayoutDestroy(p->b);
-    if (p->d) (void)cublasLtMatrixLayoutDestroy(p->d);
+    if (p->desc) (void)kd_lt.cublasLtMatmulDescDestroy(p->desc);
+    if (p->a) (void)kd_lt.cublasLtMatrixLayoutDestroy(p->a);
+    if (p->b) (void)kd_lt.cublasLtMatrixLayoutDestroy(p->b);
+    if (p->d) (void)kd_lt.cublasLtMatrixLayoutDestroy(p->d);
     free(p);
 }
 
@@ -67,16 +63,19 @@ static void forget_all(kd_blas *blas)
     blas->count = 0;
 }
 
+int kd_blas_version(void) { return (int)kd_lt.cublasLtGetVersion(); }
+
 kd_status kd_blas_open(kd_blas **out, kd_device *device)
 {
+    KD_TRY(kd_cublaslt_load());
     kd_blas *blas = calloc(1, sizeof *blas);
     if (!blas) return kd_fail(KD_ENOMEM, "cuda:%d: no memory", device->index);
     blas->device = device;
-    const cublasStatus_t status = cublasLtCreate(&blas->handle);
+    const cublasStatus_t status = kd_lt.cublasLtCreate(&blas->handle);
     if (status != CUBLAS_STATUS_SUCCESS) {
         free(blas);
         return kd_fail(KD_EDEVICE, "cuda:%d: cublasLtCreate: %s", device->index,
-                       cublasLtGetStatusName(status));
+                       kd_lt.cublasLtGetStatusName(status));
     }
     *out = blas;
     return KD_OK;
@@ -86,7 +85,7 @@ void kd_blas_close(kd_blas *blas)
 {
     if (!blas) return;
     forget_all(blas);
-    (void)cublasLtDestroy(blas->handle);
+    (void)kd_lt.cublasLtDestroy(blas->handle);
     free(blas);
 }
 
@@ -98,7 +97,7 @@ static bool has_bias(const kd_product_key *key) { return key->align_bias != 0; }
 static cublasStatus_t set_pointer(const kd_product *p, cublasLtMatmulDescAttributes_t attribute,
                                   const void *pointer)
 {
-    return cublasLtMatmulDescSetAttribute(p->desc, attribute, &pointer, sizeof pointer);
+    return kd_lt.cublasLtMatmulDescSetAttribute(p->desc, attribute, &pointer, sizeof pointer);
 }
 
 /* The heuristic looks at these addresses' alignment and nothing else. */
@@ -112,8 +111,8 @@ static kd_status describe_epilogue(kd_product *p, const kd_blas *blas)
                      : CUBLASLT_EPILOGUE_BIAS;
     if (!has_pre(key) && !has_bias(key)) return KD_OK;
     BLAS_TRY(blas, key,
-             cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue,
-                                            sizeof epilogue));
+             kd_lt.cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue,
+                                                  sizeof epilogue));
     if (has_bias(key))
         BLAS_TRY(blas, key,
                  set_pointer(p, CUBLASLT_MATMUL_DESC_BIAS_POINTER, aligned_like(key->align_bias)));
@@ -122,8 +121,8 @@ static kd_status describe_epilogue(kd_product *p, const kd_blas *blas)
         blas, key,
         set_pointer(p, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, aligned_like(key->align_pre)));
     BLAS_TRY(blas, key,
-             cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD,
-                                            &key->ld_pre, sizeof key->ld_pre));
+             kd_lt.cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD,
+                                                  &key->ld_pre, sizeof key->ld_pre));
     return KD_OK;
 }
 
@@ -139,8 +138,8 @@ static kd_status describe_scales(kd_product *p, const kd_blas *blas)
              set_pointer(p, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, aligned_like(KD_STACK_ALIGN)));
     if (!has_bias(&p->key)) return KD_OK;
     BLAS_TRY(blas, &p->key,
-             cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE,
-                                            &bias_type, sizeof bias_type));
+             kd_lt.cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE,
+                                                  &bias_type, sizeof bias_type));
     return KD_OK;
 }
 
@@ -153,20 +152,20 @@ static kd_status describe(kd_product *p, const kd_blas *blas)
     const int32_t op_b = key->transposed_b ? CUBLAS_OP_T : CUBLAS_OP_N;
     const uint64_t m = (uint64_t)key->m, n = (uint64_t)key->n, k = (uint64_t)key->k;
     const cudaDataType type = (cudaDataType)key->type, d_type = (cudaDataType)key->d_type;
-    BLAS_TRY(blas, key, cublasLtMatmulDescCreate(&p->desc, compute, CUDA_R_32F));
-    BLAS_TRY(
-        blas, key,
-        cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_TRANSA, &op_a, sizeof op_a));
-    BLAS_TRY(
-        blas, key,
-        cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_TRANSB, &op_b, sizeof op_b));
+    BLAS_TRY(blas, key, kd_lt.cublasLtMatmulDescCreate(&p->desc, compute, CUDA_R_32F));
     BLAS_TRY(blas, key,
-             cublasLtMatrixLayoutCreate(&p->a, type, key->transposed_a ? k : m,
-                                        key->transposed_a ? m : k, key->lda));
+             kd_lt.cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_TRANSA, &op_a,
+                                                  sizeof op_a));
     BLAS_TRY(blas, key,
-             cublasLtMatrixLayoutCreate(&p->b, type, key->transposed_b ? n : k,
-                                        key->transposed_b ? k : n, key->ldb));
-    BLAS_TRY(blas, key, cublasLtMatrixLayoutCreate(&p->d, d_type, m, n, key->ldd));
+             kd_lt.cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_TRANSB, &op_b,
+                                                  sizeof op_b));
+    BLAS_TRY(blas, key,
+             kd_lt.cublasLtMatrixLayoutCreate(&p->a, type, key->transposed_a ? k : m,
+                                              key->transposed_a ? m : k, key->lda));
+    BLAS_TRY(blas, key,
+             kd_lt.cublasLtMatrixLayoutCreate(&p->b, type, key->transposed_b ? n : k,
+                                              key->transposed_b ? k : n, key->ldb));
+    BLAS_TRY(blas, key, kd_lt.cublasLtMatrixLayoutCreate(&p->d, d_type, m, n, key->ldd));
     KD_TRY(describe_scales(p, blas));
     return describe_epilogue(p, blas);
 }
@@ -175,7 +174,10 @@ static kd_status set_preferences(cublasLtMatmulPreference_t preference, const kd
                                  const kd_exec *exec, const kd_blas *blas)
 {
     const kd_product_key *key = &p->key;
-    const uint64_t workspace = workspace_limit(exec);
+    /* There is no preference for the bias: a kernel reads it as it writes D. */
+    const int32_t align_d =
+        has_bias(key) && key->align_bias < key->align_d ? key->align_bias : key->align_d;
+    const uint64_t workspace = kd_cuda_workspace(kd_cuda_limits_of(exec));
     const uint32_t schemes = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
     const struct {
         cublasLtMatmulPreferenceAttributes_t attribute;
@@ -183,18 +185,18 @@ static kd_status set_preferences(cublasLtMatmulPreference_t preference, const kd
     } align[] = { { CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, (uint32_t)key->align_a },
                   { CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, (uint32_t)key->align_b },
                   { CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, (uint32_t)key->align_d },
-                  { CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, (uint32_t)key->align_d } };
+                  { CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, (uint32_t)align_d } };
     BLAS_TRY(blas, key,
-             cublasLtMatmulPreferenceSetAttribute(preference,
-                                                  CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
-                                                  &workspace, sizeof workspace));
+             kd_lt.cublasLtMatmulPreferenceSetAttribute(preference,
+                                                        CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                                                        &workspace, sizeof workspace));
     BLAS_TRY(blas, key,
-             cublasLtMatmulPreferenceSetAttribute(
+             kd_lt.cublasLtMatmulPreferenceSetAttribute(
                  preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &schemes, sizeof schemes));
     for (int i = 0; i < KD_COUNT(align); i++)
         BLAS_TRY(blas, key,
-                 cublasLtMatmulPreferenceSetAttribute(preference, align[i].attribute,
-                                                      &align[i].bytes, sizeof align[i].bytes));
+                 kd_lt.cublasLtMatmulPreferenceSetAttribute(
+                     preference, align[i].attribute, &align[i].bytes, sizeof align[i].bytes));
     return KD_OK;
 }
 
@@ -203,7 +205,7 @@ static kd_status ask(kd_product *p, const kd_blas *blas, cublasLtMatmulPreferenc
 {
     const int wanted = blas->device->tune ? KD_BLAS_CANDIDATES : 1;
     int found = 0;
-    const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(
+    const cublasStatus_t status = kd_lt.cublasLtMatmulAlgoGetHeuristic(
         blas->handle, p->desc, p->a, p->b, p->d, p->d, preference, wanted, p->candidates, &found);
     if (status == CUBLAS_STATUS_NOT_SUPPORTED) return KD_OK;
     if (status != CUBLAS_STATUS_SUCCESS)
@@ -220,11 +222,12 @@ static kd_status ask(kd_product *p, const kd_blas *blas, cublasLtMatmulPreferenc
 static kd_status make_product(kd_product *p, const kd_exec *exec, const kd_blas *blas)
 {
     cublasLtMatmulPreference_t preference;
+    (void)kd_cuda_stream(exec); /* the heuristic asks the thread's device */
     KD_TRY(describe(p, blas));
-    BLAS_TRY(blas, &p->key, cublasLtMatmulPreferenceCreate(&preference));
+    BLAS_TRY(blas, &p->key, kd_lt.cublasLtMatmulPreferenceCreate(&preference));
     kd_status status = set_preferences(preference, p, exec, blas);
     if (status == KD_OK) status = ask(p, blas, preference);
-    (void)cublasLtMatmulPreferenceDestroy(preference);
+    (void)kd_lt.cublasLtMatmulPreferenceDestroy(preference);
     return status;
 }
 
@@ -334,9 +337,9 @@ kd_status kd_product_run(const kd_blas *blas, const kd_product *p, int index,
         BLAS_TRY(blas, key, set_pointer(p, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, at->b_scale));
     }
     BLAS_TRY(blas, key,
-             cublasLtMatmul(blas->handle, p->desc, &alpha, at->a, p->a, at->b, p->b, &beta, at->d,
-                            p->d, at->d, p->d, &p->candidates[index].algo, at->workspace,
-                            p->workspace, stream));
+             kd_lt.cublasLtMatmul(blas->handle, p->desc, &alpha, at->a, p->a, at->b, p->b, &beta,
+                                  at->d, p->d, at->d, p->d, &p->candidates[index].algo,
+                                  at->workspace, p->workspace, stream));
     return KD_OK;
 }
 
@@ -347,20 +350,28 @@ static bool may_fuse(const kd_exec *exec, const kd_product_key *key)
            key->ld_pre % 8 == 0;
 }
 
-/* *found false, and nothing done, where the library has no kernel. */
+static kd_status push_workspace(kd_tensor *workspace, kd_exec *exec, size_t bytes)
+{
+    return kd_push(workspace, exec, "matmul.workspace", KD_U8, KD_SHAPE((int64_t)bytes));
+}
+
+/* *found false, and nothing done, where the library has no kernel.  For a card that is not here the
+ * library is not asked: it finds every kernel, and takes all that it may. */
 static kd_status multiply(bool *found, kd_exec *exec, request *r)
 {
-    kd_blas *blas = kd_cuda_blas(exec);
     kd_product_key key;
     kd_product *p;
     kd_tensor workspace;
     KD_TRY(make_key(&key, r, exec->device->tf32));
     *found = !has_pre(&key) || may_fuse(exec, &key);
     if (!*found) return KD_OK;
+    if (exec->device->type == &kd_device_meta)
+        return push_workspace(&workspace, exec, kd_cuda_workspace(kd_cuda_limits_of(exec)));
+    kd_blas *blas = kd_cuda_blas(exec);
     KD_TRY(find_product(&p, exec, blas, &key));
     *found = p->candidate_count > 0;
     if (!*found) return KD_OK;
-    KD_TRY(kd_push(&workspace, exec, "matmul.workspace", KD_U8, KD_SHAPE((int64_t)p->workspace)));
+    KD_TRY(push_workspace(&workspace, exec, p->workspace));
     if (kd_planning(exec)) return KD_OK;
     const kd_product_operands at = { .a = r->a->data,
                                      .b = r->b->data,

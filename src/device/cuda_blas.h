@@ -1,6 +1,6 @@
 /*
- * cuda_blas.h - what cuda_blas.c and cuda_blas_cache.c share: the table of products.  For these two
- * files alone.
+ * cuda_blas.h - what cuda_blas.c, cuda_blas_cache.c and cuda_blas_library.c share: the library and
+ * the table of products.  For these files alone.
  */
 #ifndef KD_CUDA_BLAS_H
 #define KD_CUDA_BLAS_H
@@ -8,6 +8,33 @@
 #include "device/device.h"
 
 #include <cublasLt.h>
+
+/* The functions of cuBLASLt that kd calls: kd_lt.cublasLtMatmul(...). */
+#define KD_CUBLASLT(X)                                                                             \
+    X(cublasLtCreate)                                                                              \
+    X(cublasLtDestroy)                                                                             \
+    X(cublasLtGetStatusName)                                                                       \
+    X(cublasLtGetVersion)                                                                          \
+    X(cublasLtMatmul)                                                                              \
+    X(cublasLtMatmulAlgoConfigGetAttribute)                                                        \
+    X(cublasLtMatmulAlgoGetHeuristic)                                                              \
+    X(cublasLtMatmulDescCreate)                                                                    \
+    X(cublasLtMatmulDescDestroy)                                                                   \
+    X(cublasLtMatmulDescSetAttribute)                                                              \
+    X(cublasLtMatmulPreferenceCreate)                                                              \
+    X(cublasLtMatmulPreferenceDestroy)                                                             \
+    X(cublasLtMatmulPreferenceSetAttribute)                                                        \
+    X(cublasLtMatrixLayoutCreate)                                                                  \
+    X(cublasLtMatrixLayoutDestroy)
+
+typedef struct kd_cublaslt {
+#define X(function) __typeof__(&(function)) function;
+    KD_CUBLASLT(X)
+#undef X
+} kd_cublaslt;
+
+extern kd_cublaslt kd_lt;                       /* all NULL until it is loaded */
+KD_MUST_CHECK kd_status kd_cublaslt_load(void); /* when the first GPU opens */
 
 enum { KD_BLAS_BUCKETS = 256, KD_BLAS_CANDIDATES = 16 };
 

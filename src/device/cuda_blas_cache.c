@@ -69,12 +69,14 @@ static void read_config(json_int_t config[CONFIG], const cublasLtMatmulAlgo_t *a
     size_t written;
     for (int i = 0; i < KD_COUNT(wide); i++) {
         uint32_t value = 0;
-        (void)cublasLtMatmulAlgoConfigGetAttribute(algo, wide[i], &value, sizeof value, &written);
+        (void)kd_lt.cublasLtMatmulAlgoConfigGetAttribute(algo, wide[i], &value, sizeof value,
+                                                         &written);
         config[i] = value;
     }
     for (int i = 0; i < KD_COUNT(narrow); i++) {
         uint16_t value = 0;
-        (void)cublasLtMatmulAlgoConfigGetAttribute(algo, narrow[i], &value, sizeof value, &written);
+        (void)kd_lt.cublasLtMatmulAlgoConfigGetAttribute(algo, narrow[i], &value, sizeof value,
+                                                         &written);
         config[KD_COUNT(wide) + i] = value;
     }
 }
@@ -108,7 +110,7 @@ static kd_status new_file(json_t **out, const tuning *t)
     kd_device_describe(&info, t->exec->device);
     CUDA_TRY(cudaDriverGetVersion(&driver));
     *out = json_pack("{s:s, s:i, s:I, s:{}}", "device", info.name, "driver", driver, "cublaslt",
-                     (json_int_t)cublasLtGetVersion(), "products");
+                     (json_int_t)kd_lt.cublasLtGetVersion(), "products");
     return *out ? KD_OK : kd_fail(KD_ENOMEM, "tuning: no memory");
 }
 

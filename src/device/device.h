@@ -25,10 +25,12 @@ typedef struct kd_ops kd_ops;     /* ops/ops.h fills it; device only carries it 
  */
 typedef struct kd_device_type {
     const char *name;
+    const kd_ops *ops; /* NULL where the build has none */
     int (*count)(void);
     kd_status (*open)(kd_device **device, int index);
     void (*close)(kd_device *device);
     void (*describe)(kd_device_info *info, const kd_device *device);
+    size_t (*available)(kd_device *device); /* see kd_device_available; NULL: what describe says */
     kd_status (*alloc)(void **out, kd_device *device, size_t bytes); /* aligned to 256, zeroed */
     void (*release)(kd_device *device, void *memory);
     kd_status (*alloc_host)(void **out, kd_device *device, size_t bytes); /* zeroed */
@@ -62,15 +64,23 @@ extern const kd_device_type *const kd_device_types[]; /* order of "auto"; NULL-t
 extern const kd_device_type kd_device_cpu;
 extern const kd_device_type kd_device_cuda; /* count() == 0 in a build without CUDA */
 
-/* A device of a stated size, "80GB" or "h100-80g", on which memory can be planned and nothing run. */
+/* A GPU that is not here, "h100-80g", or "80GB" of a GPU like that one: memory can be planned on it
+ * and nothing run.  Its ops are CUDA's, which while planning take their scratch and return; in a build
+ * without CUDA those of ops/meta.c. */
 extern const kd_device_type kd_device_meta;
 KD_MUST_CHECK kd_status kd_device_open_meta(kd_device **device, const char *name);
+
+typedef struct kd_allocation kd_allocation; /* registry.c: what is held, to be counted */
+typedef struct kd_cuda_limits kd_cuda_limits;
 
 /* The part every device has; a type's own struct begins with it. */
 struct kd_device {
     const kd_device_type *type;
     const kd_ops *ops;
     int index;
+    const kd_cuda_limits *card; /* of a CUDA device, here or planned for; else NULL */
+    kd_allocation *allocations;
+    size_t held, most; /* bytes from kd_device_alloc: now, and at any time */
     /* To be set before anything is planned. */
     bool tf32;       /* products of f32 may round their operands to 10 bits of mantissa */
     bool tune;       /* kd_device_tune may choose by the clock: other bits on another day */
@@ -112,6 +122,9 @@ static inline kd_status kd_push(kd_tensor *out, kd_exec *exec, const char *name,
 {
     return kd_stack_push(out, exec->stack, name, dtype, shape);
 }
+
+/* Bytes that are free now; kd_device_info.memory is what was free when the device was opened. */
+size_t kd_device_available(kd_device *device);
 
 KD_MUST_CHECK kd_status kd_device_alloc(void **out, kd_device *device, size_t bytes,
                                         const char *what);
@@ -163,7 +176,8 @@ typedef struct kd_dnn kd_dnn;
 
 KD_MUST_CHECK kd_status kd_dnn_open(kd_dnn **dnn);
 void kd_dnn_close(kd_dnn *dnn);
-kd_dnn *kd_cpu_dnn(kd_device *device); /* of a CPU device */
+void kd_dnn_version(char *text, size_t size); /* "oneDNN 2.6.3" */
+kd_dnn *kd_cpu_dnn(kd_device *device);        /* of a CPU device */
 
 /* y[M, N] = a[M, K] b[K, N] (+ bias[N]) (+ y when `accumulate`).  Every matrix has one stride of 1.
  * a and b share a dtype (F32, BF16); y is that dtype or F32; bias is F32 or that dtype.
@@ -175,17 +189,28 @@ KD_MUST_CHECK kd_status kd_dnn_matmul(kd_dnn *dnn, kd_exec *exec, const kd_tenso
 
 /* ---- CUDA, for launchers and cuda_*.c ----------------------------------------------------------- */
 
-typedef struct kd_cuda_limits {
+struct kd_cuda_limits {
     int capability;      /* 80, 90: of sm_80, sm_90 */
     int multiprocessors; /* that run blocks at the same time */
     size_t shared;       /* bytes of shared memory that a block may ask for */
     size_t cache;        /* bytes of the second-level cache */
     int row_blocks;      /* KD_ROW_BLOCKS: at least so many blocks hold a row of logits in shared
                           * memory (row_loss.cu); 0: none does */
-} kd_cuda_limits;
+};
 
-/* Of an exec on a CUDA device; read when it was opened. */
-const kd_cuda_limits *kd_cuda_limits_of(const kd_exec *exec);
+/* Of an exec on a CUDA device, here or planned for; read when it was opened. */
+static inline const kd_cuda_limits *kd_cuda_limits_of(const kd_exec *exec)
+{
+    return exec->device->card;
+}
+
+/* The most scratch that a matrix product may take.  What NVIDIA advises: 32 MiB for Hopper, less
+ * before. */
+static inline size_t kd_cuda_workspace(const kd_cuda_limits *limits)
+{
+    return (size_t)(limits->capability >= 90 ? 32 : 8) << 20;
+}
+
 void *kd_cuda_stream(const kd_exec *exec); /* a cudaStream_t; its device becomes the thread's */
 
 /* KD_ENOMEM or KD_EDEVICE, with "cuda:0: cudaMalloc: out of memory (cudaErrorMemoryAllocation)" of a
@@ -194,6 +219,7 @@ kd_status kd_cuda_failure(int error, const char *call);
 
 typedef struct kd_blas kd_blas;
 
+int kd_blas_version(void); /* 130100 is 13.1.0; once a device is open */
 KD_MUST_CHECK kd_status kd_blas_open(kd_blas **blas, kd_device *device);
 void kd_blas_close(kd_blas *blas);                   /* NULL is fine */
 kd_blas *kd_cuda_blas(const kd_exec *exec);          /* of a CUDA device */

@@ -78,17 +78,49 @@ void kd_device_describe(kd_device_info *info, const kd_device *device)
 
 /* ---- memory and copies ------------------------------------------------------------------------ */
 
+struct kd_allocation {
+    kd_allocation *next;
+    const void *memory;
+    size_t bytes;
+};
+
+size_t kd_device_available(kd_device *device)
+{
+    kd_device_info info;
+    if (device->type->available) return device->type->available(device);
+    kd_device_describe(&info, device);
+    return info.memory;
+}
+
 kd_status kd_device_alloc(void **out, kd_device *device, size_t bytes, const char *what)
 {
-    const kd_status status = device->type->alloc(out, device, bytes);
-    if (status == KD_OK) return KD_OK;
-    return kd_fail(status, "%s: %.2f GB on %s: %s", what, (double)bytes / 1e9, device->type->name,
-                   kd_last_error());
+    char text[32];
+    kd_allocation *entry = malloc(sizeof *entry);
+    const kd_status status = entry ? device->type->alloc(out, device, bytes)
+                                   : kd_fail(KD_ENOMEM, "no memory to note it");
+    if (status != KD_OK) {
+        free(entry);
+        return kd_fail(status, "%s: %s on %s: %s", what,
+                       kd_format_bytes(text, sizeof text, (double)bytes), device->type->name,
+                       kd_last_error());
+    }
+    *entry = (kd_allocation){ device->allocations, *out, bytes };
+    device->allocations = entry;
+    device->held += bytes;
+    if (device->most < device->held) device->most = device->held;
+    return KD_OK;
 }
 
 void kd_device_release(kd_device *device, void *memory)
 {
-    if (memory) device->type->release(device, memory);
+    kd_allocation **at = &device->allocations, *entry;
+    if (!memory) return;
+    while ((*at)->memory != memory) at = &(*at)->next;
+    entry = *at;
+    *at = entry->next;
+    device->held -= entry->bytes;
+    free(entry);
+    device->type->release(device, memory);
 }
 
 kd_status kd_device_alloc_host(void **out, kd_device *device, size_t bytes)

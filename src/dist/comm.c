@@ -26,6 +26,13 @@ kd_status kd_comm_check_tensor(const kd_tensor *t, bool sum, const char *what)
     return KD_OK;
 }
 
+kd_status kd_comm_check_host(const kd_exec *exec, const char *what)
+{
+    if (!exec->device || exec->device->type == &kd_device_cpu) return KD_OK;
+    return kd_fail(KD_ENOTSUP, "%s: these ranks are joined on the CPU, found a tensor on %s", what,
+                   exec->device->type->name);
+}
+
 kd_status kd_comm_check_root(const kd_comm *comm, int root)
 {
     if (root >= 0 && root < comm->size) return KD_OK;

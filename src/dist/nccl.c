@@ -26,15 +26,44 @@
 
 enum { HOST_VALUES = 64, CLOSE_SECONDS = 10 };
 
+/* Looked for when ranks first join (base/library.c). */
+#define FUNCTIONS(X)                                                                               \
+    X(ncclAllReduce)                                                                               \
+    X(ncclBroadcast)                                                                               \
+    X(ncclCommAbort)                                                                               \
+    X(ncclCommDestroy)                                                                             \
+    X(ncclCommFinalize)                                                                            \
+    X(ncclCommGetAsyncError)                                                                       \
+    X(ncclCommInitRankConfig)                                                                      \
+    X(ncclGetErrorString)                                                                          \
+    X(ncclGetLastError)                                                                            \
+    X(ncclGetUniqueId)                                                                             \
+    X(ncclGetVersion)
+
+static struct {
+#define X(function) __typeof__(&(function)) function;
+    FUNCTIONS(X)
+#undef X
+} api;
+
+#define X(function) #function,
+static const char *const functions[] = { FUNCTIONS(X) };
+#undef X
+
+_Static_assert(sizeof api == KD_COUNT(functions) * sizeof(void *), "pointers and nothing else");
+
+static kd_library library = {
+    .file = "libnccl.so.2", .functions = functions, .count = KD_COUNT(functions), .table = &api
+};
+
 _Static_assert(sizeof(kd_nccl_id) == sizeof(ncclUniqueId), "an id is NCCL's");
 
 typedef struct nccl_rank {
     kd_comm base;
     kd_device *device;
     ncclComm_t comm; /* NULL: not there, or being aborted */
-    double timeout;
-    kd_stack stack; /* never used: an exec has one */
-    kd_exec queue;  /* of communication */
+    kd_stack stack;  /* never used: an exec has one */
+    kd_exec queue;   /* of communication */
     kd_event *ready, *done;
     bool pending;        /* something was enqueued that nobody has joined */
     void *values, *host; /* [HOST_VALUES] doubles, of the device and pinned */
@@ -50,7 +79,7 @@ static nccl_rank *rank_of(kd_comm *comm) { return (nccl_rank *)comm; }
 
 static void *abort_communicator(void *comm)
 {
-    (void)ncclCommAbort(comm);
+    (void)api.ncclCommAbort(comm);
     return NULL;
 }
 
@@ -63,7 +92,7 @@ static void break_group(nccl_rank *r, kd_status status, const char *reason)
     }
     if (!r->comm) return;
     r->aborted = pthread_create(&r->aborting, NULL, abort_communicator, r->comm) == 0;
-    if (!r->aborted) (void)ncclCommAbort(r->comm);
+    if (!r->aborted) (void)api.ncclCommAbort(r->comm);
     r->comm = NULL;
 }
 
@@ -76,8 +105,8 @@ static kd_status broken(const nccl_rank *r)
 static kd_status fail(nccl_rank *r, ncclResult_t result, const char *call)
 {
     char reason[sizeof r->reason];
-    const char *more = ncclGetLastError(r->comm);
-    snprintf(reason, sizeof reason, "%s: %s%s%s", call, ncclGetErrorString(result),
+    const char *more = api.ncclGetLastError(r->comm);
+    snprintf(reason, sizeof reason, "%s: %s%s%s", call, api.ncclGetErrorString(result),
              more && *more ? ": " : "", more ? more : "");
     break_group(r, result == ncclRemoteError ? KD_EPEER : KD_EDEVICE, reason);
     return broken(r);
@@ -87,7 +116,7 @@ static kd_status time_out(nccl_rank *r, const char *call)
 {
     char reason[sizeof r->reason];
     snprintf(reason, sizeof reason, "%s: the other ranks did not answer within %g s", call,
-             r->timeout);
+             r->base.timeout);
     break_group(r, KD_EPEER, reason);
     return broken(r);
 }
@@ -110,12 +139,12 @@ static kd_status settle(nccl_rank *r, ncclResult_t result, const char *call)
     for (long pause = FIRST_NAP;; nap(&pause)) {
         ncclResult_t state = result;
         if (state == ncclSuccess || state == ncclInProgress) {
-            const ncclResult_t asked = ncclCommGetAsyncError(r->comm, &state);
+            const ncclResult_t asked = api.ncclCommGetAsyncError(r->comm, &state);
             if (asked != ncclSuccess) return fail(r, asked, "ncclCommGetAsyncError");
         }
         if (state == ncclSuccess) return KD_OK;
         if (state != ncclInProgress) return fail(r, state, call);
-        if (kd_clock() - start > r->timeout) return time_out(r, call);
+        if (kd_clock() - start > r->base.timeout) return time_out(r, call);
     }
 }
 
@@ -129,13 +158,13 @@ static kd_status nccl_wait(kd_comm *comm, kd_device *device, kd_event *event)
     for (long pause = FIRST_NAP;; nap(&pause)) {
         ncclResult_t state;
         const cudaError_t error = cudaEventQuery((cudaEvent_t)event);
-        const ncclResult_t asked = ncclCommGetAsyncError(r->comm, &state);
+        const ncclResult_t asked = api.ncclCommGetAsyncError(r->comm, &state);
         if (asked != ncclSuccess) return fail(r, asked, "ncclCommGetAsyncError");
         if (state != ncclSuccess && state != ncclInProgress) return fail(r, state, "collective");
         if (error == cudaSuccess) return KD_OK;
         if (error != cudaErrorNotReady) return kd_cuda_failure((int)error, "cudaEventQuery()");
         (void)cudaGetLastError(); /* not ready is no error */
-        if (kd_clock() - start > r->timeout) return time_out(r, "collective");
+        if (kd_clock() - start > r->base.timeout) return time_out(r, "collective");
     }
 }
 
@@ -176,8 +205,8 @@ static kd_status nccl_all_reduce(kd_comm *comm, kd_exec *exec, const kd_tensor *
     KD_TRY(check(r, exec, t, true, "all_reduce"));
     KD_TRY(fork_queue(r, exec));
     const ncclResult_t result =
-        ncclAllReduce(t->data, t->data, (size_t)kd_tensor_elements(t), ncclFloat32, ncclSum,
-                      r->comm, kd_cuda_stream(&r->queue));
+        api.ncclAllReduce(t->data, t->data, (size_t)kd_tensor_elements(t), ncclFloat32, ncclSum,
+                          r->comm, kd_cuda_stream(&r->queue));
     return settle(r, result, "ncclAllReduce");
 }
 
@@ -188,8 +217,8 @@ static kd_status nccl_broadcast(kd_comm *comm, kd_exec *exec, const kd_tensor *t
     KD_TRY(check(r, exec, t, false, "broadcast"));
     KD_TRY(kd_comm_check_root(comm, root));
     KD_TRY(fork_queue(r, exec));
-    const ncclResult_t result = ncclBroadcast(t->data, t->data, kd_tensor_bytes(t), ncclUint8, root,
-                                              r->comm, kd_cuda_stream(&r->queue));
+    const ncclResult_t result = api.ncclBroadcast(t->data, t->data, kd_tensor_bytes(t), ncclUint8,
+                                                  root, r->comm, kd_cuda_stream(&r->queue));
     KD_TRY(settle(r, result, "ncclBroadcast"));
     return nccl_join(comm, exec);
 }
@@ -207,8 +236,8 @@ static kd_status reduce_values(nccl_rank *r, double *values, size_t count)
     const size_t bytes = count * sizeof *values;
     memcpy(r->host, values, bytes);
     KD_TRY(copy(r, r->values, r->host, bytes));
-    const ncclResult_t result = ncclAllReduce(r->values, r->values, count, ncclFloat64, ncclSum,
-                                              r->comm, kd_cuda_stream(&r->queue));
+    const ncclResult_t result = api.ncclAllReduce(r->values, r->values, count, ncclFloat64, ncclSum,
+                                                  r->comm, kd_cuda_stream(&r->queue));
     KD_TRY(settle(r, result, "ncclAllReduce"));
     KD_TRY(copy(r, r->host, r->values, bytes));
     KD_TRY(kd_event_record(&r->queue, r->done));
@@ -241,13 +270,13 @@ static void nccl_abort(kd_comm *comm)
 
 static void leave(nccl_rank *r)
 {
-    r->timeout = CLOSE_SECONDS;
-    if (settle(r, ncclCommFinalize(r->comm), "ncclCommFinalize") != KD_OK) return;
-    const ncclResult_t result = ncclCommDestroy(r->comm);
+    r->base.timeout = CLOSE_SECONDS;
+    if (settle(r, api.ncclCommFinalize(r->comm), "ncclCommFinalize") != KD_OK) return;
+    const ncclResult_t result = api.ncclCommDestroy(r->comm);
     r->comm = NULL;
     if (result != ncclSuccess)
         kd_log(KD_LOG_WARN, "cuda:%d, rank %d: ncclCommDestroy: %s", r->device->index, r->base.rank,
-               ncclGetErrorString(result));
+               api.ncclGetErrorString(result));
 }
 
 /* An abort that does not end keeps its thread; the process can still go. */
@@ -287,13 +316,25 @@ static const kd_comm_type nccl = {
     .close = nccl_close,
 };
 
+void kd_nccl_version(char *text, size_t size)
+{
+    int version = 0;
+    if (kd_library_load(&library) != KD_OK)
+        snprintf(text, size, "NCCL: none: %s", kd_last_error());
+    else if (api.ncclGetVersion(&version) != ncclSuccess)
+        snprintf(text, size, "NCCL: none: %s", api.ncclGetLastError(NULL));
+    else
+        snprintf(text, size, "NCCL %d.%d.%d", version / 10000, version / 100 % 100, version % 100);
+}
+
 kd_status kd_nccl_id_create(kd_nccl_id *id)
 {
     ncclUniqueId made;
-    const ncclResult_t result = ncclGetUniqueId(&made);
+    KD_TRY(kd_library_load(&library));
+    const ncclResult_t result = api.ncclGetUniqueId(&made);
     if (result != ncclSuccess)
-        return kd_fail(KD_EDEVICE, "ncclGetUniqueId: %s: %s", ncclGetErrorString(result),
-                       ncclGetLastError(NULL));
+        return kd_fail(KD_EDEVICE, "ncclGetUniqueId: %s: %s", api.ncclGetErrorString(result),
+                       api.ncclGetLastError(NULL));
     memcpy(id, &made, sizeof *id);
     return KD_OK;
 }
@@ -310,7 +351,7 @@ static kd_status enter(nccl_rank *r, const kd_nccl_id *id)
     KD_TRY(kd_device_alloc_host(&r->host, r->device, HOST_VALUES * sizeof(double)));
     (void)kd_cuda_stream(&r->queue); /* joins with the thread's device */
     const ncclResult_t result =
-        ncclCommInitRankConfig(&r->comm, r->base.size, unique, r->base.rank, &config);
+        api.ncclCommInitRankConfig(&r->comm, r->base.size, unique, r->base.rank, &config);
     if (!r->comm) return fail(r, result, "ncclCommInitRankConfig");
     return settle(r, result, "ncclCommInitRankConfig");
 }
@@ -324,9 +365,10 @@ kd_status kd_comm_nccl(kd_comm **comm, kd_device *device, int rank, int size, co
     if (rank < 0 || rank >= size || !(timeout > 0.0))
         return kd_fail(KD_EINVAL, "rank %d of %d, timeout %g s: expected 0 to %d and more than 0",
                        rank, size, timeout, size - 1);
+    KD_TRY(kd_library_load(&library));
     nccl_rank *r = calloc(1, sizeof *r);
     if (!r) return kd_fail(KD_ENOMEM, "communicator: %zu bytes", sizeof *r);
-    *r = (nccl_rank){ .base = { &nccl, rank, size }, .device = device, .timeout = timeout };
+    *r = (nccl_rank){ .base = { &nccl, rank, size, timeout }, .device = device };
     r->queue = (kd_exec){ device, device->type->communication(device), &r->stack };
     const kd_status status = enter(r, id);
     if (status != KD_OK) {

@@ -1,6 +1,10 @@
 /* Stands for NCCL in a build without it. */
 #include "dist/dist.h"
 
+#include <stdio.h>
+
+void kd_nccl_version(char *text, size_t size) { snprintf(text, size, "no NCCL in this build"); }
+
 kd_status kd_nccl_id_create(kd_nccl_id *id)
 {
     (void)id;

@@ -1,6 +1,7 @@
 /* solo.c - a group of one: every sum is its only term. */
 #include "dist/dist.h"
 
+#include <math.h>
 #include <stdlib.h>
 
 static kd_status solo_all_reduce(kd_comm *comm, kd_exec *exec, const kd_tensor *t)
@@ -45,6 +46,6 @@ kd_status kd_comm_solo(kd_comm **comm)
 {
     *comm = malloc(sizeof **comm);
     if (!*comm) return kd_fail(KD_ENOMEM, "communicator: %zu bytes", sizeof **comm);
-    **comm = (kd_comm){ .type = &solo, .rank = 0, .size = 1 };
+    **comm = (kd_comm){ .type = &solo, .rank = 0, .size = 1, .timeout = INFINITY };
     return KD_OK;
 }

@@ -13,6 +13,7 @@
 #include "dist/dist.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -120,9 +121,7 @@ static void leave(group *g)
 static kd_status check_tensor(const member *m, const kd_exec *exec, const kd_tensor *t, bool sum,
                               const char *what)
 {
-    if (exec->device && exec->device->type != &kd_device_cpu)
-        return kd_fail(KD_ENOTSUP, "%s: ranks in threads share host memory, found a tensor on %s",
-                       what, exec->device->type->name);
+    KD_TRY(kd_comm_check_host(exec, what));
     KD_TRY(kd_comm_check_tensor(t, sum, what));
     if (kd_tensor_elements(t) > m->group->max_elements)
         return kd_fail(KD_EINVAL, "%s: found %" PRId64 " elements, expected at most %" PRId64, what,
@@ -258,7 +257,7 @@ kd_status kd_comm_threads(kd_comm **comms, int size, int64_t max_elements)
     g->max_elements = max_elements;
     g->calls = calls;
     for (int r = 0; r < size; r++) {
-        g->members[r] = (member){ .base = { &threads, r, size }, .group = g };
+        g->members[r] = (member){ .base = { &threads, r, size, INFINITY }, .group = g };
         comms[r] = &g->members[r].base;
     }
     return KD_OK;

@@ -1,8 +1,28 @@
-/* bpe.h - what the files of the byte-level BPE tokenizer share; nobody else includes it. */
+/* bpe.h - what the tokenizers' files share; nobody else includes it. */
 #ifndef KD_BPE_H
 #define KD_BPE_H
 
 #include "format/format.h"
+
+/* ---- parts of tokenizer.json (tokenizer.c); KD_EFORMAT names `path`, part, found and expected ---- */
+
+enum { KD_MAX_IDS = 1 << 24 };
+
+/* `what` and `text` say whose id it is. */
+KD_MUST_CHECK kd_status kd_token_id(int32_t *id, const char *path, const char *what,
+                                    const char *text, const json_t *value);
+
+/* `value`, the list called `name`; NULL where it is absent or null. */
+KD_MUST_CHECK kd_status kd_token_list(const json_t **list, const char *path, const json_t *value,
+                                      const char *name);
+
+/* model.merges[i], "left right" or ["left", "right"].  `left` has `length` bytes and no NUL. */
+KD_MUST_CHECK kd_status kd_token_merge(const char **left, size_t *length, const char **right,
+                                       const char *path, const json_t *merge, size_t i);
+
+/* added_tokens[i]; its flags are booleans where they are there. */
+KD_MUST_CHECK kd_status kd_token_added(const char **text, int32_t *id, const char *path,
+                                       const json_t *item, size_t i);
 
 /* ---- characters ------------------------------------------------------------------------------- */
 

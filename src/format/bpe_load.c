@@ -10,11 +10,10 @@
  */
 #include "format/bpe.h"
 
-#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_IDS = 1 << 24, MAX_HOLES = 1024 };
+enum { MAX_HOLES = 1024 };
 
 /* ---- the byte alphabet ------------------------------------------------------------------------ */
 
@@ -57,17 +56,6 @@ static kd_status token_bytes(kd_bpe_token *token, kd_arena *arena, const int16_t
 
 /* ---- tokens ----------------------------------------------------------------------------------- */
 
-static kd_status read_id(int32_t *id, const kd_tokenizer *t, const char *what, const char *text,
-                         const json_t *value)
-{
-    const long long n = (long long)json_integer_value(value);
-    if (!json_is_integer(value) || n < 0 || n >= MAX_IDS)
-        return kd_fail(KD_EFORMAT, "%s: %s \"%.60s\": id %lld, expected an integer from 0 to %d",
-                       t->path, what, text, n, MAX_IDS - 1);
-    *id = (int32_t)n;
-    return KD_OK;
-}
-
 /* Ids bound every table, so they must be about as many as the tokens. */
 static kd_status measure_ids(kd_tokenizer *t, json_t *vocab, const json_t *added)
 {
@@ -76,22 +64,22 @@ static kd_status measure_ids(kd_tokenizer *t, json_t *vocab, const json_t *added
     int32_t id;
     json_object_foreach(vocab, text, value)
     {
-        KD_TRY(read_id(&id, t, "token", text, value));
+        KD_TRY(kd_token_id(&id, t->path, "token", text, value));
         t->size = kd_max_i64(t->size, (int64_t)id + 1);
     }
     for (size_t i = 0; i < json_array_size(added); i++) {
-        const json_t *item = json_array_get(added, i);
-        text = json_string_value(json_object_get(item, "content"));
-        if (!text || !*text || strlen(text) > KD_MAX_ADDED_BYTES)
-            return kd_fail(KD_EFORMAT, "%s: added_tokens[%zu]: expected content of 1 to %d bytes",
-                           t->path, i, KD_MAX_ADDED_BYTES);
-        KD_TRY(read_id(&id, t, "added token", text, json_object_get(item, "id")));
+        KD_TRY(kd_token_added(&text, &id, t->path, json_array_get(added, i), i));
+        if (!*text || strlen(text) > KD_MAX_ADDED_BYTES)
+            return kd_fail(KD_EFORMAT,
+                           "%s: added_tokens[%zu]: content of %zu bytes, expected 1 to %d", t->path,
+                           i, strlen(text), KD_MAX_ADDED_BYTES);
         t->size = kd_max_i64(t->size, (int64_t)id + 1);
     }
     const int64_t count = (int64_t)(json_object_size(vocab) + json_array_size(added));
     if (t->size > 2 * count + MAX_HOLES)
-        return kd_fail(KD_EFORMAT, "%s: largest id %lld, but only %lld tokens", t->path,
-                       (long long)t->size - 1, (long long)count);
+        return kd_fail(KD_EFORMAT, "%s: largest id %lld of %lld tokens, expected at most %lld",
+                       t->path, (long long)t->size - 1, (long long)count,
+                       (long long)(2 * count + MAX_HOLES - 1));
     return KD_OK;
 }
 
@@ -188,59 +176,51 @@ static int by_pair(const void *a, const void *b)
     return (x->rank > y->rank) - (x->rank < y->rank);
 }
 
-/* "left right" or ["left", "right"]; `joined` gets the text of both. */
-static kd_status merge_sides(char **left, char **right, char **joined, const kd_tokenizer *t,
-                             const json_t *merge, size_t i)
+/* The texts of both sides and of what they give, each with its NUL, in one allocation. */
+static kd_status merge_texts(char *texts[3], const kd_tokenizer *t, const json_t *merge, size_t i)
 {
-    const char *whole = json_string_value(merge);
-    const char *a = json_string_value(json_array_get(merge, 0));
-    const char *b = json_string_value(json_array_get(merge, 1));
-    const char *space = whole ? strchr(whole, ' ') : NULL;
-    if (!(space && !strchr(space + 1, ' ')) && !(a && b && json_array_size(merge) == 2))
-        return kd_fail(KD_EFORMAT, "%s: model.merges[%zu], expected \"a b\" or [\"a\", \"b\"]",
-                       t->path, i);
-    const size_t m = space ? (size_t)(space - whole) : strlen(a);
-    const size_t n = strlen(space ? space + 1 : b);
-    char *text = malloc(2 * (m + n) + 3);
-    if (!text) return kd_fail(KD_ENOMEM, "%s: no memory", t->path);
-    *joined = text;
-    memcpy(text, space ? whole : a, m);
-    memcpy(text + m, space ? space + 1 : b, n + 1);
-    *left = text + m + n + 1;
-    memcpy(*left, text, m);
-    (*left)[m] = 0;
-    *right = *left + m + 1;
-    memcpy(*right, text + m, n + 1);
+    const char *left, *right;
+    size_t m;
+    KD_TRY(kd_token_merge(&left, &m, &right, t->path, merge, i));
+    const size_t n = strlen(right);
+    texts[2] = malloc(2 * (m + n) + 3);
+    if (!texts[2]) return kd_fail(KD_ENOMEM, "%s: no memory", t->path);
+    memcpy(texts[2], left, m);
+    memcpy(texts[2] + m, right, n + 1);
+    texts[0] = texts[2] + m + n + 1;
+    memcpy(texts[0], left, m);
+    texts[0][m] = '\0';
+    texts[1] = texts[0] + m + 1;
+    memcpy(texts[1], right, n + 1);
     return KD_OK;
 }
 
 static kd_status load_merge(kd_bpe_merge *out, const kd_tokenizer *t, const json_t *merge,
                             const json_t *vocab, size_t i)
 {
-    char *sides[3] = { NULL };
+    char *texts[3] = { NULL };
     int32_t ids[3] = { -1, -1, -1 };
-    KD_TRY(merge_sides(&sides[0], &sides[1], &sides[2], t, merge, i));
+    KD_TRY(merge_texts(texts, t, merge, i));
     int k = 0;
     for (; k < 3; k++) {
-        const json_t *id = json_object_get(vocab, sides[k]);
+        const json_t *id = json_object_get(vocab, texts[k]);
         if (!id) break;
         ids[k] = (int32_t)json_integer_value(id);
     }
     const kd_status status =
         k == 3 ? KD_OK
                : kd_fail(KD_EFORMAT, "%s: model.merges[%zu]: \"%.60s\" is not in the vocabulary",
-                         t->path, i, sides[k]);
+                         t->path, i, texts[k]);
     *out = (kd_bpe_merge){ .left = ids[0], .right = ids[1], .rank = (int32_t)i, .id = ids[2] };
-    free(sides[2]);
+    free(texts[2]);
     return status;
 }
 
 static kd_status load_merges(kd_tokenizer *t, const json_t *merges, const json_t *vocab)
 {
-    const size_t n = json_array_size(merges);
+    const size_t n = json_array_size(merges); /* < 2^24, as kd_json_parse bounds all values */
     int64_t kept = 0;
-    if (!json_is_array(merges) || n > INT32_MAX)
-        return kd_fail(KD_EFORMAT, "%s: model.merges is no list of pairs", t->path);
+    if (!merges) return kd_fail(KD_EFORMAT, "%s: model.merges is missing", t->path);
     KD_TRY(KD_ARENA_ARRAY(&t->merges, t->arena, (int64_t)n));
     KD_TRY(KD_ARENA_ARRAY(&t->merge_begin, t->arena, t->size + 1));
     for (size_t i = 0; i < n; i++)
@@ -320,8 +300,11 @@ static kd_status check_model(const kd_tokenizer *t, const json_t *model)
     if (type ? strcmp(type, "BPE") != 0 : !json_object_get(model, "merges"))
         return kd_fail(KD_ENOTSUP, "%s: model.type %.60s; kd reads BPE", t->path,
                        type ? type : "is missing and there are no merges");
-    if (!json_is_object(json_object_get(model, "vocab")))
-        return kd_fail(KD_EFORMAT, "%s: model.vocab is not an object", t->path);
+    const json_t *vocab = json_object_get(model, "vocab");
+    char shown[80];
+    if (!json_is_object(vocab))
+        return kd_fail(KD_EFORMAT, "%s: model.vocab is %s, expected an object", t->path,
+                       kd_json_show(shown, sizeof shown, vocab));
     for (int i = 0; i < KD_COUNT(affixes); i++)
         if (!empty(json_object_get(model, affixes[i])))
             return kd_fail(KD_ENOTSUP, "%s: model.%s; kd reads byte-level BPE, which has none",
@@ -335,18 +318,17 @@ static kd_status check_model(const kd_tokenizer *t, const json_t *model)
 
 static kd_status load(kd_tokenizer *t, const json_t *json)
 {
-    const json_t *model = json_object_get(json, "model");
-    const json_t *added = json_object_get(json, "added_tokens");
+    const json_t *model = json_object_get(json, "model"), *merges, *added;
     int16_t alphabet[512];
     KD_TRY(check_model(t, model));
     json_t *vocab = json_object_get(model, "vocab");
-    if (added && !json_is_array(added) && !json_is_null(added))
-        return kd_fail(KD_EFORMAT, "%s: added_tokens is no list", t->path);
+    KD_TRY(kd_token_list(&merges, t->path, json_object_get(model, "merges"), "model.merges"));
+    KD_TRY(kd_token_list(&added, t->path, json_object_get(json, "added_tokens"), "added_tokens"));
     fill_alphabet(alphabet);
     KD_TRY(measure_ids(t, vocab, added));
     KD_TRY(load_vocabulary(t, vocab, alphabet));
     KD_TRY(load_added(t, added, vocab, alphabet));
-    KD_TRY(load_merges(t, json_object_get(model, "merges"), vocab));
+    KD_TRY(load_merges(t, merges, vocab));
     if (json_is_true(json_object_get(model, "ignore_merges"))) KD_TRY(load_words(t));
     return kd_bpe_load_pipeline(t, json);
 }

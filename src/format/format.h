@@ -31,7 +31,6 @@ typedef struct kd_st_file {
     kd_st_entry *entries; /* sorted by name */
     int64_t count;
     json_t *metadata; /* strings; NULL: none */
-    void *map;        /* whole file, read-only; NULL until kd_st_map */
 } kd_st_file;
 
 /* Validates everything before anything is allocated by it; KD_EFORMAT names file, tensor, byte
@@ -47,9 +46,10 @@ const char *kd_st_metadata(const kd_st_file *file, const char *key);
 KD_MUST_CHECK kd_status kd_st_read(void *to, kd_dtype dtype, const kd_st_file *file,
                                    const kd_st_entry *entry, int64_t first, int64_t count);
 
-/* The tensor's bytes in a mapping of the file, for data sets that are larger than memory.  May be
- * unaligned for its type. */
-KD_MUST_CHECK kd_status kd_st_map(const void **data, kd_st_file *file, const kd_st_entry *entry);
+/* KD_EFORMAT naming the first of `count` values, read from element `first` on, that is NaN or
+ * infinite. */
+KD_MUST_CHECK kd_status kd_st_check_finite(const kd_st_file *file, const kd_st_entry *entry,
+                                           int64_t first, const float *values, int64_t count);
 
 typedef struct kd_st_writer kd_st_writer;
 
@@ -137,6 +137,7 @@ void kd_config_rope(float *frequencies, float *scale, const kd_config *config);
 /* ---- tokenizers ------------------------------------------------------------------------------- */
 
 typedef struct kd_tokenizer_info {
+    const char *dir;     /* as it was given, not a copy */
     bool present;        /* the folder has a tokenizer.json */
     kd_hash fingerprint; /* of ids, tokens, merges and normaliser, not of the file's bytes */
     int64_t size;        /* largest id + 1, added tokens included */

@@ -7,7 +7,7 @@
  *
  * Bounds, chosen so that no count of parameters or operations can overflow 63 bits:
  *   layers <= 2^12, width <= 2^20, ffn <= 2^22, heads and head size <= 2^13, vocabulary <= 2^24,
- *   positions <= 2^28.
+ *   positions <= 2^28; parameters <= 2^50, so that bytes cannot either.
  * A field outside them is KD_EFORMAT; a value that transformers knows and kd does not compute is
  * KD_ENOTSUP with the field and the value.  Nothing is ever run: auto_map is ignored with a notice.
  * Dropout is not computed: models are read as they are used, not as they were trained.
@@ -24,6 +24,8 @@ enum {
     MAX_VOCABULARY = 1 << 24,
     MAX_POSITIONS = 1 << 28,
 };
+
+static const int64_t max_parameters = INT64_C(1) << 50;
 
 /* A JSON object being read; `prefix` names it within the file: "" or "rope_scaling.". */
 typedef struct reader {
@@ -102,28 +104,18 @@ static json_t *get(const reader *r, const char *key)
     return json_is_null(value) ? NULL : value;
 }
 
-/* The value as the file has it, for messages. */
-static const char *shown(char *buffer, size_t size, const json_t *value)
-{
-    const size_t n =
-        value ? json_dumpb(value, buffer, size - 1, JSON_COMPACT | JSON_ENCODE_ANY) : 0;
-    if (!value || n > size - 1) return value ? "a long value" : "nothing";
-    buffer[n] = '\0';
-    return buffer;
-}
-
 static kd_status refuse(const reader *r, const char *key, const char *expected)
 {
     char text[80];
     return kd_fail(KD_EFORMAT, "%s: %s%s is %s, expected %s", r->source, r->prefix, key,
-                   shown(text, sizeof text, get(r, key)), expected);
+                   kd_json_show(text, sizeof text, get(r, key)), expected);
 }
 
 static kd_status not_supported(const reader *r, const char *key, const char *supported)
 {
     char text[80];
     return kd_fail(KD_ENOTSUP, "%s: %s%s is %s; kd computes %s", r->source, r->prefix, key,
-                   shown(text, sizeof text, get(r, key)), supported);
+                   kd_json_show(text, sizeof text, get(r, key)), supported);
 }
 
 /* `fallback` < 0: required. */
@@ -419,11 +411,10 @@ static kd_status choose_family(const family **out, const reader *r)
     const char *model_type, *architecture = NULL;
     const json_t *list = get(r, "architectures");
     KD_TRY(read_string(&model_type, r, "model_type"));
-    if (list && json_array_size(list) > 0) {
-        architecture = json_string_value(json_array_get(list, 0));
-        if (!architecture) return refuse(r, "architectures", "a list of strings");
-    }
-    if (!architecture && !model_type) return refuse(r, "architectures", "a list of strings");
+    if (json_array_size(list) > 0) architecture = json_string_value(json_array_get(list, 0));
+    if ((list && !json_is_array(list)) || (json_array_size(list) > 0 && !architecture) ||
+        (!architecture && !model_type))
+        return refuse(r, "architectures", "a list of strings");
     *out = find_family(architecture, model_type);
     if (!*out)
         return not_supported(r, architecture ? "architectures" : "model_type",
@@ -449,6 +440,9 @@ static kd_status parse_fields(kd_config *c, const reader *r)
     KD_TRY(read_int(&c->vocabulary, r, "vocab_size", -1, MAX_VOCABULARY));
     KD_TRY(f->parse(c, r, f));
     KD_TRY(read_bool(&c->tied, r, "tie_word_embeddings", f->tied));
+    if (kd_config_parameters(c) > max_parameters)
+        return kd_fail(KD_EFORMAT, "%s: the sizes give %lld parameters, expected at most 2^50",
+                       r->source, (long long)kd_config_parameters(c));
     KD_TRY(read_token(&c->bos, c, r, "bos_token_id", f->bos));
     KD_TRY(read_token(&c->pad, c, r, "pad_token_id", -1));
     KD_TRY(read_eos(c, r, f->eos));
@@ -527,7 +521,10 @@ kd_status kd_config_parse(kd_config *config, kd_arena *arena, const char *source
 {
     (void)arena; /* every string is static today */
     *config = (kd_config){ 0 };
-    if (!json_is_object(json)) return kd_fail(KD_EFORMAT, "%s: expected an object", source);
+    char text[80];
+    if (!json_is_object(json))
+        return kd_fail(KD_EFORMAT, "%s: found %s, expected an object", source,
+                       kd_json_show(text, sizeof text, json));
     config->raw = json_deep_copy(json);
     if (!config->raw) return kd_fail(KD_ENOMEM, "%s: no memory", source);
     const reader r = { source, "", config->raw };
@@ -545,8 +542,10 @@ kd_status kd_config_parse(kd_config *config, kd_arena *arena, const char *source
 static kd_status read_generation(kd_config *config, kd_arena *arena, const char *dir)
 {
     const char *path = NULL;
+    bool there;
     KD_TRY(kd_path_join(&path, arena, dir, "generation_config.json"));
-    if (!kd_file_exists(path)) return KD_OK;
+    KD_TRY(kd_file_find(&there, path));
+    if (!there) return KD_OK;
     json_t *json = NULL;
     KD_TRY(kd_json_read(&json, path));
     const reader r = { path, "", json };

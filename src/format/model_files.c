@@ -4,12 +4,16 @@
  *
  * An index may not lie: every name in weight_map stands in the shard it says and every tensor of every
  * shard stands in weight_map under that shard, so a tensor in two shards is always refused.  A shard is
- * a plain file name ending in .safetensors: no path leaves the directory.  (The file itself may be a
- * symbolic link; Hugging Face's download cache is made of them.)  metadata.total_size is only
- * compared with a warning, as published indices are known to carry wrong ones.
+ * a plain file name ending in .safetensors, and no link that leads out of the directory, but to the
+ * blobs of Hugging Face's download cache: snapshots/REVISION/x is a link to ../../blobs/HASH there.
+ * metadata.total_size is only compared with a warning, as published indices are known to carry wrong
+ * ones.
  */
 #include "format/format.h"
 
+#include <errno.h>
+#include <limits.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 enum { MAX_SHARDS = 4096 };
@@ -24,18 +28,45 @@ static kd_status add_file(kd_model_files *m, const char *name)
     return KD_OK;
 }
 
-static kd_status check_shard_name(const char *index, const char *tensor, const char *shard)
+static kd_status check_shard_name(const char *index, const char *tensor, const json_t *value)
 {
+    const char *shard = json_string_value(value), *suffix = ".safetensors";
     const size_t length = shard ? strlen(shard) : 0;
-    const char *suffix = ".safetensors";
-    if (!shard) return kd_fail(KD_EFORMAT, "%s: weight_map[\"%s\"] is no string", index, tensor);
-    if (shard[0] == '.' || strchr(shard, '/') || strchr(shard, '\\') || length <= strlen(suffix) ||
-        strcmp(shard + length - strlen(suffix), suffix) != 0)
-        return kd_fail(KD_EFORMAT,
-                       "%s: weight_map[\"%s\"] is \"%s\", expected the name of a .safetensors file "
-                       "in the same directory",
-                       index, tensor, shard);
-    return KD_OK;
+    char shown[160];
+    if (shard && shard[0] != '.' && !strchr(shard, '/') && !strchr(shard, '\\') &&
+        length > strlen(suffix) && strcmp(shard + length - strlen(suffix), suffix) == 0)
+        return KD_OK;
+    return kd_fail(KD_EFORMAT,
+                   "%s: weight_map[\"%.120s\"] is %s, expected the name of a .safetensors file in "
+                   "the same directory",
+                   index, tensor, kd_json_show(shown, sizeof shown, value));
+}
+
+/* Cuts the last part off a real path: "/a/b" is in "/a". */
+static void to_parent(char *path)
+{
+    char *slash = strrchr(path, '/');
+    if (slash) *slash = '\0';
+}
+
+/* Where the links of `path` end lies in `dir`, or in the blobs beside its snapshots. */
+static kd_status check_inside(const char *path, const char *dir, const char *index)
+{
+    char file[PATH_MAX], home[PATH_MAX], folder[PATH_MAX], blobs[PATH_MAX + sizeof "/blobs"];
+    if (!realpath(path, file) || !realpath(dir, home))
+        return kd_fail(KD_EFORMAT, "%s: %s, but %s lists it", path, strerror(errno), index);
+    (void)snprintf(folder, sizeof folder, "%s", file);
+    to_parent(folder);
+    if (strcmp(folder, home) == 0) return KD_OK;
+    to_parent(home);
+    const char *snapshots = strrchr(home, '/');
+    if (snapshots && strcmp(snapshots, "/snapshots") == 0) {
+        to_parent(home);
+        (void)snprintf(blobs, sizeof blobs, "%s/blobs", home);
+        if (strcmp(folder, blobs) == 0) return KD_OK;
+    }
+    return kd_fail(KD_EFORMAT, "%s: a link to %s, expected a file in the same directory", path,
+                   file);
 }
 
 static int by_text(const void *a, const void *b)
@@ -54,7 +85,7 @@ static kd_status list_shards(const char ***shards, int64_t *count, kd_arena *are
     KD_TRY(KD_ARENA_ARRAY(shards, arena, (int64_t)json_object_size(map)));
     json_object_foreach(map, tensor, value)
     {
-        KD_TRY(check_shard_name(index, tensor, json_string_value(value)));
+        KD_TRY(check_shard_name(index, tensor, value));
         (*shards)[n++] = json_string_value(value);
     }
     if (n) qsort(*shards, (size_t)n, sizeof **shards, by_text);
@@ -76,11 +107,11 @@ static kd_status check_shard(const kd_st_file *f, const char *shard, const char 
         const char *name = f->entries[i].name;
         const char *listed = json_string_value(json_object_get(map, name));
         if (!listed)
-            return kd_fail(KD_EFORMAT, "%s: tensor \"%s\" is missing from %s", f->path, name,
+            return kd_fail(KD_EFORMAT, "%s: tensor \"%.120s\" is missing from %s", f->path, name,
                            index);
         if (strcmp(listed, shard) != 0)
-            return kd_fail(KD_EFORMAT, "%s: tensor \"%s\" belongs to %s according to %s", f->path,
-                           name, listed, index);
+            return kd_fail(KD_EFORMAT, "%s: tensor \"%.120s\" belongs to %s according to %s",
+                           f->path, name, listed, index);
     }
     return KD_OK;
 }
@@ -88,18 +119,20 @@ static kd_status check_shard(const kd_st_file *f, const char *shard, const char 
 static kd_status check_total(const kd_model_files *m, const char *index, const json_t *json)
 {
     const json_t *total = json_object_get(json_object_get(json, "metadata"), "total_size");
-    if (total && json_number_value(total) != (double)m->bytes)
-        kd_log(KD_LOG_WARN, "%s: total_size is %.0f, the shards hold %lld bytes of tensors", index,
-               json_number_value(total), (long long)m->bytes);
+    char shown[80];
+    if (total && (!json_is_integer(total) || json_integer_value(total) != m->bytes))
+        kd_log(KD_LOG_WARN, "%s: total_size is %s, the shards hold %lld bytes of tensors", index,
+               kd_json_show(shown, sizeof shown, total), (long long)m->bytes);
     return KD_OK;
 }
 
 static kd_status open_shards(kd_model_files *m, const char *index, const json_t *json)
 {
     json_t *map = json_object_get(json, "weight_map");
+    char shown[80];
     if (!json_is_object(map) || json_object_size(map) == 0)
         return kd_fail(KD_EFORMAT, "%s: weight_map is %s, expected an object of file names", index,
-                       map ? "empty or no object" : "missing");
+                       kd_json_show(shown, sizeof shown, map));
     const char **shards = NULL;
     int64_t count = 0;
     KD_TRY(list_shards(&shards, &count, m->arena, index, map));
@@ -107,8 +140,7 @@ static kd_status open_shards(kd_model_files *m, const char *index, const json_t 
     for (int64_t i = 0; i < count; i++) {
         const char *path = NULL;
         KD_TRY(kd_path_join(&path, m->arena, m->dir, shards[i]));
-        if (!kd_file_exists(path))
-            return kd_fail(KD_EFORMAT, "%s: missing, but %s lists it", path, index);
+        KD_TRY(check_inside(path, m->dir, index));
         KD_TRY(add_file(m, shards[i]));
         KD_TRY(check_shard(m->files[i], shards[i], index, map));
     }
@@ -117,7 +149,7 @@ static kd_status open_shards(kd_model_files *m, const char *index, const json_t 
     json_object_foreach(map, name, value)
     {
         if (!kd_model_files_find(m, name, NULL))
-            return kd_fail(KD_EFORMAT, "%s: tensor \"%s\" is not in %s", index, name,
+            return kd_fail(KD_EFORMAT, "%s: tensor \"%.120s\" is not in %s", index, name,
                            json_string_value(value));
     }
     return check_total(m, index, json);
@@ -126,13 +158,16 @@ static kd_status open_shards(kd_model_files *m, const char *index, const json_t 
 static kd_status open_files(kd_model_files *m)
 {
     const char *single = NULL, *index = NULL;
+    bool there;
     KD_TRY(kd_path_join(&single, m->arena, m->dir, "model.safetensors"));
     KD_TRY(kd_path_join(&index, m->arena, m->dir, "model.safetensors.index.json"));
-    if (kd_file_exists(single)) {
+    KD_TRY(kd_file_find(&there, single));
+    if (there) {
         KD_TRY(KD_ARENA_ARRAY(&m->files, m->arena, 1));
         return add_file(m, "model.safetensors");
     }
-    if (!kd_file_exists(index))
+    KD_TRY(kd_file_find(&there, index));
+    if (!there)
         return kd_fail(KD_EFORMAT, "%s: neither model.safetensors nor model.safetensors.index.json",
                        m->dir);
     json_t *json = NULL;

@@ -23,13 +23,10 @@
  */
 #include "format/format.h"
 
-#include <errno.h>
-#include <fcntl.h>
+#include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 enum { HEADER_LIMIT = 100000000, PIECE = 32768 };
@@ -48,38 +45,17 @@ static const struct st_type {
     { "I64", 64 }, { "U64", 64 },
 };
 
-/* A name from the file, fit for a terminal: control bytes escaped, long ones cut. */
-static const char *printable(char *buffer, size_t size, const char *name)
-{
-    size_t n = 0;
-    for (const char *p = name; *p; p++) {
-        const unsigned char c = (unsigned char)*p;
-        const bool c1 = c == 0xc2 && (unsigned char)p[1] < 0xa0; /* U+0080 to U+009F */
-        if (n + 8 > size) {
-            n += (size_t)snprintf(buffer + n, size - n, "...");
-            break;
-        }
-        if (c < 0x20 || c == 0x7f || c1)
-            n += (size_t)snprintf(buffer + n, size - n, "\\x%02x", c);
-        else
-            buffer[n++] = (char)c;
-    }
-    buffer[n] = '\0';
-    return buffer;
-}
-
 static kd_status refuse(const kd_st_file *f, const char *name, const char *fmt, ...)
     KD_PRINTF(3, 4);
 
 static kd_status refuse(const kd_st_file *f, const char *name, const char *fmt, ...)
 {
-    char shown[128], what[256];
+    char what[256];
     va_list args;
     va_start(args, fmt);
     (void)vsnprintf(what, sizeof what, fmt, args);
     va_end(args);
-    return kd_fail(KD_EFORMAT, "%s: tensor \"%s\": %s", f->path,
-                   printable(shown, sizeof shown, name), what);
+    return kd_fail(KD_EFORMAT, "%s: tensor \"%.120s\": %s", f->path, name, what);
 }
 
 static int dtype_of(const char *name)
@@ -91,17 +67,13 @@ static int dtype_of(const char *name)
     return -1;
 }
 
-static const char *kind_of(const json_t *value)
+/* `what` is not of the kind that is `expected`. */
+static kd_status refuse_kind(const kd_st_file *f, const char *name, const char *what,
+                             const json_t *value, const char *expected)
 {
-    switch (json_typeof(value)) {
-    case JSON_OBJECT: return "an object";
-    case JSON_ARRAY: return "an array";
-    case JSON_STRING: return "a string";
-    case JSON_INTEGER: return "an integer";
-    case JSON_REAL: return "a real number";
-    case JSON_NULL: return "null";
-    default: return "a boolean";
-    }
+    char shown[80];
+    return refuse(f, name, "%s is %s, expected %s", what, kd_json_show(shown, sizeof shown, value),
+                  expected);
 }
 
 /* ---- one tensor ------------------------------------------------------------------------------- */
@@ -109,9 +81,7 @@ static const char *kind_of(const json_t *value)
 static kd_status parse_dtype(kd_st_entry *entry, int *bits, const kd_st_file *f,
                              const json_t *value)
 {
-    if (!json_is_string(value))
-        return refuse(f, entry->name, "dtype is %s, expected a string",
-                      value ? kind_of(value) : "missing");
+    if (!json_is_string(value)) return refuse_kind(f, entry->name, "dtype", value, "a string");
     const char *name = json_string_value(value);
     for (int i = 0; i < KD_COUNT(st_types); i++) {
         if (strcmp(name, st_types[i].name) != 0) continue;
@@ -120,16 +90,13 @@ static kd_status parse_dtype(kd_st_entry *entry, int *bits, const kd_st_file *f,
         *bits = st_types[i].bits;
         return KD_OK;
     }
-    char shown[64];
-    return refuse(f, entry->name, "dtype \"%s\" is not one of the format's %d",
-                  printable(shown, sizeof shown, name), KD_COUNT(st_types));
+    return refuse(f, entry->name, "dtype \"%.60s\" is not one of the format's %d", name,
+                  KD_COUNT(st_types));
 }
 
 static kd_status parse_shape(kd_st_entry *entry, const kd_st_file *f, const json_t *value)
 {
-    if (!json_is_array(value))
-        return refuse(f, entry->name, "shape is %s, expected an array",
-                      value ? kind_of(value) : "missing");
+    if (!json_is_array(value)) return refuse_kind(f, entry->name, "shape", value, "an array");
     const size_t rank = json_array_size(value);
     if (rank > KD_ST_MAX_RANK)
         return refuse(f, entry->name, "%zu dimensions, expected at most %d", rank, KD_ST_MAX_RANK);
@@ -137,9 +104,10 @@ static kd_status parse_shape(kd_st_entry *entry, const kd_st_file *f, const json
     entry->elements = 1;
     for (size_t i = 0; i < rank; i++) {
         const json_t *dim = json_array_get(value, i);
+        char what[24];
+        (void)snprintf(what, sizeof what, "dimension %zu", i);
         if (!json_is_integer(dim))
-            return refuse(f, entry->name, "dimension %zu is %s, expected a decimal integer", i,
-                          kind_of(dim));
+            return refuse_kind(f, entry->name, what, dim, "a decimal integer");
         const int64_t n = (int64_t)json_integer_value(dim);
         if (n < 0 || n > dim_limit)
             return refuse(f, entry->name, "dimension %zu is %lld, expected 0 to 2^48", i,
@@ -156,8 +124,7 @@ static kd_status parse_range(kd_st_entry *entry, int bits, const kd_st_file *f, 
 {
     const json_t *begin = json_array_get(value, 0), *end = json_array_get(value, 1);
     if (json_array_size(value) != 2 || !json_is_integer(begin) || !json_is_integer(end))
-        return refuse(f, entry->name, "data_offsets %s, expected two decimal integers",
-                      value ? "found otherwise" : "missing");
+        return refuse_kind(f, entry->name, "data_offsets", value, "two decimal integers");
     const int64_t from = (int64_t)json_integer_value(begin);
     const int64_t to = (int64_t)json_integer_value(end);
     if (from < 0 || to < from || to > f->size - data)
@@ -186,8 +153,7 @@ static kd_status parse_entry(kd_st_entry *entry, kd_st_file *f, int64_t data, co
                              const json_t *info)
 {
     entry->name = name;
-    if (!json_is_object(info))
-        return refuse(f, name, "described by %s, expected an object", kind_of(info));
+    if (!json_is_object(info)) return refuse_kind(f, name, "its description", info, "an object");
     int bits = 0;
     KD_TRY(kd_arena_string(&entry->name, f->arena, name));
     KD_TRY(parse_dtype(entry, &bits, f, json_object_get(info, "dtype")));
@@ -232,17 +198,17 @@ static kd_status check_tiling(kd_st_file *f, int64_t data)
 static kd_status parse_metadata(kd_st_file *f, json_t *value)
 {
     if (json_is_null(value)) return KD_OK;
+    char shown[80];
     if (!json_is_object(value))
         return kd_fail(KD_EFORMAT, "%s: __metadata__ is %s, expected an object", f->path,
-                       kind_of(value));
+                       kd_json_show(shown, sizeof shown, value));
     const char *key;
     json_t *item;
     json_object_foreach(value, key, item)
     {
-        char shown[64];
         if (!json_is_string(item))
-            return kd_fail(KD_EFORMAT, "%s: __metadata__.%s is %s, expected a string", f->path,
-                           printable(shown, sizeof shown, key), kind_of(item));
+            return kd_fail(KD_EFORMAT, "%s: __metadata__.%.60s is %s, expected a string", f->path,
+                           key, kd_json_show(shown, sizeof shown, item));
     }
     f->metadata = json_incref(value);
     return KD_OK;
@@ -250,9 +216,10 @@ static kd_status parse_metadata(kd_st_file *f, json_t *value)
 
 static kd_status parse_header(kd_st_file *f, int64_t data, json_t *header)
 {
+    char shown[80];
     if (!json_is_object(header))
         return kd_fail(KD_EFORMAT, "%s: the header is %s, expected an object", f->path,
-                       kind_of(header));
+                       kd_json_show(shown, sizeof shown, header));
     KD_TRY(KD_ARENA_ARRAY(&f->entries, f->arena, (int64_t)json_object_size(header)));
     int64_t unknown = 0;
     const char *name;
@@ -272,22 +239,6 @@ static kd_status parse_header(kd_st_file *f, int64_t data, json_t *header)
     return check_tiling(f, data);
 }
 
-/* jansson reads -0 as the integer 0; the format has no such number.  Returns its place or -1. */
-static int64_t find_negative_zero(const char *text, int64_t bytes)
-{
-    bool quoted = false;
-    for (int64_t i = 0; i < bytes; i++) {
-        if (quoted && text[i] == '\\')
-            i++;
-        else if (text[i] == '"')
-            quoted = !quoted;
-        else if (!quoted && text[i] == '-' && i + 2 < bytes && text[i + 1] == '0' &&
-                 !strchr(".eE", text[i + 2]))
-            return i;
-    }
-    return -1;
-}
-
 static kd_status read_header(kd_st_file *f)
 {
     unsigned char prefix[8];
@@ -305,21 +256,16 @@ static kd_status read_header(kd_st_file *f)
                        (unsigned long long)n, (long long)f->size);
 
     const int64_t bytes = (int64_t)n;
-    char *text = malloc((size_t)bytes + 1);
+    char *text = malloc((size_t)kd_max_i64(bytes, 1));
     if (!text)
         return kd_fail(KD_ENOMEM, "%s: no memory for a header of %lld bytes", f->path,
                        (long long)bytes);
     json_t *header = NULL;
+    const char *source;
     kd_status status;
+    KD_TRY_GOTO(kd_arena_format(&source, f->arena, "%s: header", f->path), status, done);
     KD_TRY_GOTO(kd_read_at(f->fd, f->path, text, (size_t)bytes, 8), status, done);
-    text[bytes] = '\0';
-    const int64_t zero = find_negative_zero(text, bytes);
-    if (zero >= 0) {
-        status = kd_fail(KD_EFORMAT, "%s: byte %lld: -0 is not a decimal integer", f->path,
-                         (long long)(8 + zero));
-        goto done;
-    }
-    KD_TRY_GOTO(kd_json_parse(&header, f->path, text, (size_t)bytes), status, done);
+    KD_TRY_GOTO(kd_json_parse(&header, source, text, (size_t)bytes), status, done);
     KD_TRY_GOTO(parse_header(f, 8 + bytes, header), status, done);
 done:
     json_decref(header);
@@ -342,19 +288,7 @@ kd_status kd_st_open(kd_st_file **file, const char *path)
     f->fd = -1;
     KD_TRY_GOTO(kd_arena_string(&f->path, arena, path), status, failed);
 
-    /* O_NONBLOCK: opening a FIFO must fail below, not hang here. */
-    struct stat info;
-    f->fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
-    if (f->fd < 0 || fstat(f->fd, &info) != 0) {
-        const bool ours = errno == EIO || errno == EMFILE || errno == ENFILE || errno == ENOMEM;
-        status = kd_fail(ours ? KD_EIO : KD_EFORMAT, "%s: %s", path, strerror(errno));
-        goto failed;
-    }
-    if (!S_ISREG(info.st_mode)) {
-        status = kd_fail(KD_EFORMAT, "%s: not a regular file", path);
-        goto failed;
-    }
-    f->size = (int64_t)info.st_size;
+    KD_TRY_GOTO(kd_file_open(&f->fd, &f->size, path), status, failed);
     KD_TRY_GOTO(read_header(f), status, failed);
     *file = f;
     return KD_OK;
@@ -366,7 +300,6 @@ failed:
 void kd_st_close(kd_st_file *file)
 {
     if (!file) return;
-    if (file->map) (void)munmap(file->map, (size_t)file->size);
     if (file->fd >= 0) (void)close(file->fd);
     json_decref(file->metadata);
     kd_arena_destroy(file->arena);
@@ -416,22 +349,15 @@ kd_status kd_st_read(void *to, kd_dtype dtype, const kd_st_file *file, const kd_
     return KD_OK;
 }
 
-kd_status kd_st_map(const void **data, kd_st_file *file, const kd_st_entry *entry)
+kd_status kd_st_check_finite(const kd_st_file *file, const kd_st_entry *entry, int64_t first,
+                             const float *values, int64_t count)
 {
-    *data = NULL;
-    if (!file->map) {
-        struct stat info;
-        if (fstat(file->fd, &info) != 0)
-            return kd_fail(KD_EIO, "%s: %s", file->path, strerror(errno));
-        if ((int64_t)info.st_size != file->size)
-            return kd_fail(KD_EIO, "%s: %lld bytes, %lld when it was opened", file->path,
-                           (long long)info.st_size, (long long)file->size);
-        void *map = mmap(NULL, (size_t)file->size, PROT_READ, MAP_SHARED, file->fd, 0);
-        if (map == MAP_FAILED)
-            return kd_fail(KD_EIO, "%s: mmap of %lld bytes: %s", file->path, (long long)file->size,
-                           strerror(errno));
-        file->map = map;
+    const int64_t size = (int64_t)kd_dtype_size((kd_dtype)entry->dtype);
+    for (int64_t i = 0; i < count; i++) {
+        const int64_t at = first + i;
+        if (isfinite(values[i])) continue;
+        return refuse(file, entry->name, "element %lld (byte %lld): found %g, expected a number",
+                      (long long)at, (long long)(entry->offset + at * size), (double)values[i]);
     }
-    *data = (const unsigned char *)file->map + entry->offset;
     return KD_OK;
 }

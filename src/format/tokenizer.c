@@ -20,16 +20,14 @@
  *
  * Post-processor, decoder and truncation do not change which ids a text has, so they do not count.
  */
-#include "format/format.h"
+#include "format/bpe.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/stat.h>
 
-enum { MAX_IDS = 1 << 24 };
-
 typedef struct token {
-    int64_t id;
+    int32_t id;
     const char *text;
     bool special;
 } token;
@@ -39,8 +37,78 @@ typedef struct canon {
     const char *path;
     kd_arena *arena;
     FILE *out;
-    int64_t size; /* largest id + 1 */
+    int64_t size;       /* largest id + 1 */
+    const token *vocab; /* by ascending id */
+    int64_t vocab_count;
 } canon;
+
+/* ---- parts ------------------------------------------------------------------------------------ */
+
+kd_status kd_token_id(int32_t *id, const char *path, const char *what, const char *text,
+                      const json_t *value)
+{
+    const int64_t n = (int64_t)json_integer_value(value);
+    char shown[80];
+    if (!json_is_integer(value) || n < 0 || n >= KD_MAX_IDS)
+        return kd_fail(KD_EFORMAT, "%s: %s \"%.60s\": id is %s, expected an integer from 0 to %d",
+                       path, what, text, kd_json_show(shown, sizeof shown, value), KD_MAX_IDS - 1);
+    *id = (int32_t)n;
+    return KD_OK;
+}
+
+kd_status kd_token_list(const json_t **list, const char *path, const json_t *value,
+                        const char *name)
+{
+    char shown[80];
+    *list = json_is_null(value) ? NULL : value;
+    if (!*list || json_is_array(value)) return KD_OK;
+    return kd_fail(KD_EFORMAT, "%s: %s is %s, expected a list", path, name,
+                   kd_json_show(shown, sizeof shown, value));
+}
+
+kd_status kd_token_merge(const char **left, size_t *length, const char **right, const char *path,
+                         const json_t *merge, size_t i)
+{
+    const char *whole = json_string_value(merge), *space = whole ? strchr(whole, ' ') : NULL;
+    char shown[80];
+    *left = json_string_value(json_array_get(merge, 0));
+    *right = json_string_value(json_array_get(merge, 1));
+    if (space && !strchr(space + 1, ' ')) {
+        *left = whole;
+        *length = (size_t)(space - whole);
+        *right = space + 1;
+        return KD_OK;
+    }
+    if (!*left || !*right || json_array_size(merge) != 2)
+        return kd_fail(KD_EFORMAT,
+                       "%s: model.merges[%zu] is %s, expected \"a b\" or [\"a\", \"b\"]", path, i,
+                       kd_json_show(shown, sizeof shown, merge));
+    *length = strlen(*left);
+    return KD_OK;
+}
+
+kd_status kd_token_added(const char **text, int32_t *id, const char *path, const json_t *item,
+                         size_t i)
+{
+    static const char *const flags[] = { "special", "normalized", "single_word", "lstrip",
+                                         "rstrip" };
+    const json_t *content = json_object_get(item, "content");
+    char shown[80];
+    *text = json_string_value(content);
+    if (!*text)
+        return kd_fail(KD_EFORMAT, "%s: added_tokens[%zu]: content is %s, expected a string", path,
+                       i, kd_json_show(shown, sizeof shown, content));
+    for (int k = 0; k < KD_COUNT(flags); k++) {
+        const json_t *flag = json_object_get(item, flags[k]);
+        if (flag && !json_is_boolean(flag))
+            return kd_fail(KD_EFORMAT,
+                           "%s: added token \"%.60s\": %s is %s, expected true or false", path,
+                           *text, flags[k], kd_json_show(shown, sizeof shown, flag));
+    }
+    return kd_token_id(id, path, "added token", *text, json_object_get(item, "id"));
+}
+
+/* ---- the canonical text ----------------------------------------------------------------------- */
 
 static int by_id(const void *a, const void *b)
 {
@@ -48,23 +116,15 @@ static int by_id(const void *a, const void *b)
     return (x->id > y->id) - (x->id < y->id);
 }
 
-static kd_status check_id(const canon *c, const char *what, const char *text, const json_t *id)
-{
-    if (!json_is_integer(id) || json_integer_value(id) < 0 || json_integer_value(id) >= MAX_IDS)
-        return kd_fail(KD_EFORMAT, "%s: %s \"%.60s\": id %lld, expected an integer from 0 to %d",
-                       c->path, what, text, (long long)json_integer_value(id), MAX_IDS - 1);
-    return KD_OK;
-}
-
 static kd_status sort_tokens(canon *c, const char *what, token *tokens, int64_t count)
 {
     if (count) qsort(tokens, (size_t)count, sizeof *tokens, by_id);
     for (int64_t i = 1; i < count; i++) {
         if (tokens[i].id == tokens[i - 1].id)
-            return kd_fail(KD_EFORMAT, "%s: %s \"%.60s\" and \"%.60s\" share id %lld", c->path,
-                           what, tokens[i - 1].text, tokens[i].text, (long long)tokens[i].id);
+            return kd_fail(KD_EFORMAT, "%s: %s \"%.60s\" and \"%.60s\" share id %d", c->path, what,
+                           tokens[i - 1].text, tokens[i].text, (int)tokens[i].id);
     }
-    if (count) c->size = kd_max_i64(c->size, tokens[count - 1].id + 1);
+    if (count) c->size = kd_max_i64(c->size, (int64_t)tokens[count - 1].id + 1);
     return KD_OK;
 }
 
@@ -87,53 +147,62 @@ static kd_status write_vocabulary(canon *c, json_t *vocab)
     KD_TRY(KD_ARENA_ARRAY(&tokens, c->arena, (int64_t)json_object_size(vocab)));
     json_object_foreach(vocab, text, value)
     {
-        KD_TRY(check_id(c, "token", text, value));
-        tokens[n++] = (token){ .id = (int64_t)json_integer_value(value), .text = text };
+        tokens[n].text = text;
+        KD_TRY(kd_token_id(&tokens[n++].id, c->path, "token", text, value));
     }
     KD_TRY(sort_tokens(c, "tokens", tokens, n));
     for (int64_t i = 0; i < n; i++)
-        (void)fprintf(c->out, "%lld\t%s\n", (long long)tokens[i].id, tokens[i].text);
+        (void)fprintf(c->out, "%d\t%s\n", (int)tokens[i].id, tokens[i].text);
+    c->vocab = tokens;
+    c->vocab_count = n;
     return KD_OK;
 }
 
 static kd_status write_unigram(canon *c, const json_t *vocab)
 {
     const size_t n = json_array_size(vocab);
+    token *tokens = NULL;
+    KD_TRY(KD_ARENA_ARRAY(&tokens, c->arena, (int64_t)n));
     for (size_t i = 0; i < n; i++) {
-        const json_t *pair = json_array_get(vocab, i);
-        const char *text = json_string_value(json_array_get(pair, 0));
-        const json_t *score = json_array_get(pair, 1);
-        if (!text || !json_is_number(score) || i >= MAX_IDS)
+        const json_t *pair = json_array_get(vocab, i), *score = json_array_get(pair, 1);
+        char shown[80];
+        tokens[i] = (token){ .id = (int32_t)i, .text = json_string_value(json_array_get(pair, 0)) };
+        if (!tokens[i].text || !json_is_number(score) || i >= KD_MAX_IDS)
             return kd_fail(KD_EFORMAT,
-                           "%s: model.vocab[%zu], expected [token, score] and at most %d", c->path,
-                           i, MAX_IDS);
-        (void)fprintf(c->out, "%zu\t%s\t", i, text);
+                           "%s: model.vocab[%zu] is %s, expected [token, score] and at most %d",
+                           c->path, i, kd_json_show(shown, sizeof shown, pair), KD_MAX_IDS);
+        (void)fprintf(c->out, "%zu\t%s\t", i, tokens[i].text);
         json_t *real = json_real(json_number_value(score));
         const kd_status status = write_part(c, real);
         json_decref(real);
         KD_TRY(status);
     }
-    c->size = (int64_t)n;
+    c->size = c->vocab_count = (int64_t)n;
+    c->vocab = tokens;
     return KD_OK;
 }
 
 static kd_status write_merges(canon *c, const json_t *merges)
 {
     for (size_t i = 0; i < json_array_size(merges); i++) {
-        const json_t *merge = json_array_get(merges, i);
-        const char *whole = json_string_value(merge);
-        const char *left = json_string_value(json_array_get(merge, 0));
-        const char *right = json_string_value(json_array_get(merge, 1));
-        const char *space = whole ? strchr(whole, ' ') : NULL;
-        if (space && !strchr(space + 1, ' '))
-            (void)fprintf(c->out, "%s\n", whole);
-        else if (left && right && json_array_size(merge) == 2)
-            (void)fprintf(c->out, "%s %s\n", left, right);
-        else
-            return kd_fail(KD_EFORMAT, "%s: model.merges[%zu], expected \"a b\" or [\"a\", \"b\"]",
-                           c->path, i);
+        const char *left, *right;
+        size_t length;
+        KD_TRY(kd_token_merge(&left, &length, &right, c->path, json_array_get(merges, i), i));
+        (void)fprintf(c->out, "%.*s %s\n", (int)length, left, right);
     }
     return KD_OK;
+}
+
+/* An added token that is in the vocabulary too has its id there. */
+static kd_status check_added(const canon *c, const token *added)
+{
+    const token *known = NULL;
+    if (c->vocab_count)
+        known = bsearch(added, c->vocab, (size_t)c->vocab_count, sizeof *c->vocab, by_id);
+    if (!known || strcmp(known->text, added->text) == 0) return KD_OK;
+    return kd_fail(KD_EFORMAT,
+                   "%s: added token \"%.60s\" has id %d, which is \"%.60s\" in the vocabulary",
+                   c->path, added->text, (int)added->id, known->text);
 }
 
 static kd_status write_added(canon *c, const json_t *added)
@@ -142,35 +211,35 @@ static kd_status write_added(canon *c, const json_t *added)
     const size_t n = json_array_size(added);
     KD_TRY(KD_ARENA_ARRAY(&tokens, c->arena, (int64_t)n));
     for (size_t i = 0; i < n; i++) {
-        const json_t *item = json_array_get(added, i), *id = json_object_get(item, "id");
-        const char *text = json_string_value(json_object_get(item, "content"));
-        if (!text) return kd_fail(KD_EFORMAT, "%s: added_tokens[%zu] has no content", c->path, i);
-        KD_TRY(check_id(c, "added token", text, id));
-        tokens[i] = (token){ .id = (int64_t)json_integer_value(id),
-                             .text = text,
-                             .special = json_is_true(json_object_get(item, "special")) };
+        const json_t *item = json_array_get(added, i);
+        KD_TRY(kd_token_added(&tokens[i].text, &tokens[i].id, c->path, item, i));
+        tokens[i].special = json_is_true(json_object_get(item, "special"));
+        KD_TRY(check_added(c, &tokens[i]));
     }
     KD_TRY(sort_tokens(c, "added tokens", tokens, (int64_t)n));
     for (size_t i = 0; i < n; i++)
-        (void)fprintf(c->out, "%lld\t%s\t%d\n", (long long)tokens[i].id, tokens[i].text,
-                      tokens[i].special);
+        (void)fprintf(c->out, "%d\t%s\t%d\n", (int)tokens[i].id, tokens[i].text, tokens[i].special);
     return KD_OK;
 }
 
 static kd_status write_canon(canon *c, const json_t *json)
 {
-    const json_t *model = json_object_get(json, "model");
+    const json_t *model = json_object_get(json, "model"), *merges, *added;
     json_t *vocab = json_object_get(model, "vocab");
+    char shown[80];
+    KD_TRY(kd_token_list(&merges, c->path, json_object_get(model, "merges"), "model.merges"));
+    KD_TRY(kd_token_list(&added, c->path, json_object_get(json, "added_tokens"), "added_tokens"));
     if (json_is_object(vocab))
         KD_TRY(write_vocabulary(c, vocab));
     else if (json_is_array(vocab))
         KD_TRY(write_unigram(c, vocab));
     else
-        return kd_fail(KD_EFORMAT, "%s: model.vocab is neither an object nor a list", c->path);
-    KD_TRY(write_merges(c, json_object_get(model, "merges")));
+        return kd_fail(KD_EFORMAT, "%s: model.vocab is %s, expected an object or a list", c->path,
+                       kd_json_show(shown, sizeof shown, vocab));
+    KD_TRY(write_merges(c, merges));
     KD_TRY(write_part(c, json_object_get(json, "normalizer")));
     KD_TRY(write_part(c, json_object_get(json, "pre_tokenizer")));
-    return write_added(c, json_object_get(json, "added_tokens"));
+    return write_added(c, added);
 }
 
 static kd_status fingerprint(kd_tokenizer_info *info, kd_arena *arena, const char *path)
@@ -195,13 +264,15 @@ static kd_status fingerprint(kd_tokenizer_info *info, kd_arena *arena, const cha
 
 kd_status kd_tokenizer_inspect(kd_tokenizer_info *info, const char *dir)
 {
-    *info = (kd_tokenizer_info){ 0 };
+    *info = (kd_tokenizer_info){ .dir = dir };
     kd_arena *arena = NULL;
     const char *path = NULL;
     kd_status status;
     KD_TRY(kd_arena_create(&arena));
     KD_TRY_GOTO(kd_path_join(&path, arena, dir, "tokenizer.json"), status, done);
-    if (kd_file_exists(path)) KD_TRY_GOTO(fingerprint(info, arena, path), status, done);
+    bool there;
+    KD_TRY_GOTO(kd_file_find(&there, path), status, done);
+    if (there) KD_TRY_GOTO(fingerprint(info, arena, path), status, done);
 done:
     kd_arena_destroy(arena);
     return status;
@@ -211,8 +282,10 @@ static kd_status copy_file(kd_arena *arena, const char *to_dir, const char *from
                            const char *name)
 {
     const char *from = NULL, *to = NULL;
+    bool there;
     KD_TRY(kd_path_join(&from, arena, from_dir, name));
-    if (!kd_file_exists(from)) return KD_OK;
+    KD_TRY(kd_file_find(&there, from));
+    if (!there) return KD_OK;
     KD_TRY(kd_path_join(&to, arena, to_dir, name));
     return kd_file_copy(to, from);
 }

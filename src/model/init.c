@@ -135,6 +135,7 @@ kd_status kd_init_from_layers(const char *out, const char *teacher, const int64_
     KD_TRY_GOTO(check_keep(keep, count, &config), status, done);
     KD_TRY_GOTO(kd_family_find(&copy.family, config.family), status, done);
     KD_TRY_GOTO(kd_model_files_open(&files, teacher), status, done);
+    KD_TRY_GOTO(kd_model_check(NULL, &config, files), status, done);
     copy.files = files;
     KD_TRY_GOTO(stated_dtype(&dtype, &copy), status, done);
     keep_layers(&config, keep, count);
@@ -182,6 +183,16 @@ static kd_status fill_fresh(kd_model *model, double spread, uint64_t seed)
     return KD_OK;
 }
 
+static kd_status read_spread(double *spread, const json_t *json, const char *path)
+{
+    const json_t *range = json_object_get(json, "initializer_range");
+    char shown[80];
+    *spread = range ? json_number_value(range) : 0.02;
+    if (!range || (json_is_number(range) && *spread >= 0 && *spread <= 1)) return KD_OK;
+    return kd_fail(KD_EFORMAT, "%s: initializer_range is %s, expected a number from 0 to 1", path,
+                   kd_json_show(shown, sizeof shown, range));
+}
+
 kd_status kd_init_fresh(const char *out, const char *config_path, const char *tokenizer_dir,
                         kd_dtype dtype, uint64_t seed)
 {
@@ -191,15 +202,15 @@ kd_status kd_init_fresh(const char *out, const char *config_path, const char *to
     kd_model *model = NULL;
     json_t *json = NULL;
     kd_config config = { 0 };
+    double spread;
     kd_status status;
     KD_TRY(kd_arena_create(&arena));
     KD_TRY_GOTO(kd_json_read(&json, config_path), status, done);
     KD_TRY_GOTO(kd_config_parse(&config, arena, config_path, json), status, done);
+    KD_TRY_GOTO(read_spread(&spread, json, config_path), status, done);
     KD_TRY_GOTO(kd_device_open(&device, "cpu"), status, done);
     KD_TRY_GOTO(kd_model_create(&model, device, &config, &options), status, done);
-    const json_t *range = json_object_get(json, "initializer_range");
-    KD_TRY_GOTO(fill_fresh(model, json_is_number(range) ? json_number_value(range) : 0.02, seed),
-                status, done);
+    KD_TRY_GOTO(fill_fresh(model, spread, seed), status, done);
     KD_TRY_GOTO(kd_model_save(model, out, dtype), status, done);
     if (tokenizer_dir) KD_TRY_GOTO(kd_tokenizer_copy(out, tokenizer_dir), status, done);
 done:

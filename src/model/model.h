@@ -176,8 +176,15 @@ int32_t kd_sample(const float *logits, int64_t classes, const kd_sampling *sampl
 
 /* ---- weights ---------------------------------------------------------------------------------- */
 
-/* Every parameter from `files`, converted; KD_EFORMAT names a tensor that is missing or has another
- * shape. */
+/* Whether the files are those of the configuration, before anything is allocated for it.  KD_EFORMAT
+ * names a tensor that is missing, has another shape, or that the configuration says is not there;
+ * KD_ENOTSUP one of a type that is no float.  `unknown` (may be NULL) gets the number of tensors that
+ * the family has no name for. */
+KD_MUST_CHECK kd_status kd_model_check(int64_t *unknown, const kd_config *config,
+                                       const kd_model_files *files);
+
+/* Every parameter from `files`, converted.  Refuses what kd_model_check does before it writes any, and
+ * an element that is NaN or infinite. */
 KD_MUST_CHECK kd_status kd_model_load(kd_model *model, const kd_model_files *files);
 
 /* dir/model.safetensors and dir/config.json in `dtype`, from the f32 masters where there are any. */

@@ -162,21 +162,27 @@ static kd_status open_rope(kd_model *model, kd_device *device, bool planning)
     return kd_sync(&exec);
 }
 
+kd_status kd_model_declare(kd_model *model, kd_params *params, bool e4m3)
+{
+    *params = (kd_params){ .arena = model->arena };
+    KD_TRY(kd_family_find(&model->family, model->config.family));
+    KD_TRY(KD_ARENA_ARRAY(&model->blocks, model->arena, model->config.layers));
+    return declare_model(model, params, e4m3);
+}
+
 static kd_status create(kd_model *model, kd_device *device, const kd_model_options *options)
 {
     const int64_t layers = model->config.layers;
     const bool e4m3 = options->dtype == KD_F8_E4M3;
-    kd_params params = { .arena = model->arena };
+    kd_params params;
     if (e4m3 && options->trainable)
         return kd_fail(KD_EINVAL,
                        "%s: dtype f8_e4m3 is for frozen models; found a trained one, "
                        "expected f32 or bf16",
                        model->label);
-    KD_TRY(kd_family_find(&model->family, model->config.family));
-    KD_TRY(KD_ARENA_ARRAY(&model->blocks, model->arena, layers));
     KD_TRY(KD_ARENA_ARRAY(&model->saved, model->arena, layers));
     KD_TRY(KD_ARENA_ARRAY(&model->hidden, model->arena, layers + 1));
-    KD_TRY(declare_model(model, &params, e4m3));
+    KD_TRY(kd_model_declare(model, &params, e4m3));
     KD_TRY(check_e4m3(model, device, &params));
     KD_TRY(kd_slab_open(&model->slab, device, &params, model->dtype, options->trainable,
                         options->moments, options->planning));
@@ -233,10 +239,12 @@ kd_status kd_model_open(kd_model **model, kd_device *device, const char *dir,
     *model = NULL;
     KD_TRY(kd_arena_create(&arena));
     KD_TRY_GOTO(kd_config_read(&config, arena, dir), status, done);
+    if (!options->planning) {
+        KD_TRY_GOTO(kd_model_files_open(&files, dir), status, done);
+        KD_TRY_GOTO(kd_model_check(NULL, &config, files), status, done);
+    }
     KD_TRY_GOTO(kd_model_create(model, device, &config, options), status, done);
-    if (options->planning) goto done;
-    KD_TRY_GOTO(kd_model_files_open(&files, dir), status, done);
-    KD_TRY_GOTO(kd_model_load(*model, files), status, done);
+    if (files) KD_TRY_GOTO(kd_model_load(*model, files), status, done);
 done:
     if (status != KD_OK) {
         kd_model_close(*model);

@@ -26,6 +26,9 @@ KD_MUST_CHECK kd_status kd_block_forward(kd_model *model, kd_exec *exec, const k
                                          const kd_block_saved *saved, const kd_tensor *x,
                                          const kd_geometry *geometry, const kd_block *block);
 
+/* The blocks and parameters of model->config, without memory for any. */
+KD_MUST_CHECK kd_status kd_model_declare(kd_model *model, kd_params *params, bool e4m3);
+
 /* Shape of a parameter and of the run of its rows that `part` is. */
 int kd_model_param(const kd_model *model, const kd_name_row *row, int64_t block);
 void kd_part_rows(int64_t *begin, int64_t *count, const kd_model *model, const kd_name_row *row,

@@ -67,13 +67,129 @@ void kd_part_rows(int64_t *begin, int64_t *count, const kd_model *model, const k
     }
 }
 
+/* The shape of its tensor in a file. */
+static kd_shape file_shape(const kd_model *model, const kd_name_row *row, int param)
+{
+    const kd_shape *shape = &model->slab.params.items[param].shape;
+    int64_t begin, count;
+    kd_part_rows(&begin, &count, model, row, param);
+    if (shape->rank == 1) return KD_SHAPE(count);
+    return row->transposed ? KD_SHAPE(shape->dim[1], count) : KD_SHAPE(count, shape->dim[1]);
+}
+
+/* ---- files against the configuration ---------------------------------------------------------- */
+
+static kd_status find_tensor(const kd_st_entry **entry, const kd_st_file **file,
+                             const kd_model_files *files, const kd_model *model,
+                             const kd_name_row *row, int64_t block)
+{
+    char name[256];
+    *entry = NULL;
+    for (int bare = 0; bare < 2 && !*entry; bare++) {
+        kd_tensor_name(name, sizeof name, model->family, row, block, bare);
+        *entry = kd_model_files_find(files, name, file);
+    }
+    if (*entry) return KD_OK;
+    return kd_fail(KD_EFORMAT, "%s: no tensor \"%s\", which %s with this config.json needs",
+                   files->dir, name, model->config.architecture);
+}
+
+static kd_status check_tensor(const kd_model_files *files, const kd_model *model,
+                              const kd_name_row *row, int64_t block)
+{
+    const int param = kd_model_param(model, row, block);
+    const kd_st_entry *entry;
+    const kd_st_file *file;
+    char found[128], expected[128];
+    if (param < 0) return KD_OK; /* this configuration has no such parameter */
+    KD_TRY(find_tensor(&entry, &file, files, model, row, block));
+    const kd_shape shape = file_shape(model, row, param);
+    bool same = entry->rank == shape.rank;
+    for (int32_t i = 0; same && i < shape.rank; i++) same = entry->shape[i] == shape.dim[i];
+    if (same) return kd_st_read(NULL, KD_F32, file, entry, 0, 0); /* only whether it can be read */
+    return kd_fail(KD_EFORMAT,
+                   "%s: tensor \"%s\" (byte %lld): found shape %s, expected %s by config.json",
+                   file->path, entry->name, (long long)entry->offset,
+                   kd_shape_text(found, sizeof found, entry->rank, entry->shape),
+                   kd_shape_text(expected, sizeof expected, shape.rank, shape.dim));
+}
+
+/* The block in `name` where that is one of the row's, 0 for a row of no block; -1: not of the row. */
+static int64_t match(const char *name, const kd_family *family, const kd_name_row *row)
+{
+    const char *pattern = row->name, *prefix = family->optional_prefix;
+    const size_t skip = prefix ? strlen(prefix) : 0;
+    if (skip && strncmp(name, prefix, skip) != 0 && strncmp(pattern, prefix, skip) == 0)
+        pattern += skip;
+    const char *hole = strstr(pattern, "%d");
+    if (!hole) return strcmp(name, pattern) == 0 ? 0 : -1;
+    if (strncmp(name, pattern, (size_t)(hole - pattern)) != 0) return -1;
+    const char *digits = name + (hole - pattern);
+    const size_t count = strspn(digits, "0123456789");
+    const bool number = count > 0 && count < 10 && (digits[0] != '0' || count == 1);
+    return number && strcmp(digits + count, hole + 2) == 0 ? strtol(digits, NULL, 10) : -1;
+}
+
+/* A tensor that the configuration denies would be left out of the model without a word. */
+static kd_status check_denied(bool *known, const kd_model *model, const kd_st_file *file,
+                              const char *name)
+{
+    const kd_config *c = &model->config;
+    *known = false;
+    for (const kd_name_row *row = model->family->names; row->name; row++) {
+        const int64_t block = match(name, model->family, row);
+        if (block < 0) continue;
+        *known = true;
+        if (block >= c->layers)
+            return kd_fail(KD_EFORMAT,
+                           "%s: tensor \"%s\": found layer %lld, expected 0 to %lld by config.json",
+                           file->path, name, (long long)block, (long long)c->layers - 1);
+        /* A tied head may be there: published folders have it, equal to the embedding. */
+        if (row->place != KD_PLACE_HEAD && kd_model_param(model, row, block) < 0)
+            return kd_fail(KD_EFORMAT, "%s: tensor \"%s\": expected none by config.json",
+                           file->path, name);
+        return KD_OK;
+    }
+    return KD_OK;
+}
+
+static kd_status check_files(int64_t *unknown, const kd_model *model, const kd_model_files *files)
+{
+    for (const kd_name_row *row = model->family->names; row->name; row++) {
+        const int64_t blocks = kd_name_per_block(row) ? model->config.layers : 1;
+        for (int64_t b = 0; b < blocks; b++) KD_TRY(check_tensor(files, model, row, b));
+    }
+    for (int f = 0; f < files->count; f++) {
+        const kd_st_file *file = files->files[f];
+        for (int64_t i = 0; i < file->count; i++) {
+            bool known;
+            KD_TRY(check_denied(&known, model, file, file->entries[i].name));
+            *unknown += !known;
+        }
+    }
+    return KD_OK;
+}
+
+kd_status kd_model_check(int64_t *unknown, const kd_config *config, const kd_model_files *files)
+{
+    kd_model model = { .config = *config };
+    int64_t count = 0;
+    kd_status status;
+    KD_TRY(kd_arena_create(&model.arena));
+    KD_TRY_GOTO(kd_model_declare(&model, &model.slab.params, false), status, done);
+    KD_TRY_GOTO(check_files(&count, &model, files), status, done);
+    if (unknown) *unknown = count;
+done:
+    kd_arena_destroy(model.arena);
+    return status;
+}
+
 /* ---- loading ---------------------------------------------------------------------------------- */
 
 /* One tensor of the checkpoint and where it goes. */
 typedef struct target {
     kd_tensor weights, master; /* the rows of the parameter; master absent when weights are f32 */
     int64_t rows, columns;     /* columns 1 for a vector */
-    int32_t rank;
 } target;
 
 static target target_of(const kd_model *model, const kd_name_row *row, int param)
@@ -85,25 +201,9 @@ static target target_of(const kd_model *model, const kd_name_row *row, int param
     const kd_tensor master = kd_slab_master(&model->slab, param);
     target t = { .weights = kd_tensor_slice(&weights, 0, begin, count),
                  .rows = count,
-                 .columns = p->shape.rank == 2 ? p->shape.dim[1] : 1,
-                 .rank = p->shape.rank };
+                 .columns = p->shape.rank == 2 ? p->shape.dim[1] : 1 };
     if (kd_present(&model->slab.masters)) t.master = kd_tensor_slice(&master, 0, begin, count);
     return t;
-}
-
-static kd_status check_shape(const kd_st_entry *entry, const kd_st_file *file, const target *t,
-                             bool transposed)
-{
-    const int64_t first = transposed ? t->columns : t->rows;
-    const int64_t second = transposed ? t->rows : t->columns;
-    if (entry->rank == t->rank && entry->shape[0] == first &&
-        (t->rank == 1 || entry->shape[1] == second))
-        return KD_OK;
-    return kd_fail(KD_EFORMAT, "%s: %s: found %s of rank %d [%lld, %lld], expected [%lld%s%.0lld]",
-                   file->path, entry->name, entry->dtype_name, (int)entry->rank,
-                   (long long)(entry->rank > 0 ? entry->shape[0] : 0),
-                   (long long)(entry->rank > 1 ? entry->shape[1] : 0), (long long)first,
-                   t->rank == 1 ? "" : ", ", (long long)(t->rank == 1 ? 0 : second));
 }
 
 static void transpose(float *to, const float *from, int64_t rows, int64_t columns)
@@ -134,7 +234,7 @@ typedef struct loading {
     kd_model *model;
     kd_exec exec;
     const kd_model_files *files;
-    /* Of each parameter: first the largest finite element, then the scale of an e4m3 one.  A scale is
+    /* Of each parameter: first the largest element, then the scale of an e4m3 one.  A scale is
      * that of a fused parameter, so all of its parts are read before any is converted. */
     float *scales;
     bool measuring;
@@ -144,20 +244,20 @@ static void measure(float *largest, const float *values, int64_t n)
 {
     for (int64_t i = 0; i < n; i++) {
         const float size = fabsf(values[i]);
-        if (size > *largest && size < INFINITY) *largest = size;
+        if (size > *largest) *largest = size;
     }
 }
 
 static kd_status load_tensor(loading *l, const kd_st_file *file, const kd_st_entry *entry,
                              const target *t, bool transposed, float *scale)
 {
-    KD_TRY(check_shape(entry, file, t, transposed));
     const size_t bytes = (size_t)(t->rows * t->columns) * sizeof(float);
     float *values = malloc(3 * bytes); /* as read, turned, converted */
     kd_status status = KD_OK;
     if (!values) return kd_fail(KD_ENOMEM, "%s: %zu bytes to read it", entry->name, 3 * bytes);
     float *turned = values + t->rows * t->columns, *converted = turned + t->rows * t->columns;
     KD_TRY_GOTO(kd_st_read(values, KD_F32, file, entry, 0, entry->elements), status, done);
+    KD_TRY_GOTO(kd_st_check_finite(file, entry, 0, values, entry->elements), status, done);
     if (l->measuring) {
         measure(scale, values, entry->elements);
         goto done;
@@ -178,16 +278,9 @@ static kd_status load_row(loading *l, const kd_name_row *row, int64_t block)
     const int param = kd_model_param(model, row, block);
     if (param < 0) return KD_OK; /* this configuration has no such parameter */
     if (l->measuring && !(model->slab.params.items[param].flags & KD_PARAM_E4M3)) return KD_OK;
-    char name[256];
     const kd_st_file *file;
-    const kd_st_entry *entry = NULL;
-    for (int bare = 0; bare < 2 && !entry; bare++) {
-        kd_tensor_name(name, sizeof name, model->family, row, block, bare);
-        entry = kd_model_files_find(l->files, name, &file);
-    }
-    if (!entry)
-        return kd_fail(KD_EFORMAT, "%s: no tensor %s, which %s needs", l->files->dir, name,
-                       model->config.architecture);
+    const kd_st_entry *entry;
+    KD_TRY(find_tensor(&entry, &file, l->files, model, row, block));
     const target t = target_of(model, row, param);
     return load_tensor(l, file, entry, &t, row->transposed, &l->scales[param]);
 }
@@ -206,6 +299,11 @@ kd_status kd_model_load(kd_model *model, const kd_model_files *files)
     const kd_slab *slab = &model->slab;
     kd_stack stack = { 0 };
     loading l = { .model = model, .exec = { slab->device, NULL, &stack }, .files = files };
+    int64_t unknown;
+    KD_TRY(kd_model_check(&unknown, &model->config, files));
+    if (unknown)
+        kd_log(KD_LOG_WARN, "%s: %lld tensors that %s has no name for are not read", files->dir,
+               (long long)unknown, model->config.architecture);
     KD_TRY(KD_ARENA_ARRAY(&l.scales, model->arena, slab->params.count));
     if (kd_present(&slab->codes)) {
         l.measuring = true;
@@ -241,10 +339,8 @@ static kd_status each_tensor(const kd_model *model, kd_st_writer *writer, kd_dty
 static kd_status declare_tensor(const kd_model *model, kd_st_writer *writer, const char *name,
                                 const kd_name_row *row, int param, kd_dtype dtype)
 {
-    const target t = target_of(model, row, param);
-    const int64_t shape[2] = { row->transposed ? t.columns : t.rows,
-                               row->transposed ? t.rows : t.columns };
-    return kd_st_writer_declare(writer, name, dtype, t.rank, shape);
+    const kd_shape shape = file_shape(model, row, param);
+    return kd_st_writer_declare(writer, name, dtype, shape.rank, shape.dim);
 }
 
 static kd_status write_tensor(const kd_model *model, kd_st_writer *writer, const char *name,

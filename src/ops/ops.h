@@ -104,6 +104,10 @@ typedef struct kd_step_scalars {
 #undef INOUT
 #undef OUT
 
+/* What only a host that shares memory with labels, weight and scalars can see in time: labels outside
+ * [0, classes) in rows that count, temperatures.  The CPU's op asks it itself. */
+KD_MUST_CHECK kd_status kd_row_loss_check_values(const kd_row_loss_args *args);
+
 struct kd_ops {
 #define KD_OP(name, operands) kd_status (*name)(kd_exec *, const kd_##name##_args *);
 #include "ops/op_list.h"

@@ -460,9 +460,9 @@ kd_status kd_row_loss_check(const kd_row_loss_args *args)
     return KD_OK;
 }
 
-/* What only a host that shares memory with the operands can see in time. */
-static kd_status check_values(const kd_row_loss_args *args, const kd_term_scalars *term)
+kd_status kd_row_loss_check_values(const kd_row_loss_args *args)
 {
+    const kd_term_scalars *term = ((const kd_step_scalars *)args->scalars->data)->term;
     for (int k = 0; k < args->terms->count; k++)
         if (!(term[k].temperature > 0.0f) || term[k].temperature == INFINITY)
             return kd_fail(KD_EINVAL, "%s: temperature is %g, expected above 0",
@@ -492,7 +492,7 @@ kd_status kd_row_loss_cpu(kd_exec *exec, const kd_row_loss_args *args)
     if (kd_planning(exec)) return KD_OK;
 
     j.term = ((const kd_step_scalars *)args->scalars->data)->term;
-    KD_TRY(check_values(args, j.term));
+    KD_TRY(kd_row_loss_check_values(args));
     const int64_t rows = args->student->shape[0];
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t n = 0; n < rows; n++) {

@@ -103,13 +103,19 @@ kd_tensor kd_tensor_split(const kd_tensor *t, int64_t inner)
     return s;
 }
 
+const char *kd_shape_text(char *buffer, size_t size, int32_t rank, const int64_t *shape)
+{
+    int n = snprintf(buffer, size, "[");
+    for (int32_t i = 0; i < rank && (size_t)n < size; i++)
+        n += snprintf(buffer + n, size - (size_t)n, "%s%lld", i ? ", " : "", (long long)shape[i]);
+    if ((size_t)n < size) snprintf(buffer + n, size - (size_t)n, "]");
+    return buffer;
+}
+
 const char *kd_tensor_print(char *buffer, size_t size, const kd_tensor *t)
 {
-    int n = snprintf(buffer, size, "%s [", kd_dtype_name(t->dtype));
-    for (int32_t i = 0; i < t->rank && n > 0 && (size_t)n < size; i++)
-        n +=
-            snprintf(buffer + n, size - (size_t)n, "%s%lld", i ? ", " : "", (long long)t->shape[i]);
-    if (n > 0 && (size_t)n < size) snprintf(buffer + n, size - (size_t)n, "]");
+    const int n = snprintf(buffer, size, "%s ", kd_dtype_name(t->dtype));
+    if ((size_t)n < size) (void)kd_shape_text(buffer + n, size - (size_t)n, t->rank, t->shape);
     return buffer;
 }
 

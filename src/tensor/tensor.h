@@ -19,6 +19,9 @@
 KD_MUST_CHECK kd_status kd_tensor_expect(const kd_tensor *t, const char *what, int dtype,
                                          kd_shape shape);
 
+/* "[2, 3]" */
+const char *kd_shape_text(char *buffer, size_t size, int32_t rank, const int64_t *shape);
+
 /* "f32 [512, 576]" into `buffer`, which is returned. */
 const char *kd_tensor_print(char *buffer, size_t size, const kd_tensor *t);
 

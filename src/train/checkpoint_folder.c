@@ -83,6 +83,13 @@ static bool parse_name(int64_t *step, const char *name)
     return errno == 0;
 }
 
+int64_t kd_checkpoint_step(const char *dir)
+{
+    const char *slash = strrchr(dir, '/');
+    int64_t step;
+    return parse_name(&step, slash ? slash + 1 : dir) ? step : -1;
+}
+
 static int newest_first(const void *a, const void *b)
 {
     const folder *x = a, *y = b;

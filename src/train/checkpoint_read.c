@@ -26,6 +26,7 @@ static kd_status read_array(const kd_st_file *file, const char *name, const kd_s
         const int64_t n = kd_min_i64(KD_CHECKPOINT_PIECE, elements - at);
         const kd_tensor piece = kd_tensor_slice(array, 0, at, n);
         KD_TRY(kd_st_read(host, KD_F32, file, entry, at, n));
+        KD_TRY(kd_st_check_finite(file, entry, at, host, n));
         KD_TRY(kd_upload(&exec, &piece, host));
         KD_TRY(kd_sync(&exec));
     }

@@ -78,42 +78,70 @@ kd_status kd_state_make(json_t **state, const kd_checkpoint *checkpoint)
 
 /* ---- reading ---------------------------------------------------------------------------------- */
 
+static kd_status refuse(const char *path, const char *key, const json_t *found,
+                        const char *expected)
+{
+    char shown[80];
+    return kd_fail(KD_EFORMAT, "%s: %s: found %s, expected %s", path, key,
+                   kd_json_show(shown, sizeof shown, found), expected);
+}
+
 static kd_status get_integer(int64_t *value, const json_t *object, const char *key,
                              const char *path)
 {
     const json_t *found = json_object_get(object, key);
-    if (!json_is_integer(found)) return kd_fail(KD_EFORMAT, "%s: %s: not an integer", path, key);
     *value = json_integer_value(found);
-    return KD_OK;
+    return json_is_integer(found) ? KD_OK : refuse(path, key, found, "an integer");
+}
+
+/* From `least` to 2^62: what is counted on from there cannot overflow. */
+static kd_status get_count(int64_t *value, const json_t *object, const char *key, int64_t least,
+                           const char *path)
+{
+    KD_TRY(get_integer(value, object, key, path));
+    if (*value >= least && *value <= INT64_MAX / 2) return KD_OK;
+    return refuse(path, key, json_object_get(object, key), least < 0 ? "-1 or a count" : "a count");
 }
 
 static kd_status get_number(double *value, const json_t *object, const char *key, const char *path)
 {
+    static const char *const names[] = { "nan", "inf", "-inf" };
+    const double values[] = { NAN, INFINITY, -INFINITY };
     const json_t *found = json_object_get(object, key);
     const char *text = json_string_value(found);
-    if (!json_is_number(found) && !text)
-        return kd_fail(KD_EFORMAT, "%s: %s: not a number", path, key);
-    if (!text)
-        *value = json_number_value(found);
-    else
-        *value = strcmp(text, "nan") == 0 ? NAN : strcmp(text, "inf") == 0 ? INFINITY : -INFINITY;
-    return KD_OK;
+    *value = json_number_value(found);
+    if (json_is_number(found)) return KD_OK;
+    for (int i = 0; text && i < KD_COUNT(names); i++) {
+        *value = values[i];
+        if (strcmp(text, names[i]) == 0) return KD_OK;
+    }
+    return refuse(path, key, found, "a number, \"nan\", \"inf\" or \"-inf\"");
+}
+
+static kd_status get_cursor(kd_cursor *cursor, const json_t *state, const char *path)
+{
+    const json_t *found = json_object_get(state, "cursor");
+    const json_t *sources = json_object_get(found, "source_samples");
+    KD_TRY(get_count(&cursor->samples, found, "samples", 0, path));
+    if (json_array_size(sources) != KD_MAX_SOURCES)
+        return kd_fail(KD_EFORMAT, "%s: cursor.source_samples: found %zu numbers, expected %d",
+                       path, json_array_size(sources), (int)KD_MAX_SOURCES);
+    for (int i = 0; i < KD_MAX_SOURCES; i++) {
+        const json_t *samples = json_array_get(sources, (size_t)i);
+        if (!json_is_integer(samples))
+            return refuse(path, "cursor.source_samples", samples, "an integer");
+        cursor->source_samples[i] = json_integer_value(samples);
+    }
+    return KD_OK; /* kd_loader_seek knows which counts go together */
 }
 
 kd_status kd_state_progress(kd_progress *progress, const json_t *state, const char *path)
 {
-    const json_t *cursor = json_object_get(state, "cursor");
-    const json_t *sources = json_object_get(cursor, "source_samples");
     kd_progress p = { 0 };
-    KD_TRY(get_integer(&p.step, state, "step", path));
-    KD_TRY(get_integer(&p.tokens, state, "tokens", path));
-    KD_TRY(get_integer(&p.cursor.samples, cursor, "samples", path));
-    if (json_array_size(sources) != KD_MAX_SOURCES)
-        return kd_fail(KD_EFORMAT, "%s: cursor.source_samples: found %zu numbers, expected %d",
-                       path, json_array_size(sources), (int)KD_MAX_SOURCES);
-    for (int i = 0; i < KD_MAX_SOURCES; i++)
-        p.cursor.source_samples[i] = json_integer_value(json_array_get(sources, (size_t)i));
-    KD_TRY(get_integer(&p.best_step, state, "best_step", path));
+    KD_TRY(get_count(&p.step, state, "step", 0, path));
+    KD_TRY(get_count(&p.tokens, state, "tokens", 0, path));
+    KD_TRY(get_cursor(&p.cursor, state, path));
+    KD_TRY(get_count(&p.best_step, state, "best_step", -1, path));
     KD_TRY(get_number(&p.best, state, "best", path));
     KD_TRY(get_number(&p.seconds, state, "seconds", path));
     *progress = p;
@@ -126,9 +154,10 @@ static kd_status check_text(const char *path, const char *student, const char *k
                             const json_t *found, const char *expected)
 {
     const char *text = json_string_value(found);
+    char shown[80];
     if (text && strcmp(text, expected) == 0) return KD_OK;
-    return kd_fail(KD_EFORMAT, "%s: student %s: %s: found \"%s\", expected \"%s\"", path, student,
-                   key, text ? text : "", expected);
+    return kd_fail(KD_EFORMAT, "%s: student %s: %s: found %s, expected \"%s\"", path, student, key,
+                   kd_json_show(shown, sizeof shown, found), expected);
 }
 
 static kd_status check_integer(const char *path, const char *student, const char *key,

@@ -312,7 +312,7 @@ kd_status kd_checkpoint_save(const char **path, kd_arena *arena, const char *out
     kd_status status;
     KD_TRY(kd_arena_create(&own));
     KD_TRY_GOTO(
-        kd_arena_format(&name, own, "checkpoint-%06lld", (long long)checkpoint->progress.step),
+        kd_arena_format(&name, own, KD_CHECKPOINT_NAME, (long long)checkpoint->progress.step),
         status, done);
     KD_TRY_GOTO(kd_path_join(&full, own, out, name), status, done);
     KD_TRY_GOTO(save(own, out, name, full, checkpoint), status, done);

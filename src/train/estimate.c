@@ -5,7 +5,8 @@
 #include <math.h>
 #include <stdio.h>
 
-/* Libraries, context and code of a GPU process; measured values replace it when a card has run. */
+/* Libraries, context and code of a GPU process, which a device that is here has taken already;
+ * measured values replace it when a card has run. */
 static const double gpu_reserve = 0.6e9;
 
 /* Dense bf16 FLOP/s that vendors state, and the share of it that a prediction assumes. */
@@ -41,26 +42,45 @@ static void describe_models(kd_estimate *e, const kd_session *s)
     e->flops_per_token = e->student_flops + e->teacher_flops;
 }
 
-/* Equal names become one entry; the largest come first. */
-static void collect_entries(kd_estimate *e, const kd_stack *stack)
+int kd_plan_entries(kd_plan_entry *entries, int limit, const kd_stack *stack)
 {
-    const int limit = KD_COUNT(e->entries);
+    int count = 0;
     for (int i = 0; i < stack->peak_count; i++) {
         const kd_stack_entry *entry = &stack->peak_entries[i];
         int at = 0;
-        while (at < e->entry_count && strcmp(e->entries[at].name, entry->name) != 0) at++;
+        while (at < count && strcmp(entries[at].name, entry->name) != 0) at++;
         if (at == limit) continue;
-        if (at == e->entry_count)
-            snprintf(e->entries[e->entry_count++].name, sizeof e->entries[0].name, "%s",
-                     entry->name);
-        e->entries[at].bytes += (double)entry->bytes;
-    }
-    for (int i = 1; i < e->entry_count; i++)
-        for (int j = i; j > 0 && e->entries[j].bytes > e->entries[j - 1].bytes; j--) {
-            const kd_plan_entry swap = e->entries[j];
-            e->entries[j] = e->entries[j - 1];
-            e->entries[j - 1] = swap;
+        if (at == count) {
+            entries[count] = (kd_plan_entry){ .bytes = 0.0 };
+            snprintf(entries[count++].name, sizeof entries[0].name, "%s", entry->name);
         }
+        entries[at].bytes += (double)entry->bytes;
+    }
+    for (int i = 1; i < count; i++)
+        for (int j = i; j > 0 && entries[j].bytes > entries[j - 1].bytes; j--) {
+            const kd_plan_entry swap = entries[j];
+            entries[j] = entries[j - 1];
+            entries[j - 1] = swap;
+        }
+    return count;
+}
+
+void kd_session_log_plan(const kd_session *s)
+{
+    char bytes[32];
+    kd_plan_entry entries[16];
+    const kd_stack *stack = &s->step.stack;
+    for (int m = 0; m < s->count; m++)
+        kd_log(KD_LOG_INFO, "plan      %9s  %s: weights%s",
+               kd_format_bytes(bytes, sizeof bytes, (double)kd_model_bytes(s->models[m])),
+               s->models[m]->label, s->models[m]->slab.trainable ? ", gradients and moments" : "");
+    kd_log(KD_LOG_INFO, "plan      %9s  step with batch.micro %lld, most of it at %s; of that",
+           kd_format_bytes(bytes, sizeof bytes, (double)kd_step_bytes(&s->step)),
+           (long long)s->micro, stack->peak_phase);
+    const int count = kd_plan_entries(entries, KD_COUNT(entries), stack);
+    for (int i = 0; i < count && i < 5; i++)
+        kd_log(KD_LOG_INFO, "plan      %9s    %s",
+               kd_format_bytes(bytes, sizeof bytes, entries[i].bytes), entries[i].name);
 }
 
 static double bytes_needed(const kd_estimate *e, const kd_session *s)
@@ -92,7 +112,7 @@ kd_status kd_micro_fits(bool *fits, kd_run *run, kd_device *device, int64_t micr
 {
     kd_session s = { .device = NULL };
     const kd_status status = kd_session_plan(&s, run, device, micro);
-    *fits = status == KD_OK && (double)kd_session_bytes(&s) + reserve <= (double)s.memory;
+    *fits = status == KD_OK && (double)kd_session_bytes(&s) + reserve <= kd_session_usable(&s);
     s.device = NULL; /* the caller's */
     kd_session_close(&s);
     return status;
@@ -148,11 +168,12 @@ static kd_status fill(kd_estimate *e, kd_session *s, const char *device)
     e->chunk = s->step.objective.chunk;
     e->step_bytes = (double)kd_step_bytes(&s->step);
     e->device_bytes = (double)s->memory;
-    e->reserve_bytes = strncmp(device, "cpu", 3) == 0 ? 0.0 : gpu_reserve;
+    e->usable_bytes = kd_session_usable(s);
+    e->reserve_bytes = s->device->type == &kd_device_meta ? gpu_reserve : 0.0;
     e->peak_bytes = bytes_needed(e, s);
-    e->fits = e->peak_bytes <= e->device_bytes;
+    e->fits = e->peak_bytes <= e->usable_bytes;
     snprintf(e->peak_phase, sizeof e->peak_phase, "%s", s->step.stack.peak_phase);
-    collect_entries(e, &s->step.stack);
+    e->entry_count = kd_plan_entries(e->entries, KD_COUNT(e->entries), &s->step.stack);
     for (int m = 0; m < s->count; m++)
         e->full_logits_bytes += rows * (double)s->models[m]->config.vocabulary *
                                 (double)kd_dtype_size(s->models[m]->dtype);

@@ -139,6 +139,33 @@ kd_measure kd_scores_mean(const kd_scores *s, const double *sums)
 
 /* ---- one pass --------------------------------------------------------------------------------- */
 
+static kd_status sum_array(kd_comm *comm, double *values, int64_t count)
+{
+    enum { PIECE = 1 << 20 };
+    for (int64_t at = 0; at < count; at += PIECE)
+        KD_TRY(comm->type->all_reduce_host(comm, values + at, (int)kd_min_i64(PIECE, count - at)));
+    return KD_OK;
+}
+
+/* kl_values stay each rank's own. */
+static kd_status sum_scores(kd_scores *s, kd_comm *comm)
+{
+    double tokens = (double)s->tokens;
+    KD_TRY(comm->type->all_reduce_host(comm, &tokens, 1));
+    s->tokens = (int64_t)tokens;
+    KD_TRY(sum_array(comm, s->count, s->documents));
+    KD_TRY(sum_array(comm, s->nll, s->documents));
+    KD_TRY(sum_array(comm, s->kl, s->documents));
+    return sum_array(comm, s->same, s->documents);
+}
+
+static kd_status sum_all(kd_step *step, unsigned wanted, kd_scores *scores)
+{
+    for (int m = 0; m < step->count && step->comm->size > 1; m++)
+        if (wanted >> m & 1u) KD_TRY(sum_scores(&scores[m], step->comm));
+    return KD_OK;
+}
+
 kd_status kd_step_evaluate(kd_step *step, kd_loader *loader, unsigned wanted, kd_scores *scores)
 {
     const kd_cursor start = { 0 };
@@ -151,7 +178,7 @@ kd_status kd_step_evaluate(kd_step *step, kd_loader *loader, unsigned wanted, kd
     for (;;) {
         const kd_step_batch *batch;
         KD_TRY(kd_loader_next(&batch, loader, NULL));
-        if (!batch) return KD_OK;
+        if (!batch) return sum_all(step, wanted, scores);
         for (int64_t i = 0; i < batch->micro_count; i++) {
             KD_TRY(kd_step_measure(step, &batch->micro[i], wanted, measured));
             for (int m = 0; m < step->count; m++)

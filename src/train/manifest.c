@@ -207,7 +207,7 @@ static kd_status read_manifest(json_t **manifest, const char *path)
 
 static kd_status malformed(const char *manifest, const char *name, const char *what)
 {
-    return kd_fail(KD_EFORMAT, "%s: \"%s\": %s", manifest, name, what);
+    return kd_fail(KD_EFORMAT, "%s: \"%.120s\": %s", manifest, name, what);
 }
 
 /* Stays below the folder, whoever wrote the manifest. */
@@ -230,15 +230,19 @@ static kd_status pieces_of_entry(pieces *p, kd_arena *arena, const char *manifes
     int64_t i = 1, at = -1;
     *p = (pieces){ 0 };
     if (!tensors) return KD_OK;
+    if (!json_is_object(tensors)) return malformed(manifest, name, "tensors is no object");
     KD_TRY(take_pieces(p, arena, (int64_t)json_object_size(tensors)));
     p->ends[0] = bytes;
     json_object_foreach(tensors, key, tensor)
     {
-        const int64_t begin = json_integer_value(json_object_get(tensor, "begin"));
-        const int64_t end = json_integer_value(json_object_get(tensor, "end"));
-        if (i == 1) p->ends[0] = at = begin;
-        if (begin != at || begin < 0 || end < begin || end > bytes ||
+        const json_t *first = json_object_get(tensor, "begin");
+        const json_t *last = json_object_get(tensor, "end");
+        const int64_t begin = json_integer_value(first), end = json_integer_value(last);
+        if (!json_is_integer(first) || !json_is_integer(last) ||
             !json_is_string(json_object_get(tensor, "xxh3")))
+            return malformed(manifest, name, "a tensor without begin, end or xxh3");
+        if (i == 1) p->ends[0] = at = begin;
+        if (begin != at || begin < 0 || end < begin || end > bytes)
             return malformed(manifest, name, "tensors that do not lie side by side");
         p->names[i] = key;
         p->ends[i++] = at = end;

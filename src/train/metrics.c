@@ -119,6 +119,9 @@ kd_status kd_metrics_step(kd_metrics *metrics, const kd_step *step, const kd_ste
         put_number(&r, "valid", (double)result->valid);
         put_number(&r, "seconds", seconds);
         put_number(&r, "tokens_per_s", tokens_per_s);
+        put_number(&r, "device_bytes", (double)step->device->held);
+        put_number(&r, "device_peak_bytes", (double)step->device->most);
+        put_number(&r, "host_bytes", (double)kd_resident_bytes());
         KD_TRY(put_line(metrics, &r));
     }
     return KD_OK;
@@ -146,16 +149,17 @@ void kd_log_header(const kd_step *step)
     for (int i = 0; i < step->objective.count; i++)
         if (step->objective.terms[i].student == step->objective.terms[0].student)
             put(&r, "  %8.8s", step->objective.terms[i].name);
-    put(&r, "    same    |grad|         lr    tok/s   memory      left");
+    put(&r, "    same    |grad|         lr    tok/s   device     host      left");
     kd_log(KD_LOG_INFO, "%s", r.text);
 }
 
 void kd_log_step(const kd_step *step, const kd_step_result *result, double tokens_per_s,
                  double seconds_left, bool live)
 {
-    char left[32], memory[32];
+    char left[32], device[32], host[32];
     kd_format_duration(left, sizeof left, seconds_left);
-    kd_format_bytes(memory, sizeof memory, (double)kd_resident_bytes());
+    kd_format_bytes(device, sizeof device, (double)step->device->held);
+    kd_format_bytes(host, sizeof host, (double)kd_resident_bytes());
     for (int m = 0; m < step->count; m++) {
         const kd_student_result *s = &result->student[m];
         record r = { .used = 0 };
@@ -167,8 +171,8 @@ void kd_log_step(const kd_step *step, const kd_step_result *result, double token
             put(&r, "       -");
         else
             put(&r, "  %5.1f%%", 100.0 * s->same_top);
-        put(&r, "  %8.3f  %9.2e  %7.0f  %7s  %8s", s->gradient_norm, s->lr, tokens_per_s, memory,
-            left);
+        put(&r, "  %8.3f  %9.2e  %7.0f  %7s  %7s  %8s", s->gradient_norm, s->lr, tokens_per_s,
+            device, host, left);
         if (live)
             kd_log_live("%s", r.text);
         else

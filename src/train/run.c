@@ -35,7 +35,8 @@ static const kd_option data_rows[] = {
 
 static const kd_option source_rows[] = {
     { "file", KD_STRING, offsetof(kd_data_section, train[0]), NULL, 0, 0, "",
-      "safetensors of tokens" },
+      "tokens: .safetensors, llm.c .bin, Megatron .bin and .idx; text: .jsonl; * stands for "
+      "shards" },
     { "weight", KD_FLOAT, offsetof(kd_data_section, weight[0]), "1", 0, 0, "", "share of samples" },
     { 0 },
 };
@@ -94,8 +95,17 @@ static const kd_option eval_rows[] = {
     { 0 },
 };
 
-static const char *const section_names[] = { "teacher", "student", "students", "data", "loss",
-                                             "optim",   "batch",   "run",      "eval", NULL };
+static const kd_option dist_rows[] = {
+    { "timeout", KD_FLOAT, offsetof(kd_dist_section, timeout), "100", 1, 1e6, "s",
+      "without an answer of the other ranks, after which a rank stops (exit 6); three times as "
+      "long "
+      "until the first update is done" },
+    { 0 },
+};
+
+static const char *const section_names[] = { "teacher", "student", "students", "data",
+                                             "loss",    "optim",   "batch",    "run",
+                                             "eval",    "dist",    NULL };
 
 /* ---- parsing ---------------------------------------------------------------------------------- */
 
@@ -228,6 +238,8 @@ kd_status kd_run_parse(kd_run *run)
     const kd_node *eval = kd_node_find(run->root, "eval");
     KD_TRY(kd_options_parse(&run->eval, eval_rows, arena, eval, "eval", listed));
     KD_TRY(parse_metrics(run, eval));
+    KD_TRY(kd_options_parse(&run->dist, dist_rows, arena, kd_node_find(run->root, "dist"), "dist",
+                            NULL));
     run->parsed = true;
     return KD_OK;
 }
@@ -341,7 +353,7 @@ void kd_run_help(FILE *out)
         { "data", data_rows, NULL },      { "data.train", source_rows, NULL },
         { "optim", kd_optim_rows, NULL }, { "batch", batch_rows, NULL },
         { "run", run_rows, NULL },        { "run.checkpoint", checkpoint_rows, NULL },
-        { "eval", eval_rows, NULL }
+        { "eval", eval_rows, NULL },      { "dist", dist_rows, NULL }
     };
     for (int i = 0; i < KD_COUNT(all); i++) kd_options_help(out, all[i].path, all[i].rows);
     kd_terms_help(out);
@@ -430,6 +442,7 @@ static kd_status effective(json_t **out, kd_run *run)
         status, failed);
     KD_TRY_GOTO(put_section(root, "eval", &run->eval, eval_rows), status, failed);
     KD_TRY_GOTO(put_metrics(json_object_get(root, "eval"), run->eval.metrics), status, failed);
+    KD_TRY_GOTO(put_section(root, "dist", &run->dist, dist_rows), status, failed);
     *out = root;
     return KD_OK;
 failed:

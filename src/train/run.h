@@ -50,6 +50,10 @@ typedef struct kd_eval_section {
     unsigned metrics; /* bits: 1 kl, 2 ppl, 4 same_top */
 } kd_eval_section;
 
+typedef struct kd_dist_section {
+    double timeout; /* seconds */
+} kd_dist_section;
+
 struct kd_run {
     kd_arena *arena;
     kd_node *root; /* merged files and overrides */
@@ -65,6 +69,8 @@ struct kd_run {
     kd_run_section run;
     kd_checkpoint_section checkpoint;
     kd_eval_section eval;
+    kd_dist_section dist;
+    const kd_ranks *ranks; /* what this process is; NULL: as the environment says */
 };
 
 /* Fills the sections from the tree, once. */

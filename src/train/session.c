@@ -4,33 +4,37 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-/* Share of a device that a plan may fill: the rest is the system's, the libraries' and the code's. */
 static const double usable_share = 0.92;
 
 /* ---- vocabularies ----------------------------------------------------------------------------- */
 
-/* One tokenizer, or none known; then the smaller vocabulary bounds every softmax. */
-static kd_status check_vocabulary(kd_session *s)
+kd_status kd_common_tokenizer(kd_tokenizer_info *common, int64_t *classes, kd_model *const *models,
+                              int count)
 {
-    int first = -1;
-    s->classes = INT64_MAX;
-    for (int m = 0; m < s->count; m++) {
-        const char *dir = s->run->models[m].model;
+    const char *first = NULL;
+    *common = (kd_tokenizer_info){ 0 };
+    *classes = INT64_MAX;
+    for (int m = 0; m < count; m++) {
+        const kd_config *c = &models[m]->config;
         kd_tokenizer_info info;
-        KD_TRY(kd_tokenizer_inspect(&info, dir));
-        s->classes = kd_min_i64(s->classes, s->models[m]->config.vocabulary);
+        KD_TRY(kd_tokenizer_inspect(&info, c->dir));
+        *classes = kd_min_i64(*classes, c->vocabulary);
         if (!info.present) continue;
-        if (first >= 0 && strcmp(info.fingerprint.hex, s->fingerprint.hex) != 0)
+        if (info.size > c->vocabulary)
+            return kd_fail(
+                KD_EFORMAT,
+                "%s/tokenizer.json: found id %lld, expected ids below the vocab_size %lld "
+                "of config.json",
+                c->dir, (long long)info.size - 1, (long long)c->vocabulary);
+        if (first && strcmp(info.fingerprint.hex, common->fingerprint.hex) != 0)
             return kd_fail(KD_EFORMAT,
                            "%s and %s have different tokenizers (fingerprints %s and %s); their "
                            "logits cannot be compared id by id",
-                           s->run->models[first].model, dir, s->fingerprint.hex,
-                           info.fingerprint.hex);
-        first = m;
-        s->fingerprint = info.fingerprint;
-        s->tokenizer = info.size;
+                           first, c->dir, common->fingerprint.hex, info.fingerprint.hex);
+        first = c->dir;
+        *common = info;
     }
-    if (first >= 0) s->classes = kd_min_i64(s->classes, s->tokenizer);
+    if (first) *classes = kd_min_i64(*classes, common->size);
     return KD_OK;
 }
 
@@ -84,16 +88,18 @@ size_t kd_session_bytes(const kd_session *s)
     return bytes;
 }
 
+double kd_session_usable(const kd_session *s) { return usable_share * (double)s->memory; }
+
 static bool fits(const kd_session *s)
 {
-    return (double)kd_session_bytes(s) <= usable_share * (double)s->memory;
+    return (double)kd_session_bytes(s) <= kd_session_usable(s);
 }
 
-/* The largest micro-batch that divides the step's samples and fits. */
-static kd_status plan_auto(kd_session *s)
+/* The largest micro-batch up to `most` that divides the step's samples and fits; none may. */
+static kd_status plan_largest(kd_session *s, int64_t most)
 {
     const int64_t per_rank = s->step_samples / s->comm->size;
-    for (int64_t micro = per_rank; micro >= 1; micro--) {
+    for (int64_t micro = most; micro >= 1; micro--) {
         if (per_rank % micro != 0) continue;
         KD_TRY(plan_step(s, micro));
         if (fits(s)) break;
@@ -107,18 +113,42 @@ static kd_status plan_micro(kd_session *s, int64_t micro)
     if (s->step_samples % s->comm->size != 0)
         return kd_fail(KD_EINVAL, "batch: %lld samples do not divide into %d ranks",
                        (long long)s->step_samples, s->comm->size);
-    if (micro == 0 && strcmp(text, "auto") == 0) return plan_auto(s);
+    if (micro == 0 && strcmp(text, "auto") == 0)
+        return plan_largest(s, s->step_samples / s->comm->size);
     if (micro == 0) {
         char *end;
         micro = strtoll(text, &end, 10);
-        if (end == text || *end || micro < 1)
-            return kd_fail(KD_EINVAL, "batch.micro: \"%s\"; expected auto or a number of samples",
-                           text);
+        if (end == text || *end || micro < 1 || micro > s->step_samples)
+            return kd_fail(KD_EINVAL, "batch.micro: \"%s\"; expected auto or 1 to %lld samples",
+                           text, (long long)s->step_samples);
         if (s->step_samples % (micro * s->comm->size) != 0)
             return kd_fail(KD_EINVAL, "batch.micro: %lld x %d ranks does not divide %lld samples",
                            (long long)micro, s->comm->size, (long long)s->step_samples);
     }
     return plan_step(s, micro);
+}
+
+static kd_text_options text_options(const kd_session *s)
+{
+    kd_text_options options = { .vocabulary = s->classes };
+    if (!s->tokenizer.present) return options;
+    options.tokenizer = s->tokenizer.dir;
+    options.fingerprint = s->tokenizer.fingerprint.hex;
+    return options;
+}
+
+/* Epochs need the number of tokens before anything can be planned. */
+static kd_status count_tokens(kd_session *s)
+{
+    const kd_text_options options = text_options(s);
+    s->train_tokens = 0;
+    for (int i = 0; i < s->run->data.sources; i++) {
+        kd_text *text;
+        KD_TRY(kd_text_open(&text, s->run->data.train[i], &options));
+        s->train_tokens += kd_text_tokens(text);
+        kd_text_close(text);
+    }
+    return KD_OK;
 }
 
 kd_status kd_session_plan(kd_session *s, kd_run *run, kd_device *device, int64_t micro)
@@ -127,36 +157,31 @@ kd_status kd_session_plan(kd_session *s, kd_run *run, kd_device *device, int64_t
     KD_TRY(kd_run_parse(run));
     s->run = run;
     s->device = device;
+    device->tf32 = run->run.tf32;
+    device->tune = !run->run.deterministic;
     kd_device_describe(&info, device);
     s->memory = info.memory;
     if (!s->comm) KD_TRY(kd_comm_solo(&s->comm));
     if (!s->arena) KD_TRY(kd_arena_create(&s->arena));
-    KD_TRY(kd_run_length(&s->steps, &s->step_samples, run, s->train_tokens));
     KD_TRY(open_models(s, true));
-    KD_TRY(check_vocabulary(s));
+    KD_TRY(kd_common_tokenizer(&s->tokenizer, &s->classes, s->models, s->count));
+    if (s->tokenizer.present) /* the model that it is of closes before the session */
+        KD_TRY(kd_arena_string(&s->tokenizer.dir, s->arena, s->tokenizer.dir));
+    if (s->reads_data && run->run.epochs > 0.0) KD_TRY(count_tokens(s));
+    KD_TRY(kd_run_length(&s->steps, &s->step_samples, run, s->train_tokens));
     return plan_micro(s, micro);
 }
 
 /* ---- opening ---------------------------------------------------------------------------------- */
 
-static kd_status check_data_tokenizer(const kd_session *s, const char *path)
-{
-    kd_text *text;
-    KD_TRY(kd_text_open(&text, path, s->classes));
-    const char *found = kd_text_metadata(text, "tokenizer");
-    kd_status status = KD_OK;
-    if (found && s->tokenizer && strcmp(found, s->fingerprint.hex) != 0)
-        status = kd_fail(KD_EFORMAT, "%s: made with the tokenizer %s, the models have %s", path,
-                         found, s->fingerprint.hex);
-    kd_text_close(text);
-    return status;
-}
-
 static kd_status open_data(kd_session *s)
 {
     const kd_data_section *data = &s->run->data;
+    const kd_text_options text = text_options(s);
     kd_loader_options options = { .sources = data->sources,
                                   .vocabulary = s->classes,
+                                  .tokenizer = text.tokenizer,
+                                  .fingerprint = text.fingerprint,
                                   .sequence = data->sequence,
                                   .pack = (kd_pack)data->pack,
                                   .step_samples = s->step_samples,
@@ -166,7 +191,6 @@ static kd_status open_data(kd_session *s)
                                   .seed = (uint64_t)s->run->run.seed,
                                   .shuffle = data->shuffle };
     for (int i = 0; i < data->sources; i++) {
-        KD_TRY(check_data_tokenizer(s, data->train[i]));
         options.files[i] = data->train[i];
         options.weights[i] = data->weight[i];
     }
@@ -174,14 +198,11 @@ static kd_status open_data(kd_session *s)
     kd_loader_describe(s->train, &s->train_tokens, &s->train_documents, &s->train_scored);
     if (!*data->valid) return KD_OK;
 
-    KD_TRY(check_data_tokenizer(s, data->valid));
     options.files[0] = data->valid;
     options.weights[0] = 1.0;
     options.sources = 1;
-    options.rank = 0;
-    options.ranks = 1;
     options.shuffle = false;
-    options.step_samples = s->micro;
+    options.step_samples = s->micro * s->comm->size;
     options.max_samples = s->run->eval.tokens / data->sequence;
     double scored;
     KD_TRY(kd_loader_open(&s->valid, &options));
@@ -189,58 +210,69 @@ static kd_status open_data(kd_session *s)
     return KD_OK;
 }
 
-/* Epochs need the number of tokens before anything can be planned. */
-static kd_status count_tokens(kd_session *s)
-{
-    s->train_tokens = 0;
-    for (int i = 0; i < s->run->data.sources; i++) {
-        kd_text *text;
-        KD_TRY(kd_text_open(&text, s->run->data.train[i], INT32_MAX));
-        s->train_tokens += kd_text_tokens(text);
-        kd_text_close(text);
-    }
-    return KD_OK;
-}
-
-/* Names the largest micro-batch that would fit. */
-static kd_status refuse_size(kd_session *s)
+/* Names the largest micro-batch that would fit, after `why`.  The models are planning ones. */
+static kd_status refuse_size(kd_session *s, const char *why)
 {
     const double bytes = (double)kd_session_bytes(s);
     const char *phase = s->step.stack.peak_phase;
     const int64_t micro = s->micro;
-    char largest[64] = "not even one sample fits";
-    KD_TRY(plan_auto(s));
-    if (fits(s)) snprintf(largest, sizeof largest, "batch.micro: %lld fits", (long long)s->micro);
-    return kd_fail(KD_ENOMEM,
-                   "the run needs %.2f GB of %.2f GB, most of it at %s, with batch.micro %lld; %s; "
-                   "student.recompute: blocks and dtype: bf16 take less",
-                   bytes / 1e9, (double)s->memory / 1e9, phase, (long long)micro, largest);
+    char needed[32], usable[32], memory[32], largest[64] = "not even one sample fits";
+    kd_session_log_plan(s);
+    KD_TRY(plan_largest(s, micro - 1));
+    if (s->micro < micro && fits(s))
+        snprintf(largest, sizeof largest, "batch.micro: %lld fits", (long long)s->micro);
+    return kd_fail(
+        KD_ENOMEM,
+        "%sthe run needs %s, most of it at %s, with batch.micro %lld, and may fill %s of "
+        "%s; %s; student.recompute: blocks and dtype: bf16 take less",
+        why, kd_format_bytes(needed, sizeof needed, bytes), phase, (long long)micro,
+        kd_format_bytes(usable, sizeof usable, kd_session_usable(s)),
+        kd_format_bytes(memory, sizeof memory, (double)s->memory), largest);
+}
+
+kd_status kd_session_short(kd_session *s)
+{
+    const int64_t micro = s->micro;
+    char available[32];
+    const char *failure, *why;
+    KD_TRY(kd_arena_format(&failure, s->arena, "%s", kd_last_error()));
+    kd_step_close(&s->step);
+    close_models(s);
+    s->memory = kd_device_available(s->device);
+    KD_TRY(kd_arena_format(&why, s->arena, "%s; %s are free now; ", failure,
+                           kd_format_bytes(available, sizeof available, (double)s->memory)));
+    KD_TRY(open_models(s, true));
+    KD_TRY(plan_step(s, micro));
+    return refuse_size(s, why);
+}
+
+/* Takes what was planned; where the device has no room for it after all, says what would fit. */
+static kd_status take(kd_session *s)
+{
+    close_models(s);
+    kd_status status = open_models(s, false);
+    if (status == KD_OK) status = plan_step(s, s->micro);
+    if (status == KD_OK) status = kd_step_open(&s->step);
+    return status == KD_ENOMEM ? kd_session_short(s) : status;
 }
 
 kd_status kd_session_open(kd_session *s, kd_run *run)
 {
-    kd_device *device;
     kd_device_info info;
-    *s = (kd_session){ .run = run };
+    *s = (kd_session){ .run = run, .reads_data = true };
     KD_TRY(kd_run_parse(run));
-    KD_TRY(kd_device_open(&device, run->run.device));
-    s->device = device;
-    device->tf32 = run->run.tf32;
-    device->tune = !run->run.deterministic;
-    kd_device_describe(&info, device);
-    KD_TRY(count_tokens(s));
-    KD_TRY(kd_session_plan(s, run, device, 0));
-    if (!fits(s)) return refuse_size(s);
+    KD_TRY(kd_session_join(s));
+    kd_device_describe(&info, s->device);
+    KD_TRY(kd_session_plan(s, run, s->device, 0));
+    if (!fits(s)) return refuse_size(s, "");
     KD_TRY(kd_arena_format(&s->contract, s->arena,
                            "kd " KD_VERSION
-                           ", %s, %s, %d threads, micro %lld x %d ranks, chunk %lld",
-                           info.type, info.name, omp_get_max_threads(), (long long)s->micro,
-                           s->comm->size, (long long)s->step.objective.chunk));
+                           ", %s, %s, %s, %d threads, micro %lld x %d ranks, chunk %lld",
+                           info.type, info.name, info.software, omp_get_max_threads(),
+                           (long long)s->micro, s->comm->size, (long long)s->step.objective.chunk));
+    KD_TRY(kd_session_agree(s));
     KD_TRY(open_data(s));
-    close_models(s);
-    KD_TRY(open_models(s, false));
-    KD_TRY(plan_step(s, s->micro));
-    return kd_step_open(&s->step);
+    return take(s);
 }
 
 void kd_session_close(kd_session *s)

@@ -2,7 +2,7 @@
  * train.h - the training run: configuration, step, evaluation, checkpoints, metrics.
  *
  * run.c (sections of a run file) session.c (opens what a run names) step*.c trainer.c evaluate.c
- * checkpoint_*.c manifest.c (their own header: checkpoint.h) metrics.c estimate.c
+ * checkpoint_*.c manifest.c (their own header: checkpoint.h) metrics.c estimate.c ranks.c
  */
 #ifndef KD_TRAIN_H
 #define KD_TRAIN_H
@@ -16,6 +16,14 @@
 #include <kd/trainer.h>
 
 enum { KD_MAX_MODELS = 8, KD_BUCKET_ELEMENTS = 8 << 20, KD_MAX_RECORDINGS = 9 };
+
+/* ---- vocabularies ----------------------------------------------------------------------------- */
+
+/* The tokenizer of all folders that have one, and the columns of every softmax: the smallest of the
+ * vocabularies and the tokenizer's size.  KD_EFORMAT when two tokenizers differ, naming both
+ * fingerprints, or when one has an id that its model has not. */
+KD_MUST_CHECK kd_status kd_common_tokenizer(kd_tokenizer_info *common, int64_t *classes,
+                                            kd_model *const *models, int count);
 
 /* ---- one optimizer step ----------------------------------------------------------------------- */
 
@@ -164,7 +172,8 @@ void kd_scores_reset(kd_scores *scores);
 void kd_scores_add(kd_scores *scores, const kd_micro_batch *micro, const kd_measured *measured);
 kd_measure kd_scores_mean(const kd_scores *scores, const double *sums);
 
-/* One pass of `loader` (seeked to its start); `scores` is indexed by model. */
+/* One pass of `loader` (seeked to its start), which deals its samples to the step's ranks; all of them
+ * get the sums of all.  `scores` is indexed by model. */
 KD_MUST_CHECK kd_status kd_step_evaluate(kd_step *step, kd_loader *loader, unsigned wanted,
                                          kd_scores *scores);
 
@@ -200,6 +209,10 @@ KD_MUST_CHECK kd_status kd_checkpoint_save(const char **path, kd_arena *arena, c
  * damaged or belongs to another model, contract or version. */
 KD_MUST_CHECK kd_status kd_checkpoint_load(kd_progress *progress, const char *dir,
                                            const kd_checkpoint *expected);
+
+/* Of a checkpoint's folder; takes a long long. */
+#define KD_CHECKPOINT_NAME "checkpoint-%06lld"
+int64_t kd_checkpoint_step(const char *dir); /* -1: its name is none of a checkpoint */
 
 /* The newest folder whose manifest verifies; NULL: none.  Removes stagings that a dead run left and
  * says so, and warns of a damaged folder that it passes over. */

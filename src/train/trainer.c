@@ -31,7 +31,39 @@ typedef struct trainer {
     double start, waited;
     int64_t evaluated; /* step of the last evaluation; -1: none */
     int lock;
+    double answer;       /* of what rank 0 does for all */
+    const char *resumed; /* checkpoint that this rank found; NULL: none */
 } trainer;
+
+/* ---- ranks ------------------------------------------------------------------------------------ */
+
+/* Rank 0 alone writes, and says what is written. */
+static bool first(const trainer *t) { return t->session.comm->rank == 0; }
+
+/* A rank that is gone is missed between steps too. */
+static kd_status at_step(const trainer *t, kd_status status)
+{
+    if (status != KD_EPEER) return status;
+    return kd_fail(status, "step %lld: %s", (long long)t->progress.step, kd_last_error());
+}
+
+/* Bytes per second that the others grant rank 0's disk. */
+static const double slow_disk = 20e6;
+
+/* Rank 0 works for all, who then know its answer.  They wait as long as the work may take. */
+static kd_status by_first(trainer *t, kd_status (*work)(trainer *t))
+{
+    kd_comm *comm = t->session.comm;
+    const double usual = comm->timeout;
+    double bytes = 0.0;
+    t->answer = 0.0;
+    if (first(t)) KD_TRY(work(t));
+    for (int i = 0; i < t->student_count; i++) bytes += (double)kd_model_bytes(t->students[i]);
+    comm->timeout += bytes / slow_disk;
+    KD_TRY(at_step(t, comm->type->all_reduce_host(comm, &t->answer, 1)));
+    comm->timeout = usual;
+    return KD_OK;
+}
 
 /* ---- opening ---------------------------------------------------------------------------------- */
 
@@ -52,7 +84,7 @@ static kd_checkpoint checkpoint_of(const trainer *t)
 {
     const kd_session *s = &t->session;
     const char *tokenizer = NULL;
-    for (int m = 0; m < s->count && s->tokenizer; m++)
+    for (int m = 0; m < s->count && s->tokenizer.present; m++)
         if (s->models[m]->slab.trainable && !tokenizer) tokenizer = s->run->models[m].model;
     return (kd_checkpoint){ .students = t->students,
                             .student_count = t->student_count,
@@ -81,23 +113,39 @@ static kd_status load_history(trainer *t, const char *dir)
     return KD_OK;
 }
 
-static kd_status resume(trainer *t)
+/* Locks the folder and looks what is there.  Answers with the newest checkpoint's step + 1; 0: there
+ * is none. */
+static kd_status open_output(trainer *t)
 {
-    const char *wanted = t->session.run->run.resume, *dir = NULL, *finished;
+    const char *wanted = t->session.run->run.resume, *finished;
+    KD_TRY(lock_output(t));
     KD_TRY(kd_path_join(&finished, t->session.run->arena, t->out, "config.json"));
     if (kd_file_exists(finished))
         return kd_fail(KD_EFORMAT, "%s: holds a finished model; give another run.out", t->out);
-    if (strcmp(wanted, "never") != 0 && strcmp(wanted, "auto") != 0)
-        dir = wanted;
-    else
-        KD_TRY(kd_checkpoint_latest(&dir, t->session.run->arena, t->out));
-    if (!dir) return KD_OK;
+    if (strcmp(wanted, "never") != 0 && strcmp(wanted, "auto") != 0) return KD_OK;
+    KD_TRY(kd_checkpoint_latest(&t->resumed, t->session.run->arena, t->out));
+    if (!t->resumed) return KD_OK;
     if (strcmp(wanted, "never") == 0)
         return kd_fail(KD_EFORMAT, "%s: holds checkpoints of another run (run.resume is never)",
                        t->out);
+    t->answer = 1.0 + (double)kd_checkpoint_step(t->resumed);
+    return KD_OK;
+}
+
+static kd_status resume(trainer *t)
+{
+    const char *wanted = t->session.run->run.resume;
+    KD_TRY(by_first(t, open_output));
+    if (strcmp(wanted, "never") != 0 && strcmp(wanted, "auto") != 0)
+        t->resumed = wanted;
+    else if (!first(t) && t->answer > 0.0)
+        KD_TRY(kd_arena_format(&t->resumed, t->session.run->arena, "%s/" KD_CHECKPOINT_NAME, t->out,
+                               (long long)t->answer - 1));
+    if (!t->resumed) return KD_OK;
+    const char *dir = t->resumed;
     const kd_checkpoint expected = checkpoint_of(t);
-    KD_TRY(load_history(t, dir));
     KD_TRY(kd_checkpoint_load(&t->progress, dir, &expected));
+    KD_TRY(load_history(t, dir));
     kd_log(KD_LOG_INFO, "resume    %s: goes on with step %lld", dir, (long long)t->progress.step);
     return kd_loader_seek(t->session.train, &t->progress.cursor);
 }
@@ -136,10 +184,11 @@ static kd_status open_trainer(trainer *t, kd_run *run)
                            "eval.every"));
     KD_TRY(kd_run_json(&t->config, run));
     collect_students(t);
-    KD_TRY(lock_output(t));
+    /* The others would say the same. */
+    if (!first(t) && kd_log_get_level() == KD_LOG_INFO) kd_log_set_level(KD_LOG_WARN);
     KD_TRY(resume(t));
     KD_TRY(open_scores(t));
-    return kd_metrics_open(&t->metrics, run->arena, t->out, t->progress.step);
+    return first(t) ? kd_metrics_open(&t->metrics, run->arena, t->out, t->progress.step) : KD_OK;
 }
 
 static void close_trainer(trainer *t)
@@ -171,10 +220,13 @@ static kd_status log_start(const trainer *t)
     kd_device_describe(&info, s->device);
     kd_log(KD_LOG_INFO, "kd " KD_VERSION "  %s: %s  seed %lld  -> %s", info.type, info.name,
            (long long)s->run->run.seed, t->out);
+    if (s->comm->size > 1)
+        kd_log(KD_LOG_INFO, "ranks     %d of %s, joined by %s", s->comm->size, s->ranks.launcher,
+               s->comm->type->name);
     for (int m = 0; m < s->count; m++) log_model(t, m);
-    if (s->tokenizer)
-        kd_log(KD_LOG_INFO, "tokenizer %s: %lld ids; losses over %lld classes", s->fingerprint.hex,
-               (long long)s->tokenizer, (long long)s->classes);
+    if (s->tokenizer.present)
+        kd_log(KD_LOG_INFO, "tokenizer %s: %lld ids; losses over %lld classes",
+               s->tokenizer.fingerprint.hex, (long long)s->tokenizer.size, (long long)s->classes);
     else
         kd_log(KD_LOG_INFO,
                "tokenizer none in these folders: ids are taken as equal; losses over "
@@ -221,7 +273,9 @@ static kd_status report(trainer *t, int64_t until)
         const double per_step = spent / (double)(done - t->started_at);
         const double rate = (double)(s->step_samples * s->run->data.sequence) / per_step;
         KD_TRY(kd_step_result_of(&result, &t->session.step, t->reported));
-        KD_TRY(kd_metrics_step(&t->metrics, &s->step, result, t->progress.seconds + spent, rate));
+        if (first(t))
+            KD_TRY(
+                kd_metrics_step(&t->metrics, &s->step, result, t->progress.seconds + spent, rate));
         const bool line = t->reported % s->run->run.log_every == 0 || done == s->steps;
         kd_log_step(&s->step, result, rate, per_step * (double)(s->steps - done), !line);
     }
@@ -260,7 +314,9 @@ static kd_status report_evaluation(trainer *t, int m)
     const kd_measure same = kd_scores_mean(scores, scores->same);
     const double ppl = exp(nll.mean);
     log_evaluation(t, model->label, &nll, &kl, &same);
-    KD_TRY(kd_metrics_evaluation(&t->metrics, model->label, t->progress.step, &nll, &kl, &same));
+    if (first(t))
+        KD_TRY(
+            kd_metrics_evaluation(&t->metrics, model->label, t->progress.step, &nll, &kl, &same));
     if (model != t->students[0]) return KD_OK;
     KD_TRY(add_history(t, &nll, &kl));
     const char *metric = t->session.run->checkpoint.keep_best;
@@ -275,7 +331,8 @@ static kd_status report_evaluation(trainer *t, int m)
 static kd_status evaluate(trainer *t)
 {
     if (!t->session.valid || t->evaluated == t->progress.step) return KD_OK;
-    KD_TRY(kd_step_evaluate(&t->session.step, t->session.valid, t->student_bits, t->scores));
+    KD_TRY(at_step(
+        t, kd_step_evaluate(&t->session.step, t->session.valid, t->student_bits, t->scores)));
     t->evaluated = t->progress.step;
     for (int m = 0; m < t->session.count; m++)
         if (t->student_bits >> m & 1u) KD_TRY(report_evaluation(t, m));
@@ -340,6 +397,28 @@ static kd_status one_step(trainer *t)
     return KD_OK;
 }
 
+/* What follows a step.  All ranks stop when one is asked to; time is rank 0's. */
+typedef struct turn {
+    bool last, stop, measure, store;
+} turn;
+
+static kd_status take_turn(turn *next, trainer *t)
+{
+    enum { STOP, MEASURE, STORE, WISHES };
+    const int64_t done = t->progress.step;
+    kd_comm *comm = t->session.comm;
+    double wishes[WISHES] = { [STOP] = kd_stop_requested() };
+    if (first(t)) wishes[MEASURE] = due(&t->evaluate_every, done);
+    if (first(t)) wishes[STORE] = due(&t->save_every, done);
+    KD_TRY(at_step(t, comm->type->all_reduce_host(comm, wishes, WISHES)));
+    comm->timeout = t->session.run->dist.timeout; /* the first update is done */
+    next->last = done == t->session.steps;
+    next->stop = wishes[STOP] > 0.0;
+    next->measure = next->last || wishes[MEASURE] > 0.0;
+    next->store = next->last || next->stop || wishes[STORE] > 0.0;
+    return KD_OK;
+}
+
 static kd_status train(trainer *t)
 {
     const int64_t steps = t->session.steps;
@@ -349,14 +428,13 @@ static kd_status train(trainer *t)
     if (begun > 0 && begun < steps && every > 0 && begun % every == 0) KD_TRY(evaluate(t));
     while (t->progress.step < steps) {
         KD_TRY(one_step(t));
+        turn next = { .last = false };
+        KD_TRY(take_turn(&next, t));
         const int64_t done = t->progress.step;
-        const bool last = done == steps, stop = kd_stop_requested();
-        const bool measure = last || due(&t->evaluate_every, done);
-        const bool store = last || stop || due(&t->save_every, done);
-        if (measure || store) KD_TRY(report(t, done));
-        if (measure && !stop) KD_TRY(evaluate(t));
-        if (store) KD_TRY(save(t));
-        if (stop && !last)
+        if (next.measure || next.store) KD_TRY(report(t, done));
+        if (next.measure && !next.stop) KD_TRY(evaluate(t));
+        if (next.store) KD_TRY(by_first(t, save));
+        if (next.stop && !next.last)
             return kd_fail(KD_ESTOPPED, "stopped at step %lld of %lld; the same command goes on",
                            (long long)done, (long long)steps);
     }
@@ -387,12 +465,15 @@ kd_status kd_run_train(kd_run *run)
     kd_stop_install();
     KD_TRY_GOTO(open_trainer(&t, run), status, done);
     KD_TRY_GOTO(log_start(&t), status, done);
-    KD_TRY_GOTO(check_teacher(&t), status, done);
+    if (first(&t)) KD_TRY_GOTO(check_teacher(&t), status, done);
     t.reported = t.started_at = t.progress.step;
     t.start = t.save_every.last = t.evaluate_every.last = kd_clock();
-    KD_TRY_GOTO(train(&t), status, done);
-    KD_TRY_GOTO(finish(&t), status, done);
+    status = train(&t);
+    if (status == KD_ENOMEM) status = kd_session_short(&t.session);
+    if (status != KD_OK) goto done;
+    KD_TRY_GOTO(by_first(&t, finish), status, done);
 done:
+    status = kd_session_leave(&t.session, status);
     close_trainer(&t);
     return status;
 }
@@ -406,6 +487,7 @@ kd_status kd_run_validate(kd_run *run)
            (double)kd_session_bytes(&session) / 1e9, (double)session.memory / 1e9,
            (long long)session.steps);
 done:
+    status = kd_session_leave(&session, status);
     kd_session_close(&session);
     return status;
 }

@@ -20,6 +20,8 @@ typedef struct evaluation {
     kd_model *models[KD_MAX_MODELS];
     const char *dirs[KD_MAX_MODELS];
     int count;
+    kd_tokenizer_info tokenizer;
+    kd_text_options text;
     int64_t classes, sequence, micro, tokens, documents;
     kd_step step, timing;
     kd_scores scores[KD_MAX_MODELS];
@@ -42,38 +44,26 @@ static kd_status open_model(evaluation *e, const char *dir, const char *name)
     KD_TRY(kd_model_open(&e->models[e->count], e->device, dir, &options));
     e->dirs[e->count] = dir;
     e->report->rows[e->count].name = name;
-    e->classes = kd_min_i64(e->classes, e->models[e->count]->config.vocabulary);
     e->count++;
-    return KD_OK;
-}
-
-static kd_status check_tokenizers(evaluation *e)
-{
-    kd_tokenizer_info first = { 0 };
-    for (int m = 0; m < e->count; m++) {
-        kd_tokenizer_info info;
-        KD_TRY(kd_tokenizer_inspect(&info, e->dirs[m]));
-        if (!info.present) continue;
-        if (first.present && strcmp(first.fingerprint.hex, info.fingerprint.hex) != 0)
-            return kd_fail(KD_EFORMAT, "%s: its tokenizer (%s) is not that of the others (%s)",
-                           e->dirs[m], info.fingerprint.hex, first.fingerprint.hex);
-        first = info;
-        e->classes = kd_min_i64(e->classes, info.size);
-    }
     return KD_OK;
 }
 
 static kd_status open_models(evaluation *e)
 {
     const kd_eval_options *o = e->options;
-    e->classes = INT64_MAX;
     e->report->has_teacher = o->teacher != NULL;
     if (o->teacher) KD_TRY(open_model(e, o->teacher, "teacher"));
     for (int i = 0; i < o->model_count; i++)
         KD_TRY(
             open_model(e, o->models[i], o->names[i] ? o->names[i] : last_component(o->models[i])));
     if (e->count == 0) return kd_fail(KD_EINVAL, "no model to evaluate");
-    return check_tokenizers(e);
+
+    KD_TRY(kd_common_tokenizer(&e->tokenizer, &e->classes, e->models, e->count));
+    e->text.vocabulary = e->classes;
+    if (!e->tokenizer.present) return KD_OK;
+    e->text.tokenizer = e->tokenizer.dir;
+    e->text.fingerprint = e->tokenizer.fingerprint.hex;
+    return KD_OK;
 }
 
 static kd_status open_loader(evaluation *e)
@@ -83,6 +73,8 @@ static kd_status open_loader(evaluation *e)
                                         .weights = { 1.0 },
                                         .sources = 1,
                                         .vocabulary = e->classes,
+                                        .tokenizer = e->text.tokenizer,
+                                        .fingerprint = e->text.fingerprint,
                                         .sequence = e->sequence,
                                         .pack = KD_PACK_DOCUMENTS,
                                         .step_samples = e->micro,
@@ -114,29 +106,58 @@ static kd_status open_step(evaluation *e)
 
 /* ---- floors and summaries --------------------------------------------------------------------- */
 
-/* Perplexity on the evaluated targets of add-one smoothed counts of the training tokens. */
-static kd_status unigram(evaluation *e)
+typedef struct unigram {
+    double *counts, total; /* add-one smoothed */
+    double nll, targets;
+} unigram;
+
+static void count_token(unigram *u, int32_t id, int32_t label)
+{
+    (void)label;
+    u->counts[id] += 1.0;
+    u->total += 1.0;
+}
+
+static void score_token(unigram *u, int32_t id, int32_t label)
+{
+    (void)id;
+    if (label < 0) return;
+    u->nll -= log(u->counts[label] / u->total);
+    u->targets += 1.0;
+}
+
+static kd_status each_token(unigram *u, const kd_text *text,
+                            void (*visit)(unigram *u, int32_t id, int32_t label))
+{
+    enum { PIECE = 4096 };
+    int32_t ids[PIECE], labels[PIECE];
+    for (int64_t d = 0; d < kd_text_documents(text); d++) {
+        int64_t begin, end;
+        kd_text_document(text, d, &begin, &end);
+        for (int64_t at = begin; at < end; at += PIECE) {
+            const int64_t n = kd_min_i64(PIECE, end - at);
+            KD_TRY(kd_text_read(ids, labels, text, at, n, end));
+            for (int64_t i = 0; i < n; i++) visit(u, ids[i], labels[i]);
+        }
+    }
+    return KD_OK;
+}
+
+/* Perplexity on the evaluated targets of the counts of the training tokens. */
+static kd_status measure_unigram(evaluation *e)
 {
     kd_text *train = NULL, *valid = NULL;
-    double *counts, total = (double)e->classes, nll = 0.0, n = 0.0;
+    unigram u = { .total = (double)e->classes };
     kd_status status;
     e->report->unigram_ppl = NAN;
     if (!e->options->train) return KD_OK;
-    KD_TRY(KD_ARENA_ARRAY(&counts, e->arena, e->classes));
-    KD_TRY_GOTO(kd_text_open(&train, e->options->train, e->classes), status, done);
-    KD_TRY_GOTO(kd_text_open(&valid, e->options->data, e->classes), status, done);
-    for (int64_t i = 0; i < kd_text_tokens(train); i++) counts[kd_text_token(train, i)] += 1.0;
-    total += (double)kd_text_tokens(train);
-    for (int64_t d = 0; d < kd_text_documents(valid); d++) {
-        int64_t begin, end;
-        kd_text_document(valid, d, &begin, &end);
-        for (int64_t i = begin + 1; i < end; i++) {
-            if (!kd_text_scored(valid, i)) continue;
-            nll -= log((counts[kd_text_token(valid, i)] + 1.0) / total);
-            n += 1.0;
-        }
-    }
-    e->report->unigram_ppl = n > 0.0 ? exp(nll / n) : NAN;
+    KD_TRY(KD_ARENA_ARRAY(&u.counts, e->arena, e->classes));
+    for (int64_t i = 0; i < e->classes; i++) u.counts[i] = 1.0;
+    KD_TRY_GOTO(kd_text_open(&train, e->options->train, &e->text), status, done);
+    KD_TRY_GOTO(kd_text_open(&valid, e->options->data, &e->text), status, done);
+    KD_TRY_GOTO(each_token(&u, train, count_token), status, done);
+    KD_TRY_GOTO(each_token(&u, valid, score_token), status, done);
+    e->report->unigram_ppl = u.targets > 0.0 ? exp(u.nll / u.targets) : NAN;
 done:
     kd_text_close(train);
     kd_text_close(valid);
@@ -246,7 +267,7 @@ static kd_status measure(evaluation *e)
     e->report->tokens = e->scores[0].tokens;
     for (int64_t d = 0; d < e->documents; d++) e->report->documents += e->scores[0].count[d] > 0.0;
     KD_TRY(compare(e));
-    return unigram(e);
+    return measure_unigram(e);
 }
 
 static void close_evaluation(evaluation *e)

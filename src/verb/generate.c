@@ -32,9 +32,11 @@ static kd_status open_tokenizer(generation *g)
 {
     const kd_generate_options *o = g->options;
     const char *path;
+    bool there;
     KD_TRY(kd_path_join(&path, g->arena, o->model, "tokenizer.json"));
+    KD_TRY(kd_file_find(&there, path));
     g->classes = g->model->config.vocabulary;
-    if (!kd_file_exists(path))
+    if (!there)
         return o->prompt ? kd_fail(KD_ENOTSUP, "%s is not there: give the prompt as ids", path)
                          : KD_OK;
     const kd_status status = kd_tokenizer_open(&g->tokenizer, o->model);
@@ -80,33 +82,25 @@ static kd_status encode_prompt(generation *g)
     return KD_OK;
 }
 
-static kd_status read_file(generation *g)
-{
-    kd_st_file *file;
-    int32_t *ids;
-    KD_TRY(kd_st_open(&file, g->options->file));
-    const kd_status status = kd_verb_integers(&ids, &g->id_count, g->arena, file, "tokens");
-    kd_st_close(file);
-    g->ids = ids;
-    return status;
-}
-
 static kd_status take_prompt(generation *g)
 {
     const kd_generate_options *o = g->options;
+    const int64_t vocabulary = g->model->config.vocabulary;
     if (o->prompt) {
         KD_TRY(encode_prompt(g));
     } else if (o->file) {
-        KD_TRY(read_file(g));
+        int32_t *ids;
+        KD_TRY(kd_verb_tokens(&ids, &g->id_count, g->arena, o->file, vocabulary));
+        g->ids = ids;
     } else {
         g->ids = o->ids;
         g->id_count = o->id_count;
     }
     if (g->id_count < 1) return kd_fail(KD_EINVAL, "the prompt has no tokens");
     for (int64_t i = 0; i < g->id_count; i++)
-        if (g->ids[i] < 0 || g->ids[i] >= g->model->config.vocabulary)
-            return kd_fail(KD_EINVAL, "token %lld of the prompt is %d; the vocabulary has %lld",
-                           (long long)i, (int)g->ids[i], (long long)g->model->config.vocabulary);
+        if (g->ids[i] < 0 || g->ids[i] >= vocabulary)
+            return kd_fail(KD_EINVAL, "token %lld of the prompt: found id %d, expected 0 to %lld",
+                           (long long)i, (int)g->ids[i], (long long)vocabulary - 1);
     return KD_OK;
 }
 

@@ -156,33 +156,13 @@ static kd_status inspect_dir(FILE *out, const char *dir, bool json)
 
 /* ---- a file ----------------------------------------------------------------------------------- */
 
-/* A name is data: nothing of it may move the cursor. */
-static void print_name(char *to, size_t size, const char *name)
-{
-    size_t used = 0;
-    for (const unsigned char *c = (const unsigned char *)name; *c && used + 5 < size; c++) {
-        const bool plain = *c >= 0x20 && *c != 0x7f;
-        used += (size_t)snprintf(to + used, size - used, plain ? "%c" : "\\x%02x", *c);
-    }
-    to[used] = '\0';
-}
-
-static void print_shape(char *to, size_t size, const kd_st_entry *entry)
-{
-    size_t used = (size_t)snprintf(to, size, "[");
-    for (int32_t i = 0; i < entry->rank && used < size; i++)
-        used += (size_t)snprintf(to + used, size - used, "%s%lld", i ? ", " : "",
-                                 (long long)entry->shape[i]);
-    if (used < size) snprintf(to + used, size - used, "]");
-}
-
 static void print_file(FILE *out, const kd_st_file *file)
 {
     char name[512], shape[128], bytes[32], count[32];
     int widest = 4;
     int64_t elements = 0, total = 0;
     for (int64_t i = 0; i < file->count; i++) {
-        print_name(name, sizeof name, file->entries[i].name);
+        kd_escape(name, sizeof name, file->entries[i].name);
         widest = (int)kd_max_i64(widest, (int64_t)strlen(name));
         elements += file->entries[i].elements;
         total += file->entries[i].bytes;
@@ -191,8 +171,8 @@ static void print_file(FILE *out, const kd_st_file *file)
     fprintf(out, "%-*s  %-8s %-22s %10s\n", widest, "name", "type", "shape", "bytes");
     for (int64_t i = 0; i < file->count; i++) {
         const kd_st_entry *e = &file->entries[i];
-        print_name(name, sizeof name, e->name);
-        print_shape(shape, sizeof shape, e);
+        kd_escape(name, sizeof name, e->name);
+        kd_shape_text(shape, sizeof shape, e->rank, e->shape);
         fprintf(out, "%-*s  %-8s %-22s %10s\n", widest, name, e->dtype_name, shape,
                 kd_format_bytes(bytes, sizeof bytes, (double)e->bytes));
     }
@@ -204,8 +184,8 @@ static void print_file(FILE *out, const kd_st_file *file)
     json_object_foreach(file->metadata, key, value)
     {
         char text[512];
-        print_name(name, sizeof name, key);
-        print_name(text, sizeof text, json_string_value(value));
+        kd_escape(name, sizeof name, key);
+        kd_escape(text, sizeof text, json_string_value(value));
         fprintf(out, "metadata %s: %s\n", name, text);
     }
 }

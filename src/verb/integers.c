@@ -27,14 +27,22 @@ static int64_t integer_at(const void *data, int dtype, int64_t i)
     }
 }
 
+static kd_status refuse_element(const kd_st_file *file, const kd_st_entry *entry, int64_t i,
+                                int64_t found, int64_t least, int64_t most)
+{
+    const int64_t size = (int64_t)kd_dtype_size((kd_dtype)entry->dtype);
+    return kd_fail(KD_EFORMAT, "%s: %s[%lld] (byte %lld): found %lld, expected %lld to %lld",
+                   file->path, entry->name, (long long)i, (long long)(entry->offset + i * size),
+                   (long long)found, (long long)least, (long long)most);
+}
+
 static kd_status narrow(int32_t *values, const void *raw, const kd_st_file *file,
                         const kd_st_entry *entry)
 {
     for (int64_t i = 0; i < entry->elements; i++) {
         const int64_t value = integer_at(raw, entry->dtype, i);
         if (value < INT32_MIN || value > INT32_MAX)
-            return kd_fail(KD_EFORMAT, "%s: %s[%lld] is %lld; it must fit 32 bits", file->path,
-                           entry->name, (long long)i, (long long)value);
+            return refuse_element(file, entry, i, value, INT32_MIN, INT32_MAX);
         values[i] = (int32_t)value;
     }
     return KD_OK;
@@ -56,5 +64,29 @@ kd_status kd_verb_integers(int32_t **values, int64_t *count, kd_arena *arena,
     if (status == KD_OK) status = narrow(*values, raw, file, entry);
     free(raw);
     *count = entry->elements;
+    return status;
+}
+
+static kd_status check_tokens(const int32_t *ids, int64_t count, const kd_st_file *file,
+                              int64_t vocabulary)
+{
+    const kd_st_entry *entry = kd_st_find(file, "tokens");
+    if (count < 1 || count > INT32_MAX / 2)
+        return kd_fail(KD_EFORMAT, "%s: tokens: found %lld, expected 1 to %d", file->path,
+                       (long long)count, INT32_MAX / 2);
+    for (int64_t i = 0; i < count; i++)
+        if (ids[i] < 0 || ids[i] >= vocabulary)
+            return refuse_element(file, entry, i, ids[i], 0, vocabulary - 1);
+    return KD_OK;
+}
+
+kd_status kd_verb_tokens(int32_t **ids, int64_t *count, kd_arena *arena, const char *path,
+                         int64_t vocabulary)
+{
+    kd_st_file *file;
+    KD_TRY(kd_st_open(&file, path));
+    kd_status status = kd_verb_integers(ids, count, arena, file, "tokens");
+    if (status == KD_OK) status = check_tokens(*ids, *count, file, vocabulary);
+    kd_st_close(file);
     return status;
 }

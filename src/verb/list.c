@@ -68,8 +68,9 @@ static json_t *make_device(const char *id)
         return json_pack("{s:s, s:s}", "id", id, "error", kd_last_error());
     kd_device_describe(&info, device);
     kd_device_close(device);
-    return json_pack("{s:s, s:s, s:s, s:I}", "id", id, "name", info.name, "software", info.software,
-                     "memory", (json_int_t)info.memory);
+    return json_pack("{s:s, s:s, s:s, s:s, s:I, s:I}", "id", id, "name", info.name, "software",
+                     info.software, "driver", info.driver, "memory", (json_int_t)info.total, "free",
+                     (json_int_t)info.memory);
 }
 
 static json_t *make_devices(void)

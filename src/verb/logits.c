@@ -65,24 +65,13 @@ static kd_status run(logits_job *job)
 static kd_status read_tokens(logits_job *job, const char *path)
 {
     const kd_config *c = &job->model->config;
-    kd_st_file *file;
     int32_t *tokens;
-    KD_TRY(kd_st_open(&file, path));
-    const kd_status status = kd_verb_integers(&tokens, &job->rows, job->arena, file, "tokens");
-    kd_st_close(file);
-    KD_TRY(status);
-    if (job->rows < 1 || job->rows > INT32_MAX / 2)
-        return kd_fail(KD_EFORMAT, "%s: %lld tokens", path, (long long)job->rows);
+    KD_TRY(kd_verb_tokens(&tokens, &job->rows, job->arena, path, c->vocabulary));
     if (c->position == KD_POSITION_LEARNED && job->rows > c->max_positions)
         return kd_fail(KD_EFORMAT, "%s: %lld tokens; the model has %lld positions", path,
                        (long long)job->rows, (long long)c->max_positions);
     KD_TRY(KD_ARENA_ARRAY(&job->positions, job->arena, job->rows));
-    for (int64_t i = 0; i < job->rows; i++) {
-        job->positions[i] = (int32_t)i;
-        if (tokens[i] < 0 || tokens[i] >= c->vocabulary)
-            return kd_fail(KD_EFORMAT, "%s: tokens[%lld] is %d; the vocabulary has %lld", path,
-                           (long long)i, (int)tokens[i], (long long)c->vocabulary);
-    }
+    for (int64_t i = 0; i < job->rows; i++) job->positions[i] = (int32_t)i;
     job->tokens = tokens;
     return KD_OK;
 }

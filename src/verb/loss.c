@@ -35,7 +35,7 @@ kd_status kd_loss_find(int *loss, const char *name)
 
 /* ---- rows in memory --------------------------------------------------------------------------- */
 
-/* Scratch of the op does not depend on the number of rows, so one plan serves every chunk. */
+/* One plan, made with the largest chunk, serves every chunk. */
 typedef struct applier {
     const kd_row_type *type;
     kd_device *device;
@@ -58,6 +58,11 @@ static kd_status check_options(const kd_row_type *type, const kd_loss_options *o
     return KD_OK;
 }
 
+static kd_tensor scalars_of(applier *a)
+{
+    return kd_tensor_of(&a->scalars, KD_U8, KD_SHAPE((int64_t)sizeof a->scalars));
+}
+
 /* [N] seen as the op's [terms, N]. */
 static kd_tensor loss_row(const kd_tensor *loss)
 {
@@ -70,16 +75,76 @@ static kd_tensor loss_row(const kd_tensor *loss)
     return row;
 }
 
+/* The op over tensors of the device's memory; `host`, where that is another, over its own. */
+static kd_status run_op(applier *a, kd_exec *exec, const kd_loss_tensors *t,
+                        const kd_tensor *scalars, const kd_loss_tensors *host)
+{
+    const kd_tensor loss = loss_row(&t->loss);
+    const kd_row_loss_args args = { .student = &t->student,
+                                    .loss = &loss,
+                                    .teacher = a->type->teacher ? &t->teacher : NULL,
+                                    .labels = &t->labels,
+                                    .weight = &t->weight,
+                                    .scalars = scalars,
+                                    .terms = &a->terms,
+                                    .classes = a->classes };
+    if (host) {
+        kd_row_loss_args values = args;
+        const kd_tensor own = scalars_of(a);
+        values.labels = &host->labels, values.weight = &host->weight, values.scalars = &own;
+        KD_TRY(kd_row_loss_check(&args));
+        KD_TRY(kd_row_loss_check_values(&values));
+    }
+    return kd_op_run(exec, KD_OP_row_loss, &args);
+}
+
+/* By rows where the host's rows are padded. */
+static kd_status transfer(kd_exec *exec, const kd_tensor *device, const kd_tensor *host, bool back)
+{
+    if (!kd_present(host) || kd_tensor_elements(host) == 0) return KD_OK;
+    if (kd_tensor_contiguous(host))
+        return back ? kd_download(exec, host->data, device) : kd_upload(exec, device, host->data);
+    for (int64_t i = 0; i < host->shape[0]; i++) {
+        const kd_tensor to = kd_tensor_slice(device, 0, i, 1),
+                        from = kd_tensor_slice(host, 0, i, 1);
+        KD_TRY(transfer(exec, &to, &from, back));
+    }
+    return KD_OK;
+}
+
+static kd_status put(kd_tensor *device, kd_exec *exec, const char *name, const kd_tensor *host)
+{
+    if (!kd_present(host)) return KD_OK;
+    KD_TRY(kd_push(device, exec, name, host->dtype, kd_shape_of(host)));
+    return transfer(exec, device, host, false);
+}
+
+static kd_status run_over_copies(applier *a, kd_exec *exec, const kd_loss_tensors *t)
+{
+    kd_loss_tensors copy = { .loss = { 0 } };
+    const kd_tensor host_scalars = scalars_of(a);
+    kd_tensor scalars;
+    KD_TRY(put(&copy.student, exec, "student", &t->student));
+    if (a->type->teacher) KD_TRY(put(&copy.teacher, exec, "teacher", &t->teacher));
+    KD_TRY(put(&copy.labels, exec, "labels", &t->labels));
+    KD_TRY(put(&copy.weight, exec, "weight", &t->weight));
+    KD_TRY(put(&scalars, exec, "scalars", &host_scalars));
+    KD_TRY(kd_push(&copy.loss, exec, "loss", KD_F32, kd_shape_of(&t->loss)));
+    KD_TRY(run_op(a, exec, &copy, &scalars, t));
+    KD_TRY(transfer(exec, &copy.loss, &t->loss, true));
+    KD_TRY(transfer(exec, &copy.student, &t->student, true));
+    return kd_sync(exec);
+}
+
 static kd_status run(applier *a, const kd_loss_tensors *t)
 {
     kd_exec exec = { .device = a->device, .stack = &a->stack };
-    const kd_tensor loss = loss_row(&t->loss);
-    const kd_tensor scalars =
-        kd_tensor_of(&a->scalars, KD_U8, KD_SHAPE((int64_t)sizeof a->scalars));
-    return KD_RUN(&exec, row_loss, .student = &t->student, .loss = &loss,
-                  .teacher = a->type->teacher ? &t->teacher : NULL, .labels = &t->labels,
-                  .weight = &t->weight, .scalars = &scalars, .terms = &a->terms,
-                  .classes = a->classes);
+    const kd_tensor scalars = scalars_of(a);
+    if (a->device->type == &kd_device_cpu) return run_op(a, &exec, t, &scalars, NULL);
+    const kd_mark mark = kd_stack_mark(exec.stack);
+    const kd_status status = run_over_copies(a, &exec, t);
+    kd_stack_release(exec.stack, mark);
+    return status;
 }
 
 static void close_applier(applier *a)
@@ -112,7 +177,7 @@ static kd_status open_applier(applier *a, int loss, const kd_loss_options *o,
                            .t_squared = o->t_squared ? (float)(temperature * temperature) : 1.0f,
                            .option = (float)o->option };
     kd_status status;
-    KD_TRY_GOTO(kd_device_open(&a->device, "cpu"), status, failed);
+    KD_TRY_GOTO(kd_device_open(&a->device, o->device ? o->device : "cpu"), status, failed);
     KD_TRY_GOTO(run(a, t), status, failed);
     KD_TRY_GOTO(kd_stack_open(&a->stack, a->device), status, failed);
     return KD_OK;

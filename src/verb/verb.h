@@ -14,4 +14,8 @@
 KD_MUST_CHECK kd_status kd_verb_integers(int32_t **values, int64_t *count, kd_arena *arena,
                                          const kd_st_file *file, const char *name);
 
+/* The tensor `tokens` of a file, at least one; KD_EFORMAT names an id that is not of [0, vocabulary). */
+KD_MUST_CHECK kd_status kd_verb_tokens(int32_t **ids, int64_t *count, kd_arena *arena,
+                                       const char *path, int64_t vocabulary);
+
 #endif

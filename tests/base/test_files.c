@@ -96,6 +96,28 @@ Test(files, read_refuses_what_is_not_a_small_regular_file, .init = setup, .fini 
     free(data);
 }
 
+/* Absent is one thing, something else of that name another. */
+Test(files, find_tells_absent_from_irregular, .init = setup, .fini = teardown)
+{
+    bool there = true;
+    cr_assert_eq(mkfifo(in_dir("fifo"), 0600), 0);
+    cr_assert_eq(symlink("nowhere", in_dir("dangling")), 0);
+    cr_assert_eq(symlink("file", in_dir("link")), 0);
+    write_text(in_dir("file"), "");
+    cr_expect(kd_file_find(&there, in_dir("absent")) == KD_OK && !there);
+    cr_expect(kd_file_find(&there, in_dir("none/absent")) == KD_OK && !there);
+    cr_expect(kd_file_find(&there, in_dir("file")) == KD_OK && there);
+    cr_expect(kd_file_find(&there, in_dir("link")) == KD_OK && there);
+    const char *const bad[][2] = { { "fifo", "fifo: not a regular file" },
+                                   { ".", "/.: not a regular file" },
+                                   { "dangling", "dangling: cannot stat: No such file" },
+                                   { "file/below", "file/below: cannot stat: Not a directory" } };
+    for (int i = 0; i < KD_COUNT(bad); i++) {
+        cr_expect_eq(kd_file_find(&there, in_dir(bad[i][0])), KD_EFORMAT, "%s", bad[i][0]);
+        expect_message(bad[i][1]);
+    }
+}
+
 Test(files, atomic_write_replaces_or_leaves_alone, .init = setup, .fini = teardown)
 {
     const char *path = in_dir("file");
@@ -250,6 +272,9 @@ Test(json, is_strict_and_names_the_place, .init = setup, .fini = teardown)
         { "[1e999]", "f:1:" },
         { "[NaN]", "f:1:" },
         { "[01]", "f:1:" },
+        { "[1,\n -0]", "f:2:2: -0 is not a decimal integer" },
+        { "[-0.0, -0e1, 1e-0, 1E-05, \"-0\", \"\\\"-0\"]", NULL },
+        { "[-0", "f:1:2: -0 is" },
         { "['a']", "f:1:" },
         { "[1] // no", "f:1:" },
         { "\xef\xbb\xbf{}", "f:1:" },
@@ -271,6 +296,59 @@ Test(json, is_strict_and_names_the_place, .init = setup, .fini = teardown)
     }
     json_t *value = NULL;
     cr_expect_eq(kd_json_parse(&value, "f", "[1]\0[2]", 7), KD_EFORMAT, "a NUL ends nothing");
+    const char *const exact = "[9007199254740993]"; /* 2^53 + 1 */
+    cr_assert_eq(kd_json_parse(&value, "f", exact, strlen(exact)), KD_OK);
+    cr_expect_eq(json_integer_value(json_array_get(value, 0)), 9007199254740993);
+    json_decref(value);
+}
+
+/* A hundred bytes of memory for three of text: refused before any is taken. */
+Test(json, is_bounded_before_it_is_parsed, .timeout = 20)
+{
+    enum { BYTES = 3 << 24 };
+    char *text = malloc(BYTES);
+    json_t *value;
+    text[0] = '[';
+    for (size_t i = 1; i < BYTES; i++) text[i] = "[],"[(i - 1) % 3];
+    cr_expect_eq(kd_json_parse(&value, "f", text, BYTES), KD_EFORMAT);
+    expect_message("f:1:25165825: more than 16777216 values");
+    free(text);
+}
+
+Test(json, shows_values)
+{
+    static const char *const rows[][2] = { { "[1,2.5,\"a\\u001b\"]", "[1,2.5,\"a\\u001B\"]" },
+                                           { "[\"0123456789abcdef\"]", "a long value" },
+                                           { "[9007199254740993]", "[9007199254740993]" },
+                                           { "[{}, [], null, -1e-5]", "[{},[],null,-1e-5]" } };
+    for (int i = 0; i < KD_COUNT(rows); i++) {
+        char text[20];
+        json_t *value = json_loads(rows[i][0], 0, NULL);
+        cr_expect_str_eq(kd_json_show(text, sizeof text, value), rows[i][1]);
+        json_decref(value);
+    }
+    cr_expect_str_eq(kd_json_show(NULL, 0, NULL), "nothing");
+}
+
+/* Whatever a message quotes, nothing of it moves a terminal's cursor. */
+Test(status, messages_are_fit_for_a_terminal)
+{
+    static const char *const rows[][2] = {
+        { "plain \xc3\xa9\xe4\xbd\xa0", "plain \xc3\xa9\xe4\xbd\xa0" },
+        { "\x1b[31m", "\\x1b[31m" },
+        { "a\nb\tc\x7f", "a\\x0ab\\x09c\\x7f" },
+        { "\xc2\x9b\xc2\x80\xc2\xa0", "\\xc2\\x9b\\xc2\\x80\xc2\xa0" },
+        { "\xc2", "\xc2" },
+    };
+    for (int i = 0; i < KD_COUNT(rows); i++) {
+        cr_expect_eq(kd_fail(KD_EINVAL, "%s", rows[i][0]), KD_EINVAL);
+        cr_expect_str_eq(kd_last_error(), rows[i][1], "row %d", i);
+    }
+    char small[8];
+    kd_escape(small, sizeof small, "123\x1b\x1b");
+    cr_expect_str_eq(small, "123\\x1b");
+    kd_escape(small, sizeof small, "12345678");
+    cr_expect(strlen(small) < sizeof small);
 }
 
 Test(json, writes_what_it_reads, .init = setup, .fini = teardown)

@@ -42,19 +42,27 @@ static inline char *slurp(char **memory, const char *path)
     return *memory;
 }
 
+/* A line of the shell. */
+static inline result run_line(const char *line)
+{
+    static char *out, *err;
+    char command[1400];
+    snprintf(command, sizeof command, "(%s) > stdout.txt 2> stderr.txt", line);
+    const int status = system(command);
+    cr_assert(WIFEXITED(status), "%s: ended by a signal", line);
+    return (result){ WEXITSTATUS(status), slurp(&out, "stdout.txt"), slurp(&err, "stderr.txt") };
+}
+
 static inline result run(const char *fmt, ...) KD_PRINTF(1, 2);
 static inline result run(const char *fmt, ...)
 {
-    static char *out, *err;
     char line[1024], command[1200];
     va_list args;
     va_start(args, fmt);
     vsnprintf(line, sizeof line, fmt, args);
     va_end(args);
-    snprintf(command, sizeof command, "(%s %s) > stdout.txt 2> stderr.txt", KD_COMMAND, line);
-    const int status = system(command);
-    cr_assert(WIFEXITED(status), "kd %s: ended by a signal", line);
-    return (result){ WEXITSTATUS(status), slurp(&out, "stdout.txt"), slurp(&err, "stderr.txt") };
+    snprintf(command, sizeof command, "%s %s", KD_COMMAND, line);
+    return run_line(command);
 }
 
 static inline void expect_code(result r, int wanted, const char *what)

@@ -1,6 +1,6 @@
 /* The built program on models: their logits, and a student's whole way from a teacher's layers to a
  * report. */
-#include "cli/command.h"
+#include "cli/small_run.h"
 
 #include <fcntl.h>
 #include <float.h>
@@ -130,42 +130,6 @@ Test(run, init_chooses_layers, .init = setup, .fini = teardown)
 
 /* ---- a run ------------------------------------------------------------------------------------ */
 
-enum { TOKENS = 3000, VOCABULARY = 101, DOCUMENTS = 12 };
-
-/* A token is mostly the one before it plus 1, so that there is something to learn. */
-static void write_corpus(const char *path, uint64_t seed)
-{
-    uint16_t tokens[TOKENS];
-    int64_t borders[DOCUMENTS + 1];
-    tokens[0] = 1;
-    for (int i = 1; i < TOKENS; i++)
-        tokens[i] =
-            (uint16_t)((tokens[i - 1] + 1 + (int)(3 * kd_random_uniform(seed, 0, (uint64_t)i))) %
-                       VOCABULARY);
-    for (int d = 0; d <= DOCUMENTS; d++) borders[d] = (int64_t)d * TOKENS / DOCUMENTS;
-    const column columns[] = { { "tokens", KD_U16, { TOKENS }, tokens },
-                               { "documents", KD_I64, { DOCUMENTS + 1 }, borders } };
-    write_file(path, columns, 2);
-}
-
-static const char run_yaml[] = "teacher: {model: golden/models/qwen2}\n"
-                               "student: {model: student}\n"
-                               "data: {train: train.safetensors, valid: valid.safetensors, "
-                               "sequence: 32}\n"
-                               "loss: {ce: {weight: 0.1}, kl: {weight: 0.9, temperature: 2}}\n"
-                               "optim: {lr: 3e-3}\n"
-                               "batch: {samples: 8}\n"
-                               "run: {steps: 12, out: out}\n";
-
-static void prepare_run(void)
-{
-    write_corpus("train.safetensors", 1);
-    write_corpus("valid.safetensors", 2);
-    write_text("run.yaml", run_yaml);
-    const result r = run("init --teacher golden/models/qwen2 --layers 1 --out student");
-    expect_code(r, 0, "init");
-}
-
 static double number_at(const json_t *row, const char *key, const char *part)
 {
     const json_t *value = json_object_get(row, key);
@@ -240,6 +204,53 @@ Test(run, distils_a_student_and_reports_it, .init = setup, .fini = teardown)
               r.out);
 }
 
+/* A fresh model with a tokenizer, which makes ids of text and knows where documents begin. */
+Test(run, trains_on_text_and_shards, .init = setup, .fini = teardown)
+{
+    static const int32_t shard[] = { 20240520, 1, 48 };
+    json_t *config;
+    cr_assert_eq(kd_json_read(&config, "golden/models/llama_tied/config.json"), KD_OK);
+    (void)json_object_set_new(config, "vocab_size", json_integer(2000));
+    cr_assert_eq(kd_json_write("config.json", config), KD_OK);
+    json_decref(config);
+    expect_code(run("init --config config.json --tokenizer golden/bpe/gpt2 --out model"), 0,
+                "init");
+
+    FILE *text = fopen("train.jsonl", "wb");
+    for (int i = 0; i < 40; i++)
+        fprintf(text, "{\"text\": \"Line %d: the student's logits follow.\", \"id\": %d}\n", i, i);
+    cr_assert(text && fclose(text) == 0);
+    for (int k = 0; k < 2; k++) {
+        unsigned char bytes[1024 + 96] = { 0 };
+        memcpy(bytes, shard, sizeof shard);
+        for (int i = 0; i < 48; i++) bytes[1024 + 2 * i] = (unsigned char)(i % 8 ? 40 + i + k : 0);
+        char path[32];
+        snprintf(path, sizeof path, "valid_%d.bin", k);
+        cr_assert_eq(kd_file_write_atomic(path, bytes, sizeof bytes), KD_OK);
+    }
+    write_text("run.yaml", "student: {model: model}\n"
+                           "data: {train: train.jsonl, valid: valid_*.bin, sequence: 16}\n"
+                           "loss: {ce: {weight: 1}}\n"
+                           "optim: {lr: 1e-3}\nbatch: {samples: 4}\n"
+                           "run: {epochs: 1, out: out}\n");
+    result r = run("train run.yaml");
+    expect_code(r, 0, "train");
+    cr_expect(strstr(r.err, "702 tokens, 40 documents, 94.3 %"), "%s", r.err);
+    r = run(
+        "eval --models model,out --data 'valid_*.bin' --train train.jsonl --sequence 16 --json");
+    expect_code(r, 0, "eval");
+    json_t *report = answer(&r, "eval");
+    cr_expect_eq(number_at(report, "documents", NULL), 12);
+    json_decref(report);
+
+    text = fopen("train.jsonl", "ab");
+    cr_assert(text && fputs("{\"messages\": []}\n", text) > 0 && fclose(text) == 0);
+    r = run("train run.yaml --run.out=other");
+    expect_code(r, 3, "train on messages");
+    cr_expect(strstr(r.err, "train.jsonl:41 (byte ") && strstr(r.err, "tokenize_jsonl.py"), "%s",
+              r.err);
+}
+
 Test(run, estimate_plans_from_configurations_alone, .init = setup, .fini = teardown)
 {
     /* Folders with a config.json and nothing else; no data either. */
@@ -258,14 +269,15 @@ Test(run, estimate_plans_from_configurations_alone, .init = setup, .fini = teard
     cr_expect(number_at(e, "largest_micro", NULL) >= 4.0 &&
               json_is_true(json_object_get(e, "fits")));
     const double peak = number_at(e, "peak_bytes", NULL);
+    const double share = number_at(e, "usable_bytes", NULL) / number_at(e, "device_bytes", NULL);
     json_decref(e);
     r = run("estimate %s 2GB", line);
     expect_code(r, 4, "estimate");
     cr_expect(strstr(r.out, "does not fit") && strstr(r.err, "does not fit"), "%s", r.out);
     /* The border is where the plan says. */
-    r = run("estimate %s %.9fGB", line, (peak + 1.0) / 1e9);
+    r = run("estimate %s %.9fGB", line, (peak + 1.0) / share / 1e9);
     expect_code(r, 0, "estimate");
-    r = run("estimate %s %.9fGB", line, (peak - 1e6) / 1e9);
+    r = run("estimate %s %.9fGB", line, (peak - 1e6) / share / 1e9);
     expect_code(r, 4, "estimate");
     cr_expect(strstr(r.err, "the largest batch.micro is 3"), "%s", r.err);
     r = run("estimate %s h100", line);

@@ -6,19 +6,21 @@
 
 using namespace simt;
 
+int simt::most_shared() { return config().capability >= 90 ? 227 << 10 : 163 << 10; }
+
 namespace {
 
 enum { DEFAULT_SHARED = 48 << 10, PORTABLE_CLUSTER = 8 };
 
 std::mutex &limits_lock = *new std::mutex;
-std::map<const void *, int> &shared_limits = *new std::map<const void *, int>;
-
-int most_shared() { return config().capability >= 90 ? 227 << 10 : 163 << 10; }
+/* What a kernel was given leave for on a device holds for that device alone. */
+typedef std::map<std::pair<int, const void *>, int> leaves;
+leaves &shared_limits = *new leaves;
 
 int shared_limit(const void *kernel)
 {
     const std::lock_guard<std::mutex> hold(limits_lock);
-    const auto found = shared_limits.find(kernel);
+    const auto found = shared_limits.find({ current_device(), kernel });
     return found == shared_limits.end() ? (int)DEFAULT_SHARED : found->second;
 }
 
@@ -232,7 +234,7 @@ cudaError_t cudaFuncSetAttribute(const void *kernel, enum cudaFuncAttribute attr
         return answer(cudaErrorNotSupported);
     if (value < 0 || value > most_shared()) return answer(cudaErrorInvalidValue);
     const std::lock_guard<std::mutex> hold(limits_lock);
-    shared_limits[kernel] = value;
+    shared_limits[{ current_device(), kernel }] = value;
     return cudaSuccess;
 }
 

@@ -202,6 +202,7 @@ void shared_open(block &b, size_t dynamic_bytes);
 void shared_retire(block &b); /* the block has ended, its cluster has not */
 void shared_close(block &b);
 char *shared_piece_of(block &b, int id, size_t bytes);
+int most_shared(); /* runtime.cpp: bytes that a block may have, static and dynamic */
 
 /* ---- memory.cpp -------------------------------------------------------------------------------- */
 

@@ -3,6 +3,7 @@
 #define KD_TESTS_SCRATCH_H
 
 #include "format/format.h"
+#include "support/refusal.h"
 
 #include <criterion/criterion.h>
 #include <fcntl.h>

@@ -10,102 +10,170 @@
 typedef struct header_case {
     const char *what, *header;
     size_t data;
-    const char *message; /* part of it, beside the path; NULL: accepted */
+    const char *message; /* parts of it, beside the path; NULL: accepted */
 } header_case;
 
 static const header_case header_cases[] = {
     /* names */
-    { "duplicate name", "{" A4 "," A4 "}", 4, "duplicate" },
-    { "duplicate name, other type", "{" A4 "," T("a", "U8", "[4]", "[0,4]") "}", 4, "duplicate" },
+    { "duplicate name", "{" A4 "," A4 "}", 4, "header:1:57: |duplicate object key|\"a\"" },
+    { "duplicate name, other type", "{" A4 "," T("a", "U8", "[4]", "[0,4]") "}", 4,
+      "header:1:57: |duplicate object key|\"a\"" },
     { "duplicate field",
       "{\"a\":{\"dtype\":\"F32\",\"dtype\":\"F32\",\"shape\":[1],"
       "\"data_offsets\":[0,4]}}",
-      4, "duplicate" },
+      4, "header:1:27: |duplicate object key|\"dtype\"" },
     { "duplicate __metadata__", "{\"__metadata__\":{},\"__metadata__\":{}," A4 "}", 4,
-      "duplicate" },
+      "header:1:33: |duplicate object key" },
     { "duplicate metadata key", "{\"__metadata__\":{\"k\":\"1\",\"k\":\"2\"}," A4 "}", 4,
-      "duplicate" },
-    { "NUL in a name", "{" T("a\\u0000b", "F32", "[1]", "[0,4]") "}", 4, "NUL" },
+      "header:1:28: |duplicate object key|\"k\"" },
+    { "NUL in a name", "{" T("a\\u0000b", "F32", "[1]", "[0,4]") "}", 4, "header:1:11: |NUL" },
     { "empty name", "{" T("", "F32", "[1]", "[0,4]") "}", 4, NULL },
     { "a name like a path", "{" T("../../x", "F32", "[1]", "[0,4]") "}", 4, NULL },
-    { "a name like a format", "{" T("%s%n", "F32", "[2]", "[0,4]") "}", 4, "\"%s%n\"" },
+    { "a name like a format", "{" T("%s%n", "F32", "[2]", "[0,4]") "}", 4,
+      "tensor \"%s%n\": data_offsets [0, 4] hold 4 bytes, shape and dtype F32 need 8" },
     { "a name with an escape code", "{" T("\\u001b[31m", "F32", "[2]", "[0,4]") "}", 4,
-      "\"\\x1b[31m\"" },
-    { "invalid UTF-8", "{" T("\xff", "F32", "[1]", "[0,4]") "}", 4, "0xff" },
+      "tensor \"\\x1b[31m\": data_offsets [0, 4] hold 4 bytes, shape and dtype F32 need 8" },
+    { "a name with DEL and CSI", "{" T("\\u007f\\u009b2J", "F32", "[2]", "[0,4]") "}", 4,
+      "tensor \"\\x7f\\xc2\\x9b2J\": data_offsets [0, 4] hold 4 bytes, shape and dtype F32 need "
+      "8" },
+    { "a long name",
+      "{" T("0123456789012345678901234567890123456789012345678901234567890123456789"
+            "0123456789012345678901234567890123456789012345678901234567890123456789",
+            "F32", "[2]", "[0,4]") "}",
+      4,
+      "tensor "
+      "\"012345678901234567890123456789012345678901234567890123456789012345678901234567890123456789"
+      "012345678901234567890123456789\": data_offsets [0, 4] hold 4 bytes, shape and dtype F32 "
+      "need 8" },
+    { "invalid UTF-8", "{" T("\xff", "F32", "[1]", "[0,4]") "}", 4, "header:1:2: |0xff" },
     /* the object */
     { "white space first", " \t\n{" A4 "}", 4, NULL },
     { "white space last", "{" A4 "}  \n ", 4, NULL },
-    { "byte order mark", "\xef\xbb\xbf{" A4 "}", 4, "'{' expected" },
-    { "garbage after", "{" A4 "}x", 4, "end of file expected" },
-    { "two objects", "{" A4 "}{}", 4, "end of file expected" },
-    { "cut off", "{" A4, 4, "expected" },
-    { "a comma too many", "{" A4 ",}", 4, "expected" },
-    { "an array", "[]", 0, "an array" },
-    { "a string", "\"a\"", 0, "expected" },
-    { "nothing", "", 0, "expected" },
+    { "byte order mark", "\xef\xbb\xbf{" A4 "}", 4, "header:1:1: |'{' expected" },
+    { "garbage after", "{" A4 "}x", 4, "header:1:55: |end of file expected" },
+    { "two objects", "{" A4 "}{}", 4, "header:1:55: |end of file expected" },
+    { "cut off", "{" A4, 4, "header:1:53: |expected" },
+    { "a comma too many", "{" A4 ",}", 4, "header:1:55: |expected" },
+    { "an array", "[]", 0, "the header is [], expected an object" },
+    { "a string", "\"a\"", 0, "header:1:3: |expected" },
+    { "nothing", "", 0, "header:1:0: |expected" },
     { "no tensors", "{}", 0, NULL },
-    { "no tensors, but data", "{}", 3, "3 bytes after the last tensor" },
+    { "no tensors, but data", "{}", 3, "3 bytes after the last tensor, from byte 10" },
     /* metadata */
     { "metadata null", "{\"__metadata__\":null," A4 "}", 4, NULL },
-    { "metadata number", "{\"__metadata__\":{\"k\":1}," A4 "}", 4, "__metadata__.k is an integer" },
-    { "metadata object", "{\"__metadata__\":{\"k\":{}}," A4 "}", 4, "__metadata__.k is an object" },
-    { "metadata list", "{\"__metadata__\":[]," A4 "}", 4, "__metadata__ is an array" },
+    { "metadata number", "{\"__metadata__\":{\"k\":1}," A4 "}", 4,
+      "__metadata__.k is 1, expected a string" },
+    { "metadata object", "{\"__metadata__\":{\"k\":{}}," A4 "}", 4,
+      "__metadata__.k is {}, expected a string" },
+    { "metadata list", "{\"__metadata__\":[]," A4 "}", 4,
+      "__metadata__ is [], expected an object" },
     /* one tensor */
-    { "array form", "{\"a\":[\"F32\",[1],[0,4]]}", 4, "described by an array" },
-    { "null", "{\"a\":null}", 0, "described by null" },
-    { "no dtype", "{\"a\":{\"shape\":[1],\"data_offsets\":[0,4]}}", 4, "dtype is missing" },
-    { "no shape", "{\"a\":{\"dtype\":\"F32\",\"data_offsets\":[0,4]}}", 4, "shape is missing" },
-    { "no offsets", "{\"a\":{\"dtype\":\"F32\",\"shape\":[1]}}", 4, "data_offsets missing" },
+    { "array form", "{\"a\":[\"F32\",[1],[0,4]]}", 4,
+      "tensor \"a\": its description is [\"F32\",[1],[0,4]], expected an object" },
+    { "null", "{\"a\":null}", 0, "tensor \"a\": its description is null, expected an object" },
+    { "no dtype", "{\"a\":{\"shape\":[1],\"data_offsets\":[0,4]}}", 4,
+      "tensor \"a\": dtype is nothing, expected a string" },
+    { "no shape", "{\"a\":{\"dtype\":\"F32\",\"data_offsets\":[0,4]}}", 4,
+      "tensor \"a\": shape is nothing, expected an array" },
+    { "no offsets", "{\"a\":{\"dtype\":\"F32\",\"shape\":[1]}}", 4,
+      "tensor \"a\": data_offsets is nothing, expected two decimal integers" },
     { "unknown field", "{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4],\"x\":-1}}",
       4, NULL },
-    { "unknown dtype", "{" T("a", "F7", "[1]", "[0,4]") "}", 4, "dtype \"F7\"" },
-    { "lower-case dtype", "{" T("a", "f32", "[1]", "[0,4]") "}", 4, "dtype \"f32\"" },
-    { "unknown dtype beside a good one", "{" A4 "," T("b", "I4", "[0]", "[4,4]") "}", 4, "\"b\"" },
+    { "numbers in an unknown field",
+      "{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4],\"x\":[1e-05,-0.5,-0e1]}}", 4,
+      NULL },
+    { "unknown dtype", "{" T("a", "F7", "[1]", "[0,4]") "}", 4,
+      "tensor \"a\": dtype \"F7\" is not one of the format's 22" },
+    { "lower-case dtype", "{" T("a", "f32", "[1]", "[0,4]") "}", 4,
+      "tensor \"a\": dtype \"f32\" is not one of the format's 22" },
+    { "unknown dtype beside a good one", "{" A4 "," T("b", "I4", "[0]", "[4,4]") "}", 4,
+      "tensor \"b\": dtype \"I4\" is not one of the format's 22" },
     { "dtype as a number", "{\"a\":{\"dtype\":32,\"shape\":[1],\"data_offsets\":[0,4]}}", 4,
-      "dtype is an integer" },
+      "tensor \"a\": dtype is 32, expected a string" },
     /* dimensions */
-    { "2.0", "{" T("a", "F32", "[2.0]", "[0,8]") "}", 8, "dimension 0 is a real" },
-    { "2e0", "{" T("a", "F32", "[1,2e0]", "[0,8]") "}", 8, "dimension 1 is a real" },
-    { "\"2\"", "{" T("a", "F32", "[\"2\"]", "[0,8]") "}", 8, "dimension 0 is a string" },
-    { "-2", "{" T("a", "F32", "[-2]", "[0,8]") "}", 8, "dimension 0 is -2" },
-    { "-0", "{" T("a", "F32", "[-0]", "[0,0]") "}", 0, "byte 37: -0" },
-    { "-2 x -2", "{" T("a", "F32", "[-2,-2]", "[0,16]") "}", 16, "dimension 0 is -2" },
-    { "10^23", "{" T("a", "F32", "[100000000000000000000000]", "[0,8]") "}", 8, "too big" },
-    { "2^63", "{" T("a", "F32", "[9223372036854775808]", "[0,8]") "}", 8, "too big" },
-    { "true", "{" T("a", "F32", "[true]", "[0,4]") "}", 4, "dimension 0 is a boolean" },
+    { "2.0", "{" T("a", "F32", "[2.0]", "[0,8]") "}", 8,
+      "tensor \"a\": dimension 0 is 2.0, expected a decimal integer" },
+    { "2e0", "{" T("a", "F32", "[1,2e0]", "[0,8]") "}", 8,
+      "tensor \"a\": dimension 1 is 2.0, expected a decimal integer" },
+    { "\"2\"", "{" T("a", "F32", "[\"2\"]", "[0,8]") "}", 8,
+      "tensor \"a\": dimension 0 is \"2\", expected a decimal integer" },
+    { "-2", "{" T("a", "F32", "[-2]", "[0,8]") "}", 8,
+      "tensor \"a\": dimension 0 is -2, expected 0 to 2^48" },
+    { "-0", "{" T("a", "F32", "[-0]", "[0,0]") "}", 0, "header:1:30: -0 is not a decimal integer" },
+    { "-2 x -2", "{" T("a", "F32", "[-2,-2]", "[0,16]") "}", 16,
+      "tensor \"a\": dimension 0 is -2, expected 0 to 2^48" },
+    { "10^23", "{" T("a", "F32", "[100000000000000000000000]", "[0,8]") "}", 8,
+      "header:1:53: |too big" },
+    { "2^63", "{" T("a", "F32", "[9223372036854775808]", "[0,8]") "}", 8, "header:1:48: |too big" },
+    { "1e3", "{" T("a", "F32", "[1e3]", "[0,4000]") "}", 4000,
+      "tensor \"a\": dimension 0 is 1000.0, expected a decimal integer" },
+    { "leading zero", "{" T("a", "F32", "[02]", "[0,8]") "}", 8,
+      "header:1:30: |invalid token near '0'" },
+    { "2^53+1", "{" T("a", "F32", "[9007199254740993]", "[0,8]") "}", 8,
+      "tensor \"a\": dimension 0 is 9007199254740993, expected 0 to 2^48" },
+    { "NaN", "{" T("a", "F32", "[NaN]", "[0,8]") "}", 8, "header:1:32: |near 'NaN'" },
+    { "true", "{" T("a", "F32", "[true]", "[0,4]") "}", 4,
+      "tensor \"a\": dimension 0 is true, expected a decimal integer" },
     { "[0, 2^64-1, 2]", "{" T("a", "F32", "[0,18446744073709551615,2]", "[0,0]") "}", 0,
-      "too big" },
-    { "[0, 2^48+1]", "{" T("a", "F32", "[0,281474976710657]", "[0,0]") "}", 0, "dimension 1" },
+      "header:1:51: |too big" },
+    { "[0, 2^48+1]", "{" T("a", "F32", "[0,281474976710657]", "[0,0]") "}", 0,
+      "tensor \"a\": dimension 1 is 281474976710657, expected 0 to 2^48" },
     { "[2^32, 2^32] wraps to none", "{" T("a", "F32", "[4294967296,4294967296]", "[0,0]") "}", 0,
-      "overflows" },
+      "tensor \"a\": the product of 2 dimensions overflows" },
     { "2^62 elements: bits wrap", "{" T("a", "F32", "[2147483648,2147483648]", "[0,0]") "}", 0,
-      "overflows" },
-    { "9 dimensions", "{" T("a", "F32", "[1,1,1,1,1,1,1,1,1]", "[0,4]") "}", 4, "9 dimensions" },
+      "tensor \"a\": the size of 4611686018427387904 elements overflows" },
+    { "9 dimensions", "{" T("a", "F32", "[1,1,1,1,1,1,1,1,1]", "[0,4]") "}", 4,
+      "tensor \"a\": 9 dimensions, expected at most 8" },
     { "8 dimensions", "{" T("a", "F32", "[1,1,1,1,1,1,1,1]", "[0,4]") "}", 4, NULL },
     { "0 dimensions", "{" T("a", "F32", "[]", "[0,4]") "}", 4, NULL },
     { "a zero dimension", "{" T("a", "F32", "[3,0]", "[0,0]") "}", 0, NULL },
-    { "shape as an object", "{" T("a", "F32", "{}", "[0,4]") "}", 4, "shape is an object" },
+    { "shape as an object", "{" T("a", "F32", "{}", "[0,4]") "}", 4,
+      "tensor \"a\": shape is {}, expected an array" },
     /* ranges */
-    { "range too long", "{" T("a", "F32", "[1]", "[0,8]") "}", 8, "hold 8 bytes" },
-    { "range too short", "{" T("a", "F32", "[2]", "[0,4]") "}", 4, "need 8" },
-    { "range past the end", "{" T("a", "F32", "[2]", "[0,8]") "}", 4, "data_offsets [0, 8]" },
-    { "range backwards", "{" T("a", "F32", "[1]", "[4,0]") "}", 4, "data_offsets [4, 0]" },
-    { "range negative", "{" T("a", "F32", "[1]", "[-4,0]") "}", 4, "data_offsets [-4, 0]" },
+    { "range too long", "{" T("a", "F32", "[1]", "[0,8]") "}", 8,
+      "tensor \"a\": data_offsets [0, 8] hold 8 bytes, shape and dtype F32 need 4" },
+    { "range too short", "{" T("a", "F32", "[2]", "[0,4]") "}", 4,
+      "tensor \"a\": data_offsets [0, 4] hold 4 bytes, shape and dtype F32 need 8" },
+    { "range past the end", "{" T("a", "F32", "[2]", "[0,8]") "}", 4,
+      "tensor \"a\": data_offsets [0, 8], expected a range within the 4 bytes of data that start "
+      "at byte 62" },
+    { "range backwards", "{" T("a", "F32", "[1]", "[4,0]") "}", 4,
+      "tensor \"a\": data_offsets [4, 0], expected a range within the 4 bytes of data that start "
+      "at byte 62" },
+    { "range negative", "{" T("a", "F32", "[1]", "[-4,0]") "}", 4,
+      "tensor \"a\": data_offsets [-4, 0], expected a range within the 4 bytes of data that start "
+      "at byte 63" },
     { "range near 2^63", "{" T("a", "U8", "[1]", "[9223372036854775806,9223372036854775807]") "}",
-      1, "data_offsets [9223372036854775806" },
-    { "one offset", "{" T("a", "F32", "[1]", "[4]") "}", 4, "two decimal integers" },
-    { "three offsets", "{" T("a", "F32", "[1]", "[0,4,4]") "}", 4, "two decimal integers" },
-    { "real offsets", "{" T("a", "F32", "[1]", "[0.0,4]") "}", 4, "two decimal integers" },
-    { "half a byte", "{" T("a", "F4", "[1]", "[0,1]") "}", 1, "do not fill whole bytes" },
+      1,
+      "tensor \"a\": data_offsets [9223372036854775806, 9223372036854775807], expected a range "
+      "within the 1 bytes of data that start at byte 97" },
+    { "range at 2^53+1", "{" T("a", "U8", "[1]", "[9007199254740993,9007199254740994]") "}", 1,
+      "tensor \"a\": data_offsets [9007199254740993, 9007199254740994], expected a range within "
+      "the 1 bytes of data that start at byte 91" },
+    { "an offset of -0", "{" T("a", "F32", "[0]", "[-0,0]") "}", 0,
+      "header:1:49: -0 is not a decimal integer" },
+    { "one offset", "{" T("a", "F32", "[1]", "[4]") "}", 4,
+      "tensor \"a\": data_offsets is [4], expected two decimal integers" },
+    { "three offsets", "{" T("a", "F32", "[1]", "[0,4,4]") "}", 4,
+      "tensor \"a\": data_offsets is [0,4,4], expected two decimal integers" },
+    { "real offsets", "{" T("a", "F32", "[1]", "[0.0,4]") "}", 4,
+      "tensor \"a\": data_offsets is [0.0,4], expected two decimal integers" },
+    { "half a byte", "{" T("a", "F4", "[1]", "[0,1]") "}", 1,
+      "tensor \"a\": 1 elements of 4 bits do not fill whole bytes" },
     { "two halves", "{" T("a", "F4", "[2]", "[0,1]") "}", 1, NULL },
     { "four times six bits", "{" T("a", "F6_E2M3", "[4]", "[0,3]") "}", 3, NULL },
     /* tiling */
-    { "a hole first", "{" T("a", "F32", "[1]", "[4,8]") "}", 8, "bytes that no tensor owns" },
-    { "a hole between", "{" A4 "," T("b", "F32", "[1]", "[8,12]") "}", 12, "tensor \"b\"" },
-    { "a hole last", "{" A4 "}", 5, "1 bytes after the last tensor" },
-    { "overlap", "{" A4 "," T("b", "F32", "[1]", "[2,6]") "}", 6, "tensors overlap" },
-    { "the same range twice", "{" A4 "," T("b", "F32", "[1]", "[0,4]") "}", 4, "tensors overlap" },
-    { "an empty one inside another", "{" A4 "," T("b", "F32", "[0]", "[2,2]") "}", 4, "overlap" },
+    { "a hole first", "{" T("a", "F32", "[1]", "[4,8]") "}", 8,
+      "tensor \"a\": starts at byte 66, expected 62: bytes that no tensor owns" },
+    { "a hole between", "{" A4 "," T("b", "F32", "[1]", "[8,12]") "}", 12,
+      "tensor \"b\": starts at byte 124, expected 120: bytes that no tensor owns" },
+    { "a hole last", "{" A4 "}", 5, "1 bytes after the last tensor, from byte 66" },
+    { "overlap", "{" A4 "," T("b", "F32", "[1]", "[2,6]") "}", 6,
+      "tensor \"b\": starts at byte 117, expected 119: tensors overlap" },
+    { "the same range twice", "{" A4 "," T("b", "F32", "[1]", "[0,4]") "}", 4,
+      "tensor \"b\": starts at byte 115, expected 119: tensors overlap" },
+    { "an empty one inside another", "{" A4 "," T("b", "F32", "[0]", "[2,2]") "}", 4,
+      "tensor \"b\": starts at byte 117, expected 119: tensors overlap" },
     { "empty ones between",
       "{" T("b", "F32", "[0]", "[4,4]") "," A4 "," T("c", "F32", "[0]", "[0,0]") "}", 4, NULL },
     { "out of order, unaligned",
@@ -120,14 +188,9 @@ Test(safetensors, headers)
         const char *path = scratch_st("case.safetensors", c->header, strlen(c->header), c->data);
         kd_st_file *file = NULL;
         const kd_status status = kd_st_open(&file, path);
-        cr_expect_eq(status, c->message ? KD_EFORMAT : KD_OK, "%s: status %d: %s", c->what, status,
-                     kd_last_error());
-        if (c->message) {
-            cr_expect(!file, "%s: a file came back", c->what);
-            cr_expect(strstr(kd_last_error(), path), "%s: no path: %s", c->what, kd_last_error());
-            cr_expect(strstr(kd_last_error(), c->message), "%s: no \"%s\": %s", c->what, c->message,
-                      kd_last_error());
-        }
+        test_refusal(status, c->message ? KD_EFORMAT : KD_OK, c->message, c->what);
+        test_refusal(status, status, path, c->what);
+        cr_expect(status == KD_OK || !file, "%s: a file came back", c->what);
         kd_st_close(file);
     }
     cr_expect(strstr(scratch_log, "fields beyond"), "the unknown field was not mentioned");
@@ -138,9 +201,8 @@ static void refused(const char *what, const char *path, const char *message)
 {
     kd_st_file *file = NULL;
     const kd_status status = kd_st_open(&file, path);
-    cr_expect_eq(status, KD_EFORMAT, "%s: status %d", what, status);
-    cr_expect(strstr(kd_last_error(), message) && strstr(kd_last_error(), path), "%s: %s", what,
-              kd_last_error());
+    test_refusal(status, KD_EFORMAT, message, what);
+    test_refusal(status, KD_EFORMAT, path, what);
     kd_st_close(file);
 }
 
@@ -213,9 +275,6 @@ Test(safetensors, reads_what_the_reference_wrote)
     cr_assert_eq(kd_st_find(file, "empty")->elements, 0);
     check_pattern(file, kd_st_find(file, "empty"), 13);
 
-    const void *data = NULL;
-    cr_assert(kd_st_map(&data, file, kd_st_find(file, "t9")) == KD_OK);
-    for (int64_t i = 0; i < 30; i++) cr_assert_eq(((const unsigned char *)data)[i], pattern(i, 9));
     kd_st_close(file);
 
     /* A type that kd only knows the size of is listed, and cannot be read. */
@@ -352,9 +411,8 @@ Test(safetensors, converts)
         /* Truncated under our feet: an error, not a signal. */
         cr_assert(truncate(path, 8 + length + LEAD + 100) == 0);
         float *rest = malloc(COUNT * sizeof *rest);
-        const void *data;
-        cr_expect_neq(kd_st_read(rest, KD_F32, file, x, 0, COUNT), KD_OK);
-        cr_expect_neq(kd_st_map(&data, file, x), KD_OK);
+        test_refusal(kd_st_read(rest, KD_F32, file, x, 0, COUNT), KD_EFORMAT, "x: ends at byte",
+                     "truncated");
         free(rest);
         kd_st_close(file);
         free(source);

@@ -110,28 +110,70 @@ typedef struct broken {
 } broken;
 
 static const broken brokens[] = {
-    { "{", "expected" },
-    { "{}", "model.vocab" },
-    { "[]", "model.vocab" },
-    { "{\"model\":{\"vocab\":3}}", "model.vocab" },
-    { "{\"model\":{\"vocab\":{\"a\":-1}}}", "token \"a\": id -1" },
-    { "{\"model\":{\"vocab\":{\"a\":1.0}}}", "token \"a\"" },
-    { "{\"model\":{\"vocab\":{\"a\":\"1\"}}}", "token \"a\"" },
-    { "{\"model\":{\"vocab\":{\"a\":16777216}}}", "16777216" },
-    { "{\"model\":{\"vocab\":{\"a\":0,\"b\":0}}}", "share id 0" },
-    { "{\"model\":{\"vocab\":{\"a\":0,\"a\":1}}}", "duplicate" },
-    { "{\"model\":{\"vocab\":[[\"a\"]]}}", "model.vocab[0]" },
-    { "{\"model\":{\"vocab\":[[\"a\",\"b\"]]}}", "model.vocab[0]" },
-    { "{\"model\":{\"vocab\":[3]}}", "model.vocab[0]" },
-    { "{\"model\":{\"vocab\":{\"a\":0},\"merges\":[\"aa\"]}}", "model.merges[0]" },
-    { "{\"model\":{\"vocab\":{\"a\":0},\"merges\":[\"a a\",\"a a a\"]}}", "model.merges[1]" },
-    { "{\"model\":{\"vocab\":{\"a\":0},\"merges\":[[\"a\",\"a\",\"a\"]]}}", "model.merges[0]" },
-    { "{\"model\":{\"vocab\":{\"a\":0},\"merges\":[{}]}}", "model.merges[0]" },
-    { "{\"model\":{\"vocab\":{}},\"added_tokens\":[{\"id\":1}]}", "added_tokens[0]" },
-    { "{\"model\":{\"vocab\":{}},\"added_tokens\":[{\"content\":\"x\"}]}", "added token \"x\"" },
+    { "{", "1:1: |expected" },
+    { "{}", "model.vocab is nothing, expected an object or a list" },
+    { "[]", "model.vocab is nothing, expected an object or a list" },
+    { "{\"model\":{\"vocab\":3}}", "model.vocab is 3, expected an object or a list" },
+    { "{\"model\":{\"vocab\":{\"a\":-1}}}",
+      "token \"a\": id is -1, expected an integer from 0 to 16777215" },
+    { "{\"model\":{\"vocab\":{\"a\":1.0}}}",
+      "token \"a\": id is 1.0, expected an integer from 0 to 16777215" },
+    { "{\"model\":{\"vocab\":{\"a\":\"1\"}}}",
+      "token \"a\": id is \"1\", expected an integer from 0 to 16777215" },
+    { "{\"model\":{\"vocab\":{\"a\":16777216}}}",
+      "token \"a\": id is 16777216, expected an integer from 0 to 16777215" },
+    { "{\"model\":{\"vocab\":{\"a\":0,\"b\":0}}}", "tokens \"a\" and \"b\" share id 0" },
+    { "{\"model\":{\"vocab\":{\"a\":0,\"a\":1}}}", "1:28: |duplicate" },
+    { "{\"model\":{\"vocab\":[[\"a\"]]}}",
+      "model.vocab[0] is [\"a\"], expected [token, score] and at most 16777216" },
+    { "{\"model\":{\"vocab\":[[\"a\",\"b\"]]}}",
+      "model.vocab[0] is [\"a\",\"b\"], expected [token, score] and at most 16777216" },
+    { "{\"model\":{\"vocab\":[3]}}",
+      "model.vocab[0] is 3, expected [token, score] and at most 16777216" },
+    { "{\"model\":{\"vocab\":{\"a\":0},\"merges\":[\"aa\"]}}",
+      "model.merges[0] is \"aa\", expected \"a b\" or [\"a\", \"b\"]" },
+    { "{\"model\":{\"vocab\":{\"a\":0},\"merges\":[\"a a\",\"a a a\"]}}",
+      "model.merges[1] is \"a a a\", expected \"a b\" or [\"a\", \"b\"]" },
+    { "{\"model\":{\"vocab\":{\"a\":0},\"merges\":[[\"a\",\"a\",\"a\"]]}}",
+      "model.merges[0] is [\"a\",\"a\",\"a\"], expected \"a b\" or [\"a\", \"b\"]" },
+    { "{\"model\":{\"vocab\":{\"a\":0},\"merges\":[{}]}}",
+      "model.merges[0] is {}, expected \"a b\" or [\"a\", \"b\"]" },
+    { "{\"model\":{\"vocab\":{}},\"added_tokens\":[{\"id\":1}]}",
+      "added_tokens[0]: content is nothing, expected a string" },
+    { "{\"model\":{\"vocab\":{}},\"added_tokens\":[{\"content\":\"x\"}]}",
+      "added token \"x\": id is nothing, expected an integer from 0 to 16777215" },
+    { "", "1:0: |expected" },
+    { "{\"model\":{\"vocab\":{\"a\":-0}}}", ":1:24: -0 is not a decimal integer" },
+    { "{\"model\":{\"vocab\":{\"a\":01}}}", "1:24: |near" },
+    { "{\"model\":{\"vocab\":{\"a\":1e3}}}",
+      "token \"a\": id is 1000.0, expected an integer from 0 to 16777215" },
+    { "{\"model\":{\"vocab\":{\"a\":9007199254740993}}}",
+      "token \"a\": id is 9007199254740993, expected an integer from 0 to 16777215" },
+    { "{\"model\":{\"vocab\":{\"a\":9223372036854775808}}}", "1:42: |too big" },
+    { "{\"model\":{\"vocab\":{\"\xff\":1}}}", "1:20: |0xff" },
+    { "{\"model\":{\"vocab\":{\"\\u0000\":1}}}", "1:27: |NUL" },
+    { "{\"model\":{\"vocab\":{\"\\u001b[2J\":-1}}}",
+      "token \"\\x1b[2J\": id is -1, expected an integer from 0 to 16777215" },
+    { "{\"model\":{\"vocab\":{},\"merges\":{\"a\":\"b\"}}}",
+      "model.merges is {\"a\":\"b\"}, expected a list" },
+    { "{\"model\":{\"vocab\":{},\"merges\":\"a b\"}}", "model.merges is \"a b\", expected a list" },
+    { "{\"model\":{\"vocab\":{}},\"added_tokens\":{\"x\":1}}",
+      "added_tokens is {\"x\":1}, expected a list" },
+    { "{\"model\":{\"vocab\":{}},\"added_tokens\":[7]}",
+      "added_tokens[0]: content is nothing, expected a string" },
+    { "{\"model\":{\"vocab\":{}},\"added_tokens\":[{\"content\":[],\"id\":1}]}",
+      "added_tokens[0]: content is [], expected a string" },
+    { "{\"model\":{\"vocab\":{}},\"added_tokens\":[{\"content\":\"x\",\"id\":1,\"special\":1}]}",
+      "added token \"x\": special is 1, expected true or false" },
+    { "{\"model\":{\"vocab\":{}},\"added_tokens\":[{\"content\":\"x\",\"id\":-1}]}",
+      "added token \"x\": id is -1, expected an integer from 0 to 16777215" },
+    { "{\"model\":{\"vocab\":{\"a\":7}},\"added_tokens\":[{\"content\":\"x\",\"id\":7}]}",
+      "added token \"x\" has id 7, which is \"a\" in the vocabulary" },
+    { "{\"model\":{\"vocab\":[[\"a\",0]]},\"added_tokens\":[{\"content\":\"x\",\"id\":0}]}",
+      "added token \"x\" has id 0, which is \"a\" in the vocabulary" },
     { "{\"model\":{\"vocab\":{}},\"added_tokens\":[{\"content\":\"x\",\"id\":1},{\"content\":\"y\","
       "\"id\":1}]}",
-      "share id 1" },
+      "added tokens \"x\" and \"y\" share id 1" },
 };
 
 Test(tokenizer, refusals)
@@ -141,11 +183,31 @@ Test(tokenizer, refusals)
     cr_expect(kd_tokenizer_inspect(&info, scratch_dir) == KD_OK && !info.present);
     for (int i = 0; i < KD_COUNT(brokens); i++) {
         (void)scratch_text("tokenizer.json", brokens[i].text);
-        cr_expect_eq(kd_tokenizer_inspect(&info, scratch_dir), KD_EFORMAT, "%s", brokens[i].text);
-        cr_expect(!info.present && strstr(kd_last_error(), brokens[i].message) &&
-                      strstr(kd_last_error(), "tokenizer.json"),
-                  "%s: %s", brokens[i].text, kd_last_error());
+        const kd_status status = kd_tokenizer_inspect(&info, scratch_dir);
+        test_refusal(status, KD_EFORMAT, brokens[i].message, brokens[i].text);
+        test_refusal(status, KD_EFORMAT, scratch_path("tokenizer.json"), brokens[i].text);
+        cr_expect(!info.present, "%s", brokens[i].text);
     }
+    scratch_close();
+}
+
+/* A tokenizer.json that is no file is not taken for none. */
+Test(tokenizer, irregular, .timeout = 20)
+{
+    kd_tokenizer_info info;
+    scratch_open();
+    const char *path = scratch_path("tokenizer.json");
+    cr_assert(mkfifo(path, 0600) == 0);
+    test_refusal(kd_tokenizer_inspect(&info, scratch_dir), KD_EFORMAT,
+                 "tokenizer.json: not a regular file", "FIFO");
+    cr_assert(unlink(path) == 0 && mkdir(path, 0700) == 0);
+    test_refusal(kd_tokenizer_inspect(&info, scratch_dir), KD_EFORMAT,
+                 "tokenizer.json: not a regular file", "folder");
+    cr_assert(rmdir(path) == 0 && symlink("nowhere", path) == 0);
+    test_refusal(kd_tokenizer_inspect(&info, scratch_dir), KD_EFORMAT,
+                 "tokenizer.json: cannot stat: No such file", "link");
+    test_refusal(kd_tokenizer_copy("/tmp", scratch_dir), KD_EFORMAT, "tokenizer.json: cannot stat",
+                 "copying it");
     scratch_close();
 }
 

@@ -108,8 +108,9 @@ Test(device, says_what_it_is)
         cr_assert_str_eq(info.type, "cuda");
         cr_assert(capability >= 80 && strstr(info.name, end) && *info.name != ',', "name \"%s\"",
                   info.name);
-        cr_assert(strncmp(info.software, "driver ", 7) == 0 && strstr(info.software, ", CUDA 1"),
-                  "software \"%s\"", info.software);
+        cr_assert(strtod(info.driver, NULL) >= 12 && strncmp(info.software, "CUDA 1", 6) == 0 &&
+                      strstr(info.software, ", cuBLASLt 1"),
+                  "driver \"%s\", software \"%s\"", info.driver, info.software);
         cr_assert(info.memory > 0 && info.memory <= info.total, "%zu bytes of %zu", info.memory,
                   info.total);
         close_fixture(&f);
@@ -357,7 +358,7 @@ Test(device, every_failing_call_is_named)
         { "cudaStreamCreateWithPriority:2", do_open, KD_EDEVICE,
           "cuda:0: cudaStreamCreateWithPriority: " },
         { "cudaMalloc:1", do_alloc, KD_ENOMEM,
-          "gradients: 0.00 GB on cuda: cuda:0: cudaMalloc: out of memory "
+          "gradients: 4.1 kB on cuda: cuda:0: cudaMalloc: out of memory "
           "(cudaErrorMemoryAllocation)" },
         { "cudaMalloc:1:cudaErrorIllegalAddress", do_alloc, KD_EDEVICE, "cudaErrorIllegalAddress" },
         { "cudaMemsetAsync:1", do_alloc, KD_EDEVICE, "cuda:0: cudaMemsetAsync: " },

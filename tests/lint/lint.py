@@ -304,7 +304,7 @@ def find(tree, paths, pattern, what, stripped=False):
 def check_exits(tree):
     """The library never ends the process."""
     paths = tree.files(*C_SUFFIXES, under=["src/", "include/", "kernels/"])
-    ends = r"\b_?_?(?:exit|Exit|quick_exit|abort)\s*\("
+    ends = r"(?<!->)\b_?_?(?:exit|Exit|quick_exit|abort)\s*\("
     return find(tree, paths, ends, "'{}' below tools/; return a kd_status", stripped=True)
 
 

@@ -1,5 +1,7 @@
 #include "support/text_file.h"
 
+#include "support/refusal.h"
+
 #include <criterion/criterion.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -81,4 +83,62 @@ const char *test_text_write(const char *name, const test_text *text)
     cr_assert(fclose(file) == 0, "cannot write %s", path);
     tokens_offset = (int64_t)sizeof length + n + tokens_at;
     return path;
+}
+
+const char *test_bytes_write(const char *name, const void *data, size_t bytes)
+{
+    const char *path = test_text_path(name);
+    FILE *file = fopen(path, "wb");
+    cr_assert(file != NULL, "cannot write %s", path);
+    cr_assert(bytes == 0 || fwrite(data, 1, bytes, file) == bytes, "cannot write %s", path);
+    cr_assert(fclose(file) == 0, "cannot write %s", path);
+    return path;
+}
+
+void test_text_refused(const char *path, const kd_text_options *options, const char *parts)
+{
+    char name[160];
+    kd_text *text = (kd_text *)(uintptr_t)8;
+    snprintf(name, sizeof name, "%s", path);
+    const kd_status status = kd_text_open(&text, name, options);
+    test_refusal(status, KD_EFORMAT, parts, name);
+    test_refusal(status, KD_EFORMAT, name, name);
+    cr_expect(!text, "%s: a text came back", name);
+}
+
+void test_text_holds(const kd_text *text, const int32_t *ids, const uint8_t *mask, int64_t count)
+{
+    int32_t *found = malloc((size_t)count * sizeof *found);
+    int32_t *labels = malloc((size_t)count * sizeof *labels);
+    cr_assert(kd_text_tokens(text) == count, "%lld tokens, expected %lld",
+              (long long)kd_text_tokens(text), (long long)count);
+    for (int64_t d = 0; d < kd_text_documents(text); d++) {
+        int64_t begin, end;
+        kd_text_document(text, d, &begin, &end);
+        if (begin == end) continue;
+        cr_assert(kd_text_read(found, labels, text, begin, end - begin, end) == KD_OK, "%s",
+                  kd_last_error());
+        for (int64_t i = begin; i < end; i++) {
+            const bool scored = i + 1 < end && (!mask || mask[i + 1]);
+            cr_assert(found[i - begin] == ids[i] && labels[i - begin] == (scored ? ids[i + 1] : -1),
+                      "token %lld is %d with label %d, expected %d", (long long)i,
+                      (int)found[i - begin], (int)labels[i - begin], (int)ids[i]);
+        }
+    }
+    free(found);
+    free(labels);
+}
+
+void test_text_borders(const kd_text *text, const int64_t *borders, int64_t count)
+{
+    cr_assert(kd_text_documents(text) == count - 1, "%lld documents, expected %lld",
+              (long long)kd_text_documents(text), (long long)count - 1);
+    for (int64_t d = 0; d < count - 1; d++) {
+        int64_t begin, end;
+        kd_text_document(text, d, &begin, &end);
+        cr_assert(begin == borders[d] && end == borders[d + 1],
+                  "document %lld is [%lld, %lld), expected [%lld, %lld)", (long long)d,
+                  (long long)begin, (long long)end, (long long)borders[d],
+                  (long long)borders[d + 1]);
+    }
 }

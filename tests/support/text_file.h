@@ -30,6 +30,20 @@ const char *test_text_write(const char *name, const test_text *text);
 /* Of the last file written: where its tokens begin, in bytes. */
 int64_t test_text_tokens_offset(void);
 
+/* Any bytes, as file `name` there; returns the path. */
+const char *test_bytes_write(const char *name, const void *data, size_t bytes);
+
+/* Opening it is refused with KD_EFORMAT and a message that names the file and has every part of
+ * `parts`, "a|b|c". */
+void test_text_refused(const char *path, const kd_text_options *options, const char *parts);
+
+/* The whole text: `count` tokens, equal to `ids`; labels are the next of a document where `mask` (NULL:
+ * all ones) lets it be one. */
+void test_text_holds(const kd_text *text, const int32_t *ids, const uint8_t *mask, int64_t count);
+
+/* Its documents run between these. */
+void test_text_borders(const kd_text *text, const int64_t *borders, int64_t count);
+
 /* Removes the folder. */
 void test_text_remove(void);
 

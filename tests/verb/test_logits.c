@@ -113,9 +113,9 @@ Test(logits, name_the_token_that_is_refused)
         kd_dtype dtype;
         int64_t count;
         const char *text;
-    } cases[] = { { wide, KD_I64, 4, "tokens[2] is 30011; the vocabulary has 30011" },
-                  { negative, KD_I64, 2, "tokens[1] is -1" },
-                  { none, KD_I64, 0, "0 tokens" },
+    } cases[] = { { wide, KD_I64, 4, "): found 30011, expected 0 to 30010" },
+                  { negative, KD_I64, 2, "tokens[1] (byte " },
+                  { none, KD_I64, 0, "tokens: found 0, expected 1 to " },
                   { reals, KD_F32, 2, "tokens is F32 of rank 1; expected integers" } };
     cr_assert(mkdtemp(dir));
     write_model();

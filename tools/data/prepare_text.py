@@ -7,7 +7,7 @@
 
 A .txt or .md file is cut between paragraphs into documents; a line of a .jsonl file is one
 document, {"text": ...} or {"messages": [{"role", "content"}, ...]}.  Of messages only the assistant's turns
-count as targets (`loss_mask`), and the tokenizer's chat template must be ChatML.
+count as targets (`loss_mask`); they go through the tokenizer's own chat template (needs PyPI transformers).
 
 Each file holds `tokens` u16 or u32 [n], `documents` i64 [d + 1], and `loss_mask` u8 [n] where some
 tokens do not count; the metadata has the tokenizer's fingerprint and the sources with licences.
@@ -25,9 +25,10 @@ import numpy as np
 import xxhash
 from tokenizers import Tokenizer
 
-import chatml
+import chat
 import debian
 import prose
+import token_file
 from fingerprint import fingerprint
 from gguf_to_hf import Refused
 from publish import file_sha256, finished, publish, rules
@@ -85,9 +86,8 @@ class Encoder:
         return [(np.array(first + one.ids, dtype=np.int64), None) for one in encoded]
 
     def messages(self, messages, where):
-        self.tokenizer.encode_special_tokens = False
         if self.chat is None:
-            self.chat = chatml.ChatML(self.folder, self.tokenizer)
+            self.chat = chat.Chat(self.folder)
         ids, mask = self.chat.encode(messages, where)
         return np.array(ids, dtype=np.int64), np.array(mask, dtype=np.uint8)
 
@@ -126,24 +126,11 @@ def read_utf8(path):
 
 def from_jsonl(path, encoder):
     texts, found = [], []
-    for number, line in enumerate(read_utf8(path).split("\n"), 1):
-        where = f"{path}:{number}"
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise Refused(f"{where}: {error}") from error
-        keys = [key for key in ("text", "messages") if isinstance(record, dict) and key in record]
-        if len(keys) != 1:
-            raise Refused(f"{where}: found {keys or 'neither'}, expected one of text and messages")
-        if keys == ["messages"]:
-            found.append(encoder.messages(record["messages"], where))
-        elif not isinstance(record["text"], str):
-            raise Refused(f"{where}: text: found {type(record['text']).__name__}, "
-                          "expected a string")
-        elif record["text"].strip():
-            texts.append(record["text"])
+    for where, key, value, _ in token_file.records(path):
+        if key == "messages":
+            found.append(encoder.messages(value, where))
+        elif value.strip():
+            texts.append(value)
     return found + encoder.texts(texts)
 
 
@@ -191,37 +178,10 @@ def limit(sources, most):
     return kept
 
 
-def save(path, tensors, metadata):
-    """A safetensors file.  The library's own writer orders the metadata differently in every
-    process; here the same input must give the same bytes."""
-    names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
-    kinds = {"uint8": "U8", "uint16": "U16", "uint32": "U32", "int64": "I64"}
-    header, at = {"__metadata__": metadata}, 0
-    for name in names:
-        values = tensors[name]
-        header[name] = {"dtype": kinds[values.dtype.name], "shape": list(values.shape),
-                        "data_offsets": [at, at + values.nbytes]}
-        at += values.nbytes
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with open(path, "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name in names:
-            values = tensors[name]
-            file.write(values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes())
-
-
 def write(path, documents, encoder, metadata):
     documents = sorted(documents, key=order)  # sources mixed, whatever their order was
-    dtype = np.uint16 if encoder.size <= 1 << 16 else np.uint32
-    tensors = {
-        "tokens": np.concatenate([ids for ids, _ in documents]).astype(dtype),
-        "documents": np.cumsum([0, *(len(ids) for ids, _ in documents)], dtype=np.int64),
-    }
-    if any(mask is not None for _, mask in documents):
-        tensors["loss_mask"] = np.concatenate(
-            [np.ones(len(ids), np.uint8) if mask is None else mask for ids, mask in documents])
-    save(path, tensors, metadata)
+    tensors = token_file.tensors(documents, encoder.size)
+    token_file.save(path, tensors, metadata)
     say(f"  {os.path.basename(path)}: {len(tensors['tokens']):,} tokens, "
         f"{len(documents):,} documents")
 
@@ -233,7 +193,7 @@ def prepare(options):
         "packages": None if options.text else options.packages,
         "text": options.text and [[os.path.basename(p), file_sha256(p)] for p in options.text],
         "valid_share": options.valid_share, "max_tokens": options.max_tokens,
-        "rules": rules("prepare_text.py", "prose.py", "chatml.py", "debian.py"),
+        "rules": rules("prepare_text.py", "prose.py", "chat.py", "token_file.py", "debian.py"),
     }
     done = finished(options.out, recipe)
     if done is True:

@@ -41,10 +41,11 @@ static void print_models(const kd_estimate *e)
 
 static void print_peak(const kd_estimate *e)
 {
-    char a[NUMBER], b[NUMBER], rows_text[NUMBER], columns[NUMBER];
-    printf("  peak           %s of %s at %s; the head takes %s rows x %s at a time\n",
-           bytes(a, e->peak_bytes), bytes(b, e->device_bytes), e->peak_phase,
-           kd_format_count(rows_text, NUMBER, e->chunk),
+    char a[NUMBER], b[NUMBER], c[NUMBER], rows_text[NUMBER], columns[NUMBER];
+    printf("  peak           %s of %s (%s less a spare) at %s; the head takes %s rows x %s at a "
+           "time\n",
+           bytes(a, e->peak_bytes), bytes(b, e->usable_bytes), bytes(c, e->device_bytes),
+           e->peak_phase, kd_format_count(rows_text, NUMBER, e->chunk),
            kd_format_count(columns, NUMBER, e->vocabulary));
     for (int i = 0; i < e->entry_count && i < 5; i++)
         printf("  %-14s %s %s\n", i ? "" : "of that", bytes(a, e->entries[i].bytes),
@@ -110,6 +111,7 @@ static void print_json(const kd_estimate *e)
     cmd_json_number(&json, "peak_bytes", e->peak_bytes);
     cmd_json_text(&json, "peak_phase", e->peak_phase);
     cmd_json_number(&json, "device_bytes", e->device_bytes);
+    cmd_json_number(&json, "usable_bytes", e->usable_bytes);
     cmd_json_open(&json, "at_peak", '[');
     for (int i = 0; i < e->entry_count; i++) {
         cmd_json_open(&json, NULL, '{');
@@ -145,12 +147,12 @@ static kd_status refuse(const kd_estimate *e)
     char a[NUMBER], b[NUMBER];
     if (e->largest_micro > 0)
         return kd_fail(KD_ENOMEM, "the run does not fit: %s of %s; the largest batch.micro is %lld",
-                       bytes(a, e->peak_bytes), bytes(b, e->device_bytes),
+                       bytes(a, e->peak_bytes), bytes(b, e->usable_bytes),
                        (long long)e->largest_micro);
     return kd_fail(KD_ENOMEM,
                    "the run does not fit: %s of %s, with one sample neither; a shorter "
                    "data.sequence, dtype: bf16 or student.recompute: blocks take less",
-                   bytes(a, e->peak_bytes), bytes(b, e->device_bytes));
+                   bytes(a, e->peak_bytes), bytes(b, e->usable_bytes));
 }
 
 static kd_status estimate(const kd_args *args, const void *given)

@@ -8,7 +8,7 @@ typedef struct options {
     int number; /* of the loss */
 } options;
 
-enum { OPTION = 5 }; /* the place of the loss's own option */
+enum { OPTION = 6 }; /* the place of the loss's own option */
 
 static const kd_option common[] = {
     { "in", KD_STRING, offsetof(options, in), NULL, 0, 0, "",
@@ -21,6 +21,8 @@ static const kd_option common[] = {
       "multiply the loss with temperature^2 (Hinton)" },
     { "classes", KD_INT, offsetof(options, loss.classes), "0", 0, 1e9, "columns",
       "of both softmaxes; 0: all that student and teacher have" },
+    { "device", KD_STRING, offsetof(options, loss.device), "auto", 0, 0, "",
+      "auto, cpu, cuda, cuda:1" },
     { 0 }, /* OPTION */
     { 0 },
 };
