@@ -31,30 +31,36 @@ static kd_status check_rows(const kd_bench_options *options)
     return KD_OK;
 }
 
-static bool wanted(const kd_bench_options *options, const bench_row *row)
+/* Appends the row's cells where report->results are; counts them in any case. */
+static void add_cells(bench_report *report, const bench_row *row, unsigned where)
 {
+    int rank = 0;
+    for (int s = 0; s < row->shape_count; s++) {
+        if (!(row->shapes[s].where & where)) continue;
+        if (report->results)
+            report->results[report->count] =
+                (bench_result){ .row = row, .shape = &row->shapes[s], .rank = rank, .value = NAN };
+        report->count++;
+        rank++;
+    }
+}
+
+/* The rows asked for in their order, or all. */
+static void add_rows(bench_report *report, const kd_bench_options *options, unsigned where)
+{
+    report->count = 0;
     for (int i = 0; i < options->row_count; i++)
-        if (strcmp(options->rows[i], row->name) == 0) return true;
-    return options->row_count == 0;
+        add_cells(report, find_row(options->rows[i]), where);
+    for (int l = 0; l < KD_COUNT(lists) && options->row_count == 0; l++)
+        for (const bench_row *row = lists[l]; row->name; row++) add_cells(report, row, where);
 }
 
 static kd_status choose(bench_report *report, kd_arena *arena, const kd_bench_options *options,
                         unsigned where)
 {
-    for (int pass = 0; pass < 2; pass++) {
-        int n = 0;
-        for (int l = 0; l < KD_COUNT(lists); l++)
-            for (const bench_row *row = lists[l]; row->name; row++)
-                for (int s = 0; s < row->shape_count; s++) {
-                    if (!(row->shapes[s].where & where) || !wanted(options, row)) continue;
-                    if (pass)
-                        report->results[n] =
-                            (bench_result){ .row = row, .shape = &row->shapes[s], .value = NAN };
-                    n++;
-                }
-        report->count = n;
-        if (!pass) KD_TRY(KD_ARENA_ARRAY(&report->results, arena, kd_max_i64(n, 1)));
-    }
+    add_rows(report, options, where);
+    KD_TRY(KD_ARENA_ARRAY(&report->results, arena, kd_max_i64(report->count, 1)));
+    add_rows(report, options, where);
     return KD_OK;
 }
 
@@ -120,44 +126,65 @@ static kd_status value_of(double *value, bench_run *run)
     return KD_OK;
 }
 
-/* Ours, theirs, ours again: the better half of ours is not chosen, both are one sample. */
-static kd_status run_cell(bench_result *r, kd_device *device, const bench_rates *rates,
-                          bench_peers *peers, double seconds)
+static kd_status time_ours(bench_time *time, bench_result *r, kd_device *device, double seconds)
 {
     bench_run run;
-    bench_time again;
     kd_status status;
-    r->floor = kd_bench_floor(rates, r->row, r->shape);
     KD_TRY(kd_bench_open(&run, device, r->row, r->shape));
     r->taken = (double)run.stack.capacity;
     KD_TRY_GOTO(value_of(&r->value, &run), status, done);
-    KD_TRY_GOTO(kd_bench_measure(&r->time, &run, seconds / 2), status, done);
-    if (peers)
-        KD_TRY_GOTO(kd_bench_peers_ask(r->peers, &r->peer_count, peers, &run, seconds, r->value),
-                    status, done);
-    KD_TRY_GOTO(kd_bench_measure(&again, &run, seconds / 2), status, done);
-    r->time = (bench_time){ fmin(r->time.low, again.low), (r->time.median + again.median) / 2,
-                            fmax(r->time.high, again.high), r->time.samples + again.samples };
+    KD_TRY_GOTO(kd_bench_measure(time, &run, seconds), status, done);
 done:
     kd_bench_close(&run);
     return status;
 }
 
-/* A cell that cannot run is said, not the end of the others; a peer that has died is. */
-static kd_status run_cells(bench_report *report, kd_device *device, const kd_bench_options *options)
+/* Ours, theirs, ours again: the better half of ours is not chosen, both are one sample.  What ours takes
+ * is given back in between, so that a peer has the whole memory, too. */
+static kd_status run_cell(bench_result *r, kd_device *device, bench_peers *peers, double seconds)
+{
+    bench_time first, again;
+    KD_TRY(time_ours(&first, r, device, seconds / 2));
+    if (peers) {
+        const bench_question question = { r->row, r->shape, device->type->name, seconds, r->value };
+        KD_TRY(kd_bench_peers_ask(r->peers, &r->peer_count, peers, &question));
+    }
+    KD_TRY(time_ours(&again, r, device, seconds / 2));
+    r->time = (bench_time){ fmin(first.low, again.low), (first.median + again.median) / 2,
+                            fmax(first.high, again.high), first.samples + again.samples };
+    return KD_OK;
+}
+
+/* A cell that cannot run is said, not the end of the others.  What is known is in the file at any time. */
+static kd_status run_one(bench_report *report, bench_result *r, kd_device *device,
+                         bench_peers *peers, const kd_bench_options *options)
+{
+    char name[128];
+    kd_log(KD_LOG_INFO, "%s", kd_bench_cell_name(name, sizeof name, r->row, r->shape));
+    r->error[0] = '\0';
+    if (run_cell(r, device, peers, options->seconds) != KD_OK)
+        snprintf(r->error, sizeof r->error, "%s", kd_last_error());
+    kd_bench_print_cell(stderr, report, r);
+    return options->json ? kd_bench_write(options->json, report) : KD_OK;
+}
+
+static kd_status run_cells(bench_report *report, kd_device *device, const kd_bench_options *options,
+                           double end)
 {
     bench_peers *peers = NULL;
+    int most = 0;
     if (options->peers) KD_TRY(kd_bench_peers_open(&peers, options->peers));
     kd_status status = KD_OK;
-    for (int i = 0; i < report->count && status == KD_OK; i++) {
-        char name[128];
+    for (int i = 0; i < report->count; i++) {
         bench_result *r = &report->results[i];
-        kd_log(KD_LOG_INFO, "%s", kd_bench_cell_name(name, sizeof name, r->row, r->shape));
-        status = run_cell(r, device, &report->rates, peers, options->seconds);
-        if (status == KD_OK || status == KD_EIO) continue;
-        snprintf(r->error, sizeof r->error, "%s", kd_last_error());
-        status = KD_OK;
+        most = r->rank > most ? r->rank : most;
+        r->floor = kd_bench_floor(&report->rates, r->row, r->shape);
+        snprintf(r->error, sizeof r->error, "not reached");
     }
+    for (int rank = 0; rank <= most; rank++)
+        for (int i = 0; i < report->count && status == KD_OK && kd_clock() < end; i++)
+            if (report->results[i].rank == rank)
+                status = run_one(report, &report->results[i], device, peers, options);
     kd_bench_peers_close(peers);
     return status;
 }
@@ -176,15 +203,17 @@ static kd_status predict(bench_report *report, const kd_bench_options *options)
 
 static kd_status measure(bench_report *report, kd_arena *arena, const kd_bench_options *options)
 {
+    const double end = options->limit > 0 ? kd_clock() + options->limit : INFINITY;
     kd_device *device;
     KD_TRY(kd_device_open(&device, options->device));
     kd_status status;
+    device->tune = true; /* as training does */
     kd_device_describe(&report->device, device);
     const bool gpu = strcmp(report->device.type, "cuda") == 0;
     const unsigned where = options->quick ? BENCH_QUICK : gpu ? BENCH_GPU : BENCH_CPU;
     KD_TRY_GOTO(choose(report, arena, options, where), status, done);
     KD_TRY_GOTO(measure_rates(&report->rates, device, gpu, options->quick), status, done);
-    KD_TRY_GOTO(run_cells(report, device, options), status, done);
+    KD_TRY_GOTO(run_cells(report, device, options, end), status, done);
 done:
     kd_device_close(device);
     return status;

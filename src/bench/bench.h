@@ -96,8 +96,8 @@ typedef struct bench_time {
     int samples;
 } bench_time;
 
-/* Warms up, then takes samples for `seconds`, at least ten.  A sample runs through all sets often
- * enough to last a millisecond. */
+/* Warms up, until a card's clocks have risen; then takes samples for `seconds`, at least ten.  A sample
+ * runs through all sets so often that starting and waiting are lost in it. */
 KD_MUST_CHECK kd_status kd_bench_measure(bench_time *time, bench_run *run, double seconds);
 
 bench_time kd_bench_statistics(double *samples, int count); /* sorts them */
@@ -115,11 +115,18 @@ typedef struct bench_peer {
 
 typedef struct bench_peers bench_peers;
 
-/* Starts `command` with the shell.  One JSON line to it per cell, one back. */
+typedef struct bench_question {
+    const bench_row *row;
+    const bench_shape *shape;
+    const char *device;
+    double seconds, value; /* NaN: there is none to compare */
+} bench_question;
+
+/* Starts `command` with the shell.  One JSON line to it per cell, one back.  Where its process ended
+ * instead, another is started and asked once more; ending again is the one answer's error. */
 KD_MUST_CHECK kd_status kd_bench_peers_open(bench_peers **peers, const char *command);
 KD_MUST_CHECK kd_status kd_bench_peers_ask(bench_peer answers[BENCH_PEERS], int *count,
-                                           bench_peers *peers, const bench_run *run, double seconds,
-                                           double value);
+                                           bench_peers *peers, const bench_question *question);
 void kd_bench_peers_close(bench_peers *peers);
 
 /* ---- results ---------------------------------------------------------------------------------- */
@@ -133,6 +140,7 @@ typedef struct bench_rates {
 typedef struct bench_result {
     const bench_row *row;
     const bench_shape *shape;
+    int rank;        /* which of its row's cells it is */
     bench_time time; /* median 0: not run, see `error` */
     double floor;    /* seconds */
     double taken;    /* bytes beyond the operands */
@@ -153,6 +161,7 @@ typedef struct bench_report {
     int count;
 } bench_report;
 
+void kd_bench_print_cell(FILE *out, const bench_report *report, const bench_result *result);
 void kd_bench_print(FILE *out, const bench_report *report);
 KD_MUST_CHECK kd_status kd_bench_write(const char *path, const bench_report *report);
 KD_MUST_CHECK kd_status kd_bench_compare(FILE *out, const char *path, const bench_report *report);

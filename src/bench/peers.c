@@ -18,7 +18,8 @@
 #include <unistd.h>
 
 struct bench_peers {
-    pid_t process;
+    const char *command;
+    pid_t process; /* 0: there is none */
     FILE *to, *from;
 };
 
@@ -44,55 +45,67 @@ static void close_pair(const int pair[2])
     close(pair[1]);
 }
 
-kd_status kd_bench_peers_open(bench_peers **out, const char *command)
+static void end_process(bench_peers *peers)
+{
+    if (peers->to) fclose(peers->to);
+    if (peers->from) fclose(peers->from);
+    if (peers->process > 0) waitpid(peers->process, NULL, 0);
+    peers->to = peers->from = NULL;
+    peers->process = 0;
+}
+
+static kd_status start_process(bench_peers *peers)
 {
     int down[2], up[2];
-    bench_peers *peers = calloc(1, sizeof *peers);
-    if (!peers) return kd_fail(KD_ENOMEM, "peers: no memory");
-    if (pipe(down) != 0) {
-        free(peers);
-        return kd_fail(KD_EIO, "peers: no pipe");
-    }
+    if (peers->process) return KD_OK;
+    if (pipe(down) != 0) return kd_fail(KD_EIO, "peers: no pipe");
     if (pipe(up) != 0) {
         close_pair(down);
-        free(peers);
         return kd_fail(KD_EIO, "peers: no pipe");
     }
-    signal(SIGPIPE, SIG_IGN); /* a peer that ended is an error of its own, not ours */
-    const int started = start(&peers->process, command, down, up);
+    const int started = start(&peers->process, peers->command, down, up);
     close(down[0]);
     close(up[1]);
     peers->to = fdopen(down[1], "w");
     peers->from = fdopen(up[0], "r");
-    if (started != 0 || !peers->to || !peers->from) {
-        kd_bench_peers_close(peers);
-        return kd_fail(KD_EIO, "peers: cannot start %s", command);
-    }
-    *out = peers;
-    return KD_OK;
+    if (started == 0 && peers->to && peers->from) return KD_OK;
+    end_process(peers);
+    return kd_fail(KD_EIO, "peers: cannot start %s", peers->command);
+}
+
+kd_status kd_bench_peers_open(bench_peers **out, const char *command)
+{
+    bench_peers *peers = calloc(1, sizeof *peers);
+    if (!peers) return kd_fail(KD_ENOMEM, "peers: no memory");
+    signal(SIGPIPE, SIG_IGN); /* a peer that ended is an error of its own, not ours */
+    peers->command = command;
+    const kd_status status = start_process(peers);
+    if (status == KD_OK)
+        *out = peers;
+    else
+        free(peers);
+    return status;
 }
 
 void kd_bench_peers_close(bench_peers *peers)
 {
     if (!peers) return;
-    if (peers->to) fclose(peers->to);
-    if (peers->from) fclose(peers->from);
-    if (peers->process > 0) waitpid(peers->process, NULL, 0);
+    end_process(peers);
     free(peers);
 }
 
-static kd_status send(bench_peers *peers, const bench_run *run, double seconds, double value)
+static kd_status send(bench_peers *peers, const bench_question *q)
 {
-    const bench_shape *s = run->shape;
+    const bench_shape *s = q->shape;
     json_t *dims = json_object();
-    for (int i = 0; run->row->letters[i]; i++) {
-        const char letter[2] = { run->row->letters[i], '\0' };
+    for (int i = 0; q->row->letters[i]; i++) {
+        const char letter[2] = { q->row->letters[i], '\0' };
         (void)json_object_set_new(dims, letter, json_integer(s->dim[i]));
     }
-    json_t *question = json_pack("{s:s, s:s, s:s, s:o, s:s, s:f, s:o}", "row", run->row->name,
-                                 "variant", s->variant, "dtype", kd_dtype_name(s->dtype), "dims",
-                                 dims, "device", run->exec.device->type->name, "seconds", seconds,
-                                 "value", isfinite(value) ? json_real(value) : json_null());
+    json_t *question =
+        json_pack("{s:s, s:s, s:s, s:o, s:s, s:f, s:o}", "row", q->row->name, "variant", s->variant,
+                  "dtype", kd_dtype_name(s->dtype), "dims", dims, "device", q->device, "seconds",
+                  q->seconds, "value", isfinite(q->value) ? json_real(q->value) : json_null());
     const bool sent = question && json_dumpf(question, peers->to, JSON_COMPACT) == 0 &&
                       fputc('\n', peers->to) != EOF && fflush(peers->to) == 0;
     json_decref(question);
@@ -120,28 +133,40 @@ static void read_peer(bench_peer *peer, const json_t *from, double value)
     peer->differs = isfinite(value) && !(fabs(theirs - value) <= 1e-2 * fabs(value));
 }
 
-kd_status kd_bench_peers_ask(bench_peer answers[BENCH_PEERS], int *count, bench_peers *peers,
-                             const bench_run *run, double seconds, double value)
+/* One line there, one back. */
+static kd_status converse(json_t **answer, bench_peers *peers, const bench_question *question)
 {
     char *line = NULL;
     size_t size = 0;
-    json_t *answer;
-    *count = 0;
-    KD_TRY(send(peers, run, seconds, value));
-    const ssize_t length = getline(&line, &size, peers->from);
-    if (length < 0) {
-        free(line);
-        return kd_fail(KD_EIO, "peers: their process ended without an answer");
-    }
-    const kd_status status = kd_json_parse(&answer, "peers", line, (size_t)length);
+    KD_TRY(start_process(peers));
+    kd_status status = send(peers, question);
+    const ssize_t length = status == KD_OK ? getline(&line, &size, peers->from) : 0;
+    if (length < 0) status = kd_fail(KD_EIO, "peers: their process ended without an answer");
+    if (status == KD_OK) status = kd_json_parse(answer, "peers", line, (size_t)length);
+    if (status != KD_OK) end_process(peers);
     free(line);
-    KD_TRY(status);
+    return status;
+}
+
+kd_status kd_bench_peers_ask(bench_peer answers[BENCH_PEERS], int *count, bench_peers *peers,
+                             const bench_question *question)
+{
+    json_t *answer;
+    kd_status status = converse(&answer, peers, question);
+    if (status != KD_OK) status = converse(&answer, peers, question);
+    *count = 0;
+    if (status != KD_OK) {
+        bench_peer *peer = &answers[(*count)++];
+        *peer = (bench_peer){ .name = "peers", .bytes = NAN };
+        snprintf(peer->error, sizeof peer->error, "%s", kd_last_error());
+        return status == KD_ENOMEM ? status : KD_OK;
+    }
     const json_t *list = json_object_get(answer, "peers"), *one;
     size_t i;
     json_array_foreach(list, i, one)
     {
         if (*count == BENCH_PEERS) break;
-        read_peer(&answers[(*count)++], one, value);
+        read_peer(&answers[(*count)++], one, question->value);
     }
     json_decref(answer);
     return KD_OK;

@@ -56,7 +56,7 @@ static void print_lost(FILE *out, const bench_report *report)
     if (compared) fprintf(out, "%d of %d comparisons lost\n\n", lost, compared);
 }
 
-static void print_cell(FILE *out, const bench_report *report, const bench_result *r)
+void kd_bench_print_cell(FILE *out, const bench_report *report, const bench_result *r)
 {
     char name[128];
     const bench_work work = r->row->work(r->shape);
@@ -112,7 +112,7 @@ void kd_bench_print(FILE *out, const bench_report *report)
             report->device.name, 1e-9 * rates->copy, 1e-12 * rates->flops_f32,
             1e-12 * rates->flops_bf16, rates->how);
     print_lost(out, report);
-    for (int i = 0; i < report->count; i++) print_cell(out, report, &report->results[i]);
+    for (int i = 0; i < report->count; i++) kd_bench_print_cell(out, report, &report->results[i]);
     print_means(out, report);
 }
 
@@ -153,10 +153,11 @@ kd_status kd_bench_write(const char *path, const bench_report *report)
     json_t *cells = json_array();
     for (int i = 0; i < report->count; i++)
         (void)json_array_append_new(cells, cell_json(&report->results[i]));
-    json_t *root = json_pack("{s:s, s:s, s:s, s:o, s:o, s:o, s:o}", "device", report->device.name,
-                             "version", KD_VERSION, "how", report->rates.how, "copy",
-                             real(report->rates.copy), "flops_f32", real(report->rates.flops_f32),
-                             "flops_bf16", real(report->rates.flops_bf16), "cells", cells);
+    json_t *root = json_pack("{s:s, s:s, s:s, s:s, s:o, s:o, s:o, s:o}", "device",
+                             report->device.name, "software", report->device.software, "version",
+                             KD_VERSION, "how", report->rates.how, "copy", real(report->rates.copy),
+                             "flops_f32", real(report->rates.flops_f32), "flops_bf16",
+                             real(report->rates.flops_bf16), "cells", cells);
     if (!root) return kd_fail(KD_ENOMEM, "%s: no memory", path);
     const kd_status status = kd_json_write(path, root);
     json_decref(root);

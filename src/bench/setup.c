@@ -128,6 +128,22 @@ static kd_status keep_pristine(bench_run *run)
     return copy(run, &run->pristine, 0, from->data, kd_tensor_bytes(from));
 }
 
+/* As a run does before its first step.  The memory that products are tried in is not the cell's. */
+static kd_status tune(bench_run *run)
+{
+    if (!run->exec.device->tune) return KD_OK;
+    kd_stack room = { .planning = true };
+    kd_exec exec = run->exec;
+    kd_tensor tried;
+    exec.stack = &room;
+    const int64_t bytes = (int64_t)(run->operand_bytes + run->stack.peak);
+    KD_TRY(kd_push(&tried, &exec, "tuning", KD_U8, KD_SHAPE(bytes)));
+    KD_TRY(kd_stack_open(&room, exec.device));
+    const kd_status status = kd_device_tune(&exec);
+    kd_stack_close(&room, exec.device);
+    return status;
+}
+
 static kd_status open(bench_run *run)
 {
     KD_TRY(kd_arena_create(&run->arena));
@@ -146,6 +162,7 @@ static kd_status open(bench_run *run)
     }
     KD_TRY(keep_pristine(run));
     for (int set = 0; set < run->sets; set++) KD_TRY(kd_bench_once(run, set)); /* only counts */
+    KD_TRY(tune(run));
     return kd_stack_open(&run->stack, run->exec.device);
 }
 

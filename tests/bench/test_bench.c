@@ -115,6 +115,52 @@ Test(bench, asks_its_peers_and_writes_what_they_say)
     unlink(path);
 }
 
+/* The peers of each row's only cell, and the cells' errors, in the order of `rows`. */
+static void expect_cells(const char *peers, double limit, const char *peer, const char *error)
+{
+    static const char *const rows[] = { "rms_norm", "fill", "row_loss" };
+    char path[] = "/tmp/kd-bench-XXXXXX";
+    close(mkstemp(path));
+    FILE *out = tmpfile();
+    cr_assert_not_null(out);
+    test_ok(kd_bench(out, &(const kd_bench_options){ .device = "cpu",
+                                                     .rows = rows,
+                                                     .row_count = KD_COUNT(rows),
+                                                     .quick = true,
+                                                     .limit = limit,
+                                                     .peers = peers,
+                                                     .json = path }));
+    fclose(out);
+    json_t *root;
+    test_ok(kd_json_read(&root, path));
+    for (size_t i = 0; i < KD_COUNT(rows); i++) {
+        const json_t *cell = json_array_get(json_object_get(root, "cells"), i);
+        const char *name = json_string_value(json_object_get(cell, "cell"));
+        const char *said = json_string_value(json_object_get(cell, "error"));
+        const json_t *first = json_array_get(json_object_get(cell, "peers"), 0);
+        const char *found = json_string_value(json_object_get(first, "name"));
+        cr_assert(name && strncmp(name, rows[i], strlen(rows[i])) == 0, "%s: found %s", rows[i],
+                  name ? name : "nothing");
+        cr_assert(error ? said && strcmp(said, error) == 0 : !said, "%s: error %s", rows[i],
+                  said ? said : "none");
+        cr_assert(peer ? found && strcmp(found, peer) == 0 : !found, "%s: peer %s", rows[i],
+                  found ? found : "none");
+        cr_assert(!peer || strcmp(peer, "peers") != 0 || json_object_get(first, "error"),
+                  "%s: no error", rows[i]);
+    }
+    json_decref(root);
+    unlink(path);
+}
+
+/* One that ends with every answer is started again; one that never answers is said, and nothing else. */
+Test(bench, goes_on_without_its_peers_and_stops_in_time)
+{
+    expect_cells("read -r line; echo '{\"peers\": [{\"name\": \"mayfly\", \"median\": 1}]}'", 0,
+                 "mayfly", NULL);
+    expect_cells("exit 3", 0, "peers", NULL);
+    expect_cells("exec cat", 1e-9, NULL, "not reached");
+}
+
 /* Slower by a tenth is found where both times are sharp, and is noise where one is not. */
 Test(bench, finds_a_slower_cell)
 {

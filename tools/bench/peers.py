@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
 """peers.py - what others take for kd's cells: answers `kd bench --peers "python3 tools/bench/peers.py"`.
 
-    --liger DIR      a folder with Liger's wheel or package; without it Liger is left out
-    --peers LIST     of: eager, compile, trl, liger, sdpa, fused   (default: all that fit the cell)
+    --wheels DIR     a folder with the wheels of Liger and TRL; without them those are left out
+    --peers LIST     of: eager, compile, chunked, trl, liger, sdpa, fused   (default: all that fit the cell)
+    --patience S     seconds after which a peer, its compilation counted, is given up   (default: 120)
+    --device cpu     whatever the question says: that the peers work, where there is no GPU
 
 One JSON object per line in, one out; src/bench/peers.c says what they hold.  Inputs are the patterns
 of src/bench/setup.c, so the losses can be held against each other before any time is.  Needs torch.
@@ -10,107 +12,30 @@ of src/bench/setup.c, so the losses can be held against each other before any ti
 What each peer is
     eager    the formula as PyTorch's documentation would write it, autograd for the gradient
     compile  the same under torch.compile
-    trl      rows in chunks of 256, each recomputed in backward (torch.utils.checkpoint), compiled:
-             how TRL's trainers hold the head's memory down, stated anew
-    liger    LigerFusedLinearJSD and LigerJSD with beta 0 (forward KL), LigerRMSNorm, LigerSwiGLU
+    chunked  rows in chunks of 1,024, each recomputed in backward (torch.utils.checkpoint), compiled
+    trl      the chunked divergence of TRL's DistillationTrainer, out of its wheel
+    liger    LigerFusedLinearJSD and LigerJSD with beta 0 (forward KL), LigerCrossEntropyLoss, its
+             RMSNorm, LayerNorm and SwiGLU
     sdpa     scaled_dot_product_attention with its flash kernel, and with cuDNN's
     fused    torch.optim.AdamW(fused=True)
+
+Times are the GPU's own: a sample's calls queue up behind a kernel that only passes time, so that what
+Python takes to launch them is not counted.  Compilation, autotuning and warm-up come before.
 """
 
 import argparse
-import glob
 import json
 import os
-import statistics
+import signal
 import sys
-import time
 
 import torch
 import torch.nn.functional as F
 
-DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
-L2_TIMES_FOUR = 256 << 20
-CHUNK = 256
+import wheels
+from clock import Cell, Run, measured
 
-
-# ---- patterns and clocks ----------------------------------------------------------------------
-
-
-class Cell:
-    def __init__(self, question):
-        self.row, self.variant = question["row"], question["variant"]
-        self.dtype = DTYPES[question["dtype"]]
-        self.device = question["device"]
-        self.seconds = question["seconds"]
-        self.__dict__.update(question["dims"])
-
-    def filled(self, shape, low, high, salt, dtype=None):
-        count = 1
-        for n in shape:
-            count *= n
-        period = min(count, 1 << 20 if len(shape) == 1 else 64 * shape[-1])
-        index = torch.arange(1, period + 1, dtype=torch.int64, device=self.device)
-        mixed = (index * 2654435761 + salt * 40503) & 0xFFFFFFFF
-        unit = ((mixed * 2246822519) >> 8 & 0xFFFFFF).double() * 2.0**-24
-        values = (low + (high - low) * unit).to(dtype or self.dtype)
-        return values.repeat(-(-count // period))[:count].view(shape)
-
-    def values(self, shape, salt):
-        return self.filled(shape, -1, 1, salt)
-
-    def ids(self, n, below):
-        return self.filled((n,), 0, below, 9, torch.int64)
-
-    def sync(self):
-        if self.device == "cuda":
-            torch.cuda.synchronize()
-
-
-def measured(cell, make):
-    """Times of make()'s calls: each set of operands in turn, at least ten samples."""
-    if cell.device == "cuda":
-        torch.cuda.empty_cache()
-    first = make()
-    bytes_of = sum(t.numel() * t.element_size() for t in first.inputs)
-    sets = max(1, min(3, int(L2_TIMES_FOUR // max(bytes_of, 1)) + 1))
-    runs = [first] + [make() for _ in range(sets - 1)]
-    for run in runs * 2:
-        value = run()
-    cell.sync()
-    if cell.device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        runs[0]()
-        cell.sync()
-        taken = torch.cuda.max_memory_allocated() - before
-    begin = time.perf_counter()
-    runs[0]()
-    cell.sync()
-    rounds = max(1, int(1e-3 / max(time.perf_counter() - begin, 1e-9) / sets))
-    samples, start = [], time.perf_counter()
-    while len(samples) < 10 or (len(samples) < 400 and time.perf_counter() - start < cell.seconds):
-        begin = time.perf_counter()
-        for _ in range(rounds):
-            for run in runs:
-                run()
-        cell.sync()
-        samples.append((time.perf_counter() - begin) / (rounds * sets))
-    samples.sort()
-    n = len(samples)
-    return {"low": samples[n // 5], "median": statistics.median(samples),
-            "high": samples[n - 1 - n // 5], "samples": n,
-            "bytes": taken if cell.device == "cuda" else None,
-            "value": None if value is None else float(value)}
-
-
-class Run:
-    """A call and the tensors that it works on."""
-
-    def __init__(self, call, *inputs):
-        self.call, self.inputs = call, [t for t in inputs if t is not None]
-
-    def __call__(self):
-        return self.call()
+CHUNK = 1024
 
 
 # ---- losses -----------------------------------------------------------------------------------
@@ -162,23 +87,29 @@ def row_loss(cell):
 
     yield "eager", with_loss(total_loss)
     yield "compile", with_loss(torch.compile(total_loss))
-    if cell.variant in ("kl", "rkl", "jsd"):
+    if cell.variant in ("ce", "kl", "rkl", "jsd"):
         yield "liger", liger_rows(cell)
 
 
 def liger_rows(cell):
     def make():
-        from liger_kernel.transformers import LigerJSD
-        jsd = LigerJSD(beta={"kl": 0.0, "rkl": 1.0, "jsd": 0.5}[cell.variant])
-        student, teacher, _ = logits_of(cell)
+        from liger_kernel.transformers import LigerCrossEntropyLoss, LigerJSD
+        student, teacher, labels = logits_of(cell)
+        if cell.variant == "ce":
+            entropy = LigerCrossEntropyLoss()  # writes the gradient over the logits
+        else:
+            jsd = LigerJSD(beta={"kl": 0.0, "rkl": 1.0, "jsd": 0.5}[cell.variant])
 
         def call():
             student.grad = None
-            q = F.log_softmax(student.float() / 2.0, -1)
-            p = F.log_softmax(teacher.float() / 2.0, -1)
-            loss = 4.0 * jsd(q, p)  # a mean over rows
-            loss.backward()
-            return loss.detach() * cell.N
+            if cell.variant == "ce":
+                loss, factor = entropy(student, labels), 1.0
+            else:
+                q = F.log_softmax(student.float() / 2.0, -1)
+                p = F.log_softmax(teacher.float() / 2.0, -1)
+                loss, factor = jsd(q, p), 4.0
+            loss.backward()  # of the mean over rows: a factor would cost Liger a pass
+            return factor * cell.N * loss.detach()
 
         return Run(call, student, teacher)
 
@@ -208,9 +139,12 @@ def chunked_head(variant, student, weight, teacher, teacher_weight, labels):
     loss = 0.0
     for at in range(0, len(student), CHUNK):
         rows = slice(at, at + CHUNK)
-        loss = loss + checkpoint(whole_head, variant, student[rows], weight, teacher[rows],
+        loss = loss + checkpoint(compiled_head, variant, student[rows], weight, teacher[rows],
                                  teacher_weight, labels[rows], use_reentrant=False)
     return loss
+
+
+compiled_head = torch.compile(whole_head)
 
 
 def head(cell):
@@ -230,10 +164,17 @@ def head(cell):
         return make
 
     yield "eager", with_loss(whole_head)
-    yield "compile", with_loss(torch.compile(whole_head))
-    yield "trl", with_loss(torch.compile(chunked_head))
+    yield "compile", with_loss(compiled_head)
+    yield "chunked", with_loss(chunked_head)
     if cell.variant == "kl":
+        yield "trl", with_loss(trl_head)
         yield "liger", liger_head(cell)
+
+
+def trl_head(_, student, weight, teacher, teacher_weight, labels):
+    divergence_of = wheels.trl_divergence()
+    each, _ = divergence_of(student, weight, None, teacher, teacher_weight, None, 0.0, 2.0)
+    return 4.0 * each.sum()
 
 
 def liger_head(cell):
@@ -244,9 +185,9 @@ def liger_head(cell):
 
         def call():
             student.grad = weight.grad = None
-            loss = 4.0 * jsd(student, weight, teacher, teacher_weight)
+            loss = jsd(student, weight, teacher, teacher_weight, None)
             loss.backward()
-            return loss.detach() * cell.N
+            return 4.0 * cell.N * loss.detach()
 
         return Run(call, student, weight, teacher, teacher_weight)
 
@@ -256,86 +197,118 @@ def liger_head(cell):
 # ---- layers -----------------------------------------------------------------------------------
 
 
-def backward_of(function, output_like, *operands):
+def backward_of(function, output_likes, *operands):
     """Only the backward pass: the graph is made once and kept."""
     inputs = [t.requires_grad_() for t in operands]
-    output = function(*inputs)
+    outputs = function(*inputs)
 
     def call():
-        torch.autograd.grad(output, inputs, output_like, retain_graph=True)
+        torch.autograd.grad(outputs, inputs, output_likes, retain_graph=True)
 
-    return Run(call, output_like, *inputs)
-
-
-def norms(cell, function, backward, *weights):
-    residual = cell.variant == "residual"
-
-    def forward_call(f):
-        def make():
-            x = cell.values((cell.N, cell.D), 1)
-            other = cell.values((cell.N, cell.D), 3) if residual else None
-            gains = [cell.values((cell.D,), 10 + i) for i in range(*weights)]
-
-            def call():
-                with torch.no_grad():
-                    f(x, other, *gains)
-
-            return Run(call, x, other)
-
-        return make
-
-    def backward_call(f):
-        def make():
-            x = cell.values((cell.N, cell.D), 2)
-            gains = [cell.values((cell.D,), 10 + i) for i in range(*weights)]
-            return backward_of(lambda a, *g: f(a, None, *g), cell.values((cell.N, cell.D), 1), x, *gains)
-
-        return make
-
-    both = backward_call if backward else forward_call
-    yield "eager", both(function)
-    yield "compile", both(torch.compile(function))
+    return Run(call, *output_likes, *inputs)
 
 
-def rms(x, other, weight):
-    x = x if other is None else x + other
-    return F.rms_norm(x, x.shape[-1:], weight, 1e-5), x
+def compared(make_with, function, liger=None):
+    """The peers of a row that is one function; liger: its name in liger_kernel.transformers.functional."""
+    yield "eager", lambda: make_with(function)
+    yield "compile", lambda: make_with(torch.compile(function))
+    if liger:
+        def from_liger():
+            import liger_kernel.transformers.functional as functional
+            return make_with(getattr(functional, liger))
+
+        yield "liger", from_liger
 
 
-def rms_alone(x, other, weight):
-    return F.rms_norm(x, x.shape[-1:], weight, 1e-5)
+def norms(cell, function, backward, gains, liger):
+    """Variants: "residual" adds another input and gives the sum, too; "add" takes that sum's gradient."""
+    summed = cell.variant in ("residual", "add")
+    shape = (cell.N, cell.D)
+
+    def make_with(f):
+        x, other = cell.values(shape, 1), cell.values(shape, 3) if summed else None
+        weights = [cell.values((cell.D,), 10 + i) for i in range(gains)]
+        first = (x, other) if summed else (x,)
+        if backward:
+            dy = [cell.values(shape, 4 + i) for i in range(2 if summed else 1)]
+            return backward_of(lambda a, *g: f(a, *first[1:], *g, EPS), dy, x, *weights)
+
+        def call():
+            with torch.no_grad():
+                f(*first, *weights, EPS)
+
+        return Run(call, *first)
+
+    return compared(make_with, with_sum(function) if summed else function, liger[summed])
 
 
-def layer(x, other, weight, bias):
-    x = x if other is None else x + other
-    return F.layer_norm(x, x.shape[-1:], weight, bias, 1e-5), x
+EPS = 1e-5
 
 
-def layer_alone(x, other, weight, bias):
-    return F.layer_norm(x, x.shape[-1:], weight, bias, 1e-5)
+def with_sum(function):
+    def both(x, other, *rest):
+        x = x + other
+        return function(x, *rest), x
+
+    return both
+
+
+def rms(x, weight, eps):
+    return F.rms_norm(x, x.shape[-1:], weight, eps)
+
+
+def layer(x, weight, bias, eps):
+    return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+
+
+def turn(x, cosine, sine):
+    a, b = x.chunk(2, -1)
+    return torch.cat((a * cosine - b * sine, b * cosine + a * sine), -1)
+
+
+def qk_norm_turn(x, q_weight, k_weight, cosine, sine):
+    heads = x.shape[1] - x.shape[1] // 5  # of q; the rest are of k
+    q, k = rms(x[:, :heads], q_weight, 1e-6), rms(x[:, heads:], k_weight, 1e-6)
+    return turn(torch.cat((q, k), 1), cosine, sine)
+
+
+def turned(cell, function, weights, backward):
+    """Cosines as models take them: made once for all layers, in the type of what is turned."""
+    shape = (cell.N, cell.H, cell.d)
+
+    def make_with(f):
+        angles = cell.filled((cell.N, 1, cell.d // 2), 0, 6.28, 4, torch.float32)
+        tables = angles.cos().to(cell.dtype), angles.sin().to(cell.dtype)
+        operands = [cell.values(shape, 1)] + [cell.values((cell.d,), 2 + i) for i in range(weights)]
+        if backward:
+            return backward_of(lambda *o: f(*o, *tables), [cell.values(shape, 5)], *operands)
+
+        def call():
+            with torch.no_grad():
+                f(*operands, *tables)
+
+        return Run(call, *operands)
+
+    return compared(make_with, function)
 
 
 def swiglu(gate, up):
     return F.silu(gate) * up
 
 
-def elementwise(cell, function, operands, backward):
-    def with_function(f):
-        def make():
-            tensors = [cell.values((cell.N, cell.F), 1 + i) for i in range(operands)]
-            if backward:
-                return backward_of(f, cell.values((cell.N, cell.F), 9), *tensors)
+def elementwise(cell, function, operands, backward, liger=None):
+    def make_with(f):
+        tensors = [cell.values((cell.N, cell.F), 1 + i) for i in range(operands)]
+        if backward:
+            return backward_of(f, [cell.values((cell.N, cell.F), 9)], *tensors)
 
-            def call():
-                with torch.no_grad():
-                    f(*tensors)
+        def call():
+            with torch.no_grad():
+                f(*tensors)
 
-            return Run(call, *tensors)
+        return Run(call, *tensors)
 
-        return make
-
-    yield "eager", with_function(function)
-    yield "compile", with_function(torch.compile(function))
+    return compared(make_with, function, liger)
 
 
 def attention(cell, backward):
@@ -428,16 +401,22 @@ def adamw(cell):
     yield "fused", make
 
 
+LIGER_RMS = ("liger_rms_norm", "liger_fused_add_rms_norm")  # without and with a sum
+LIGER_LAYER = ("liger_layer_norm", None)
+
 ROWS = {
     "row_loss": row_loss,
     "head": head,
     "matmul": matmul,
-    "rms_norm": lambda c: norms(c, rms, False, 1),
-    "rms_norm_backward": lambda c: norms(c, rms_alone, True, 1),
-    "layer_norm": lambda c: norms(c, layer, False, 2),
-    "layer_norm_backward": lambda c: norms(c, layer_alone, True, 2),
-    "swiglu": lambda c: elementwise(c, swiglu, 2, False),
-    "swiglu_backward": lambda c: elementwise(c, swiglu, 2, True),
+    "rms_norm": lambda c: norms(c, rms, False, 1, LIGER_RMS),
+    "rms_norm_backward": lambda c: norms(c, rms, True, 1, LIGER_RMS),
+    "layer_norm": lambda c: norms(c, layer, False, 2, LIGER_LAYER),
+    "layer_norm_backward": lambda c: norms(c, layer, True, 2, LIGER_LAYER),
+    "rope": lambda c: turned(c, turn, 0, False),
+    "qk_norm_rope": lambda c: turned(c, qk_norm_turn, 2, False),
+    "qk_norm_rope_backward": lambda c: turned(c, qk_norm_turn, 2, True),
+    "swiglu": lambda c: elementwise(c, swiglu, 2, False, "liger_swiglu"),
+    "swiglu_backward": lambda c: elementwise(c, swiglu, 2, True, "liger_swiglu"),
     "gelu": lambda c: elementwise(c, gelu_of(c), 1, False),
     "gelu_backward": lambda c: elementwise(c, gelu_of(c), 1, True),
     "attention": lambda c: attention(c, False),
@@ -461,36 +440,61 @@ def gelu_of(cell):
 # ---- the conversation -------------------------------------------------------------------------
 
 
-def answer(question, chosen):
+class OutOfPatience(Exception):
+    pass
+
+
+def give_up(*_):
+    raise OutOfPatience("out of patience")
+
+
+def reason(error):
+    text = f"{type(error).__name__}: {error}".split("\n")[0]
+    return "out of memory" if "out of memory" in text.lower() else text[:90]
+
+
+def answer(question, options):
+    """The reply, and whether this process can go on: an error of the card stays with it."""
     cell = Cell(question)
+    cell.device = options.device or cell.device
     torch._dynamo.reset()
-    peers = []
+    peers, sound = [], True
     for name, make in ROWS[cell.row](cell) if cell.row in ROWS else ():
-        if chosen and name.split()[0] not in chosen:
+        if not sound or (options.peers and name.split()[0] not in options.peers.split(",")) or (
+                name in ("liger", "trl") and not options.wheels):
             continue
+        signal.setitimer(signal.ITIMER_REAL, options.patience)
         try:
             peers.append({"name": name, **measured(cell, make)})
         except Exception as error:  # whatever a peer fails with is its answer
-            text = f"{type(error).__name__}: {error}".split("\n")[0]
-            peers.append({"name": name, "error": "out of memory" if "out of memory" in text else text[:90]})
-    return {"peers": peers}
+            peers.append({"name": name, "error": reason(error)})
+            sound = "CUDA error" not in str(error) or "out of memory" in str(error)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        if sound:
+            cell.clear()
+    return {"peers": peers}, sound
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--liger")
+    parser.add_argument("--wheels")
     parser.add_argument("--peers", default="")
+    parser.add_argument("--patience", type=float, default=120)
+    parser.add_argument("--device")
     parser.add_argument("--threads", type=int, default=0)
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    if options.liger:
-        sys.path[:0] = glob.glob(os.path.join(options.liger, "*.whl")) + [options.liger]
+    if options.wheels:
+        wheels.use(options.wheels)
+    signal.signal(signal.SIGALRM, give_up)
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints is no answer
-    chosen = set(options.peers.split(",")) - {""}
     for line in sys.stdin:
-        print(json.dumps(answer(json.loads(line), chosen)), file=replies, flush=True)
+        reply, sound = answer(json.loads(line), options)
+        print(json.dumps(reply), file=replies, flush=True)
+        if not sound:
+            sys.exit(1)  # kd starts another
 
 
 if __name__ == "__main__":

@@ -32,6 +32,21 @@ AS_ROOT = ["-o", "APT::Sandbox::User=root"] if os.geteuid() == 0 else []
 DEFAULT = ("anarchism", "postgresql-doc-15", "python3.11-doc")
 
 
+def apt_get(cache, *arguments):
+    return subprocess.run(["apt-get", "--quiet", *AS_ROOT, *arguments], cwd=cache, check=False,
+                          stdout=subprocess.DEVNULL).returncode == 0
+
+
+def download(package, cache):
+    """Where the system has no lists of packages, as in a container's image, or old ones, with our own."""
+    if apt_get(cache, "download", package):
+        return True
+    lists = os.path.join(os.path.abspath(cache), "lists")
+    own = ("-o", f"Dir::State::Lists={lists}", "-o", f"Dir::Cache={lists}")
+    os.makedirs(os.path.join(lists, "partial"), exist_ok=True)
+    return apt_get(cache, *own, "update") and apt_get(cache, *own, "download", package)
+
+
 def archive_of(package, cache):
     """The package's file in the cache, downloaded if there is none.  One that is there stays: the
     same cache gives the same text after Debian has moved on."""
@@ -39,10 +54,8 @@ def archive_of(package, cache):
     found = sorted(glob.glob(pattern))
     if not found:
         os.makedirs(cache, exist_ok=True)
-        if subprocess.run(["apt-get", "download", "--quiet", *AS_ROOT, package], cwd=cache, check=False,
-                          stdout=subprocess.DEVNULL).returncode != 0:
-            raise Refused(f"{package}: apt-get could not download it (apt-get update may help); "
-                          f"or put its .deb into {cache}")
+        if not download(package, cache):
+            raise Refused(f"{package}: apt-get could not download it; put its .deb into {cache}")
         found = sorted(glob.glob(pattern))
     if len(found) != 1:
         raise Refused(f"{pattern}: found {len(found)} files, expected 1")

@@ -2,7 +2,7 @@
 
 typedef struct options {
     const char *device, *peers, *json, *compare;
-    double seconds;
+    double seconds, limit;
     bool quick;
 } options;
 
@@ -10,6 +10,8 @@ static const kd_option rows[] = {
     { "device", KD_STRING, offsetof(options, device), "auto", 0, 0, "",
       "auto, cpu, cuda:N; h100-80g or h200-141g: the model's figures, predicted" },
     { "seconds", KD_FLOAT, offsetof(options, seconds), "1", 0, 600, "s", "for a cell" },
+    { "limit", KD_FLOAT, offsetof(options, limit), "0", 0, 1e6, "s",
+      "no cell is begun after so long; 0: none is left out" },
     { "quick", KD_BOOL, offsetof(options, quick), "false", 0, 0, "",
       "one small shape of each row: that it runs, not how fast" },
     { "peers", KD_STRING, offsetof(options, peers), "", 0, 0, "",
@@ -28,6 +30,7 @@ static kd_status bench(const kd_args *args, const void *given)
                                                        .row_count = args->operand_count,
                                                        .quick = o->quick,
                                                        .seconds = o->seconds,
+                                                       .limit = o->limit,
                                                        .peers = cmd_given(o->peers),
                                                        .json = cmd_given(o->json),
                                                        .compare = cmd_given(o->compare) });
