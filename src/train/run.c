@@ -103,6 +103,8 @@ static const kd_option dist_rows[] = {
     { 0 },
 };
 
+static const double MAX_INTERVAL = 1e12; /* updates, or seconds */
+
 static const char *const section_names[] = { "teacher", "student", "students", "data",
                                              "loss",    "optim",   "batch",    "run",
                                              "eval",    "dist",    NULL };
@@ -287,11 +289,12 @@ kd_status kd_run_interval(int64_t *steps, double *seconds, const char *text, con
     while (*end == ' ') end++;
     for (int i = 0; i < KD_COUNT(units) && end != text && value > 0.0; i++) {
         if (strcmp(end, units[i].unit) != 0) continue;
+        if (value * units[i].seconds > MAX_INTERVAL || value > MAX_INTERVAL) break;
         if (units[i].seconds > 0)
             *seconds = value * units[i].seconds;
         else
             *steps = (int64_t)value;
-        return KD_OK;
+        if (*steps > 0 || *seconds > 0.0) return KD_OK;
     }
     return kd_fail(KD_EINVAL, "%s: \"%s\"; expected \"500 steps\", \"30 min\", \"2 h\" or never",
                    key, text);
@@ -361,14 +364,27 @@ void kd_run_help(FILE *out)
 
 /* ---- printing --------------------------------------------------------------------------------- */
 
+/* A text stays one: a folder called 1.50 is not the number 1.5. */
+static kd_status value_of(json_t **value, const void *target, const kd_option *row)
+{
+    char text[128];
+    if (row->kind == KD_STRING) {
+        const char *string = *(const char *const *)((const char *)target + row->offset);
+        *value = json_string(string ? string : "");
+        return KD_OK;
+    }
+    KD_TRY(kd_option_print(text, sizeof text, target, row));
+    /* Numbers and booleans are JSON too, a choice is not. */
+    *value = json_loads(text, JSON_DECODE_ANY, NULL);
+    if (!*value) *value = json_string(text);
+    return KD_OK;
+}
+
 static kd_status put_rows(json_t *map, const void *target, const kd_option *rows)
 {
     for (const kd_option *row = rows; row->name; row++) {
-        char text[1024];
-        KD_TRY(kd_option_print(text, sizeof text, target, row));
-        /* The text is YAML: numbers, booleans and quoted strings are JSON too, bare words are not. */
-        json_t *value = json_loads(text, JSON_DECODE_ANY, NULL);
-        if (!value) value = json_string(text);
+        json_t *value;
+        KD_TRY(value_of(&value, target, row));
         if (json_object_set_new(map, row->name, value) != 0)
             return kd_fail(KD_ENOMEM, "configuration: no memory");
     }
