@@ -383,7 +383,7 @@ static kd_status value_of(json_t **value, const void *target, const kd_option *r
 static kd_status put_rows(json_t *map, const void *target, const kd_option *rows)
 {
     for (const kd_option *row = rows; row->name; row++) {
-        json_t *value;
+        json_t *value = NULL;
         KD_TRY(value_of(&value, target, row));
         if (json_object_set_new(map, row->name, value) != 0)
             return kd_fail(KD_ENOMEM, "configuration: no memory");

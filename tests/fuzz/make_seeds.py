@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """make_seeds.py DIR - one well-formed input of each kind per target, from which corpora grew.
 
-    tests/fuzz/make_seeds.py /tmp/seeds && tests/fuzz/run.sh safetensors 100000 /tmp/seeds/safetensors
+    tests/fuzz/make_seeds.py build-fuzz/corpus && tests/fuzz/run.sh safetensors 100000
 
 Several files in one input: each but the last has its length (u32, little-endian) before it.
 """

@@ -74,7 +74,8 @@ static int64_t data_bytes(const json_t *tensor)
     return bits > 8 * MAX_DATA ? 0 : bits / 8;
 }
 
-/* Offsets of all tensors one after the other, and as much data as they need. */
+/* Offsets of all tensors one after the other, and as much data as they need; now and then one begins
+ * too early, so that only the tiling is wrong. */
 static void tile(fuzz_text *text)
 {
     const size_t old = header_bytes(text);
@@ -87,8 +88,10 @@ static void tile(fuzz_text *text)
         const int64_t end = at + data_bytes(tensor);
         if (strcmp(name, "__metadata__") == 0 || !json_is_object(tensor) || end > MAX_DATA)
             continue;
-        (void)json_object_set_new(tensor, "data_offsets",
-                                  json_pack("[I, I]", (json_int_t)at, (json_int_t)end));
+        const int64_t early = fuzz_random(text, 8) ? 0 : fuzz_random(text, (uint32_t)at + 1);
+        (void)json_object_set_new(
+            tensor, "data_offsets",
+            json_pack("[I, I]", (json_int_t)(at - early), (json_int_t)(end - early)));
         at = end;
     }
     char *dump = header ? json_dumps(header, JSON_COMPACT) : NULL;
