@@ -58,7 +58,7 @@ typedef struct kd_rank_info {
     const char *communicator; /* of run.device auto: "solo", "nccl", "mpi", "nothing" (on the CPU
                                  where the launcher starts no MPI) */
     char meeting[320];        /* where NCCL's ranks would find each other; "": nowhere */
-    char mpi[64], nccl[64];   /* versions, or why there is none */
+    char mpi[128], nccl[192]; /* versions, or why there is none */
 } kd_rank_info;
 
 /* KD_EINVAL where the environment contradicts itself; the versions are filled in any case. */
@@ -128,6 +128,30 @@ typedef struct kd_eval_pair {
 } kd_eval_pair;
 
 enum { KD_MAX_EVAL_ROWS = 16 };
+enum { KD_EVAL_POSITIONS = 21, KD_EVAL_ENTROPIES = 25, KD_EVAL_CONFIDENCES = 15 };
+
+/* Means over the tokens of a bin: NaN where it has none, kl and same_top also without a teacher. */
+typedef struct kd_eval_bin {
+    int64_t tokens;
+    double nll, kl, same_top;
+} kd_eval_bin;
+
+typedef struct kd_eval_trust {
+    int64_t tokens;
+    double confidence, accuracy;
+} kd_eval_trust;
+
+/* Where a model is good and how well it knows that; of its softmax at T = 1. */
+typedef struct kd_eval_profile {
+    int64_t tokens;
+    kd_eval_bin position[KD_EVAL_POSITIONS]; /* i: 2^i to 2^(i+1) - 1 tokens of context */
+    kd_eval_bin entropy[KD_EVAL_ENTROPIES]; /* i: the teacher's is i/2 to (i+1)/2 nats; the last: or
+                                                more; empty without a teacher */
+    kd_eval_trust trust[KD_EVAL_CONFIDENCES]; /* i: the largest probability is i/15 to (i+1)/15 */
+    double mean_entropy;                      /* nats */
+    double confidence, accuracy;
+    double ece; /* sum over trust of tokens * |confidence - accuracy| / all (Naeini et al., 2015) */
+} kd_eval_profile;
 
 typedef struct kd_eval_report {
     kd_eval_row rows[KD_MAX_EVAL_ROWS]; /* the teacher first, where there is one */
@@ -137,6 +161,7 @@ typedef struct kd_eval_report {
     double unigram_ppl; /* of the training tokens, add-one; NaN without training data */
     double kl_quantile[KD_MAX_EVAL_ROWS][4]; /* 50 %, 90 %, 99 %, largest */
     kd_eval_pair pair; /* the last row against the one before it; documents 0: none */
+    kd_eval_profile profile[KD_MAX_EVAL_ROWS]; /* tokens 0: not asked for */
 } kd_eval_report;
 
 typedef struct kd_eval_options {
@@ -147,12 +172,18 @@ typedef struct kd_eval_options {
     const char *data;                /* held-out tokens */
     const char *train;               /* for the unigram floor; NULL: none */
     const char *device;              /* NULL: auto */
-    const char *dtype;               /* NULL: f32 */
+    const char *dtype;               /* as of kd_logits_options; NULL: f32 */
+    const char *teacher_dtype;       /* NULL: dtype */
     int64_t sequence, micro, tokens; /* 0: 512, 4, all */
+    bool profile;                    /* fill report.profile, which takes a look at every logit */
 } kd_eval_options;
 
 /* Strings of the report are those of `options`. */
 KD_MUST_CHECK kd_status kd_evaluate(kd_eval_report *report, const kd_eval_options *options);
+
+/* The report as one JSON object on `out`, or as the file `path`; the other is NULL. */
+KD_MUST_CHECK kd_status kd_evaluate_write(FILE *out, const char *path, const kd_eval_report *report,
+                                          const kd_eval_options *options);
 
 #ifdef __cplusplus
 }

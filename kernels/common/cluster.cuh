@@ -11,19 +11,22 @@
 #include "common/launch.cuh"
 
 #if !defined(KD_CUDASIM) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
-#define KD_NO_CLUSTERS /* such a device is not launched with one */
+#define KD_NO_CLUSTERS /* such code is not launched with one, and stops where it is */
 #endif
 
-/* All threads of all blocks of the cluster call; what was written before is seen after. */
+/* All threads of all blocks of the cluster call, a warp's not necessarily together; what was written
+ * before is seen after. */
 __device__ __forceinline__ void kd_cluster_sync()
 {
 #ifdef KD_CUDASIM
     simt::cluster_arrive();
     simt::cluster_wait();
 #elif !defined(KD_NO_CLUSTERS)
-    asm volatile("barrier.cluster.arrive.release.aligned;\n\t"
-                 "barrier.cluster.wait.acquire.aligned;" ::
+    asm volatile("barrier.cluster.arrive.release;\n\t"
+                 "barrier.cluster.wait.acquire;" ::
                      : "memory");
+#else
+    __trap();
 #endif
 }
 

@@ -52,17 +52,18 @@ struct kd_grid {
     unsigned cluster = 1; /* blocks of a cluster, in x; more than 1 from sm_90 on: cluster.cuh */
 };
 
-/* Blocks of `threads` threads that a card may hold at a time; a kernel strides over the rest. */
-inline int64_t kd_blocks_at_once(const kd_exec *exec, int threads)
+/* Blocks of `threads` threads that a card may hold at a time, of which a multiprocessor holds `held`
+ * threads; a kernel strides over the rest. */
+inline int64_t kd_blocks_at_once(const kd_exec *exec, int threads, int held = 2048)
 {
-    return 2048 / threads * (int64_t)kd_cuda_limits_of(exec)->multiprocessors;
+    return held / threads * (int64_t)kd_cuda_limits_of(exec)->multiprocessors;
 }
 
 /* One thread per unit, as far as the card holds them at a time. */
-inline kd_grid kd_grid_over(const kd_exec *exec, int64_t units, int threads)
+inline kd_grid kd_grid_over(const kd_exec *exec, int64_t units, int threads, int held = 2048)
 {
     const int64_t blocks =
-        kd_min_i64(kd_ceil_div(units, threads), kd_blocks_at_once(exec, threads));
+        kd_min_i64(kd_ceil_div(units, threads), kd_blocks_at_once(exec, threads, held));
     return { dim3((unsigned)kd_max_i64(blocks, 1)), dim3((unsigned)threads) };
 }
 

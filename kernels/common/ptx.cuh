@@ -15,7 +15,7 @@
 
 /*
  * 16 bytes, both addresses multiples of 16 (KD_DYN_SHARED begins at one), past the first-level
- * cache.  Where `present` is false, zeros, and `from` may lead anywhere: nothing is read.
+ * cache.  Where `present` is false, zeros, and `from` may lead to any such address: nothing is read.
  *
  * A copy belongs to the group that the same thread's next kd_copy_commit closes.
  * kd_copy_wait<N> returns when all but the thread's N newest groups have arrived; other threads
@@ -31,6 +31,7 @@ __device__ __forceinline__ void kd_copy_async(void *to, const void *from, bool p
                  : "memory");
 #else
     alignas(16) static const unsigned char zeros[16] = {};
+    if ((uintptr_t)from % 16) simt::trap("cp.async: misaligned address", { __FILE__, __LINE__ });
     simt::cp_async(to, present ? from : zeros, 16);
 #endif
 }

@@ -43,18 +43,10 @@ __device__ __forceinline__ int kd_unit_at(const kd_units &u, int i)
     return u.begin + (int)threadIdx.x + i * (int)blockDim.x;
 }
 
-/* KD_UNIT elements at a multiple of 16 bytes. */
-template <class T> __device__ __forceinline__ void kd_load_whole(float (&z)[KD_UNIT], const T *from)
-{
-    constexpr int W = kd_width<T>;
-#pragma unroll
-    for (int h = 0; h < KD_UNIT; h += W) {
-        float part[W];
-        kd_load(part, from + h);
-#pragma unroll
-        for (int i = 0; i < W; i++) z[h + i] = part[i];
-    }
-}
+/* A unit as it lies in memory: a load that is not yet waited for. */
+template <class T> struct kd_raw_unit {
+    uint4 part[KD_UNIT / kd_width<T>];
+};
 
 /* Past the caches where the whole unit is written: nobody reads it soon. */
 template <class T> __device__ __forceinline__ void kd_store_whole(T *to, const float (&x)[KD_UNIT])
@@ -71,16 +63,45 @@ template <class T> __device__ __forceinline__ void kd_store_whole(T *to, const f
     }
 }
 
-/* Classes from u.classes on are `fill` and not read. */
+/* Whether a unit is loaded as one; of another kd_load_unit reads element by element. */
 template <bool STAGED, class T>
-__device__ __forceinline__ void kd_load_unit(float (&z)[KD_UNIT], const kd_logits<T> &logits,
-                                             const kd_units &u, int unit, float fill)
+__device__ __forceinline__ bool kd_unit_is_whole(const kd_logits<T> &logits, const kd_units &u,
+                                                 int unit)
 {
+    return STAGED || (logits.aligned && u.classes - unit * KD_UNIT >= KD_UNIT);
+}
+
+/* Starts to load a unit. */
+template <bool STAGED, class T>
+__device__ __forceinline__ void kd_fetch_unit(kd_raw_unit<T> &raw, const kd_logits<T> &logits,
+                                              const kd_units &u, int unit)
+{
+    if (!kd_unit_is_whole<STAGED>(logits, u, unit)) return;
+    const T *from =
+        STAGED ? logits.staged + (unit - u.begin) * KD_UNIT : logits.data + unit * KD_UNIT;
+#pragma unroll
+    for (int i = 0; i < KD_UNIT / kd_width<T>; i++)
+        raw.part[i] = reinterpret_cast<const uint4 *>(from)[i];
+}
+
+/* The classes of a unit, FETCHED into `raw` before.  Those from u.classes on are `fill` and not
+ * read. */
+template <bool STAGED, bool FETCHED, class T>
+__device__ __forceinline__ void kd_load_unit(float (&z)[KD_UNIT], kd_raw_unit<T> &raw,
+                                             const kd_logits<T> &logits, const kd_units &u,
+                                             int unit, float fill)
+{
+    constexpr int W = kd_width<T>;
     const int first = unit * KD_UNIT, count = u.classes - first;
-    if (STAGED) {
-        kd_load_whole(z, logits.staged + (first - u.begin * KD_UNIT));
-    } else if (logits.aligned && count >= KD_UNIT) {
-        kd_load_whole(z, logits.data + first);
+    if (kd_unit_is_whole<STAGED>(logits, u, unit)) {
+        if (!FETCHED) kd_fetch_unit<STAGED>(raw, logits, u, unit);
+#pragma unroll
+        for (int i = 0; i < KD_UNIT; i += W) {
+            kd_vec<T, W> part;
+            memcpy(&part, &raw.part[i / W], sizeof part);
+#pragma unroll
+            for (int k = 0; k < W; k++) z[i + k] = kd_load(&part.at[k]);
+        }
     } else {
 #pragma unroll
         for (int i = 0; i < KD_UNIT; i++)

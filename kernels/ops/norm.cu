@@ -69,17 +69,24 @@ __global__ void __launch_bounds__(threads_of(LANES)) held_kernel(Forward<T> p)
     const int columns = (int)p.columns, end = row < p.rows ? columns : 0; /* none beyond the last */
     const T *const x = p.x.row(row), *const residual = p.sum.data ? p.residual.row(row) : NULL;
     T *const sum = p.sum.data ? p.sum.row(row) : NULL;
-    float s[V][W] = {}, total = 0;
+    kd_vec<T, W> of_x[V] = {}, of_residual[V] = {}; /* all on their way before any is waited for */
 #pragma unroll
     for (int v = 0; v < V; v++) {
         const int at = first + v * LANES * W;
         if (at >= end) continue;
-        kd_load(s[v], x + at);
-        if (!sum) continue;
-        float r[W];
-        kd_load(r, residual + at);
+        of_x[v] = *reinterpret_cast<const kd_vec<T, W> *>(x + at);
+        if (sum) of_residual[v] = *reinterpret_cast<const kd_vec<T, W> *>(residual + at);
+    }
+    float s[V][W], total = 0;
 #pragma unroll
-        for (int k = 0; k < W; k++) s[v][k] = kd_rounded<T>(s[v][k] + r[k]);
+    for (int v = 0; v < V; v++) {
+        const int at = first + v * LANES * W;
+#pragma unroll
+        for (int k = 0; k < W; k++) s[v][k] = kd_load(&of_x[v].at[k]);
+        if (!sum || at >= end) continue;
+#pragma unroll
+        for (int k = 0; k < W; k++)
+            s[v][k] = kd_rounded<T>(s[v][k] + kd_load(&of_residual[v].at[k]));
         kd_store(sum + at, s[v]);
     }
     float mean = 0;

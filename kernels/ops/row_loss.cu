@@ -25,7 +25,9 @@
  * Issue       instructions per class of cross entropy and forward KL at two temperatures, read off
  *             the sm_90a code: 24 in sweep 1, 30 in sweep 2; at 128 per clock and multiprocessor 1.9
  *             ms.  jsd 18, 115 and 79 (three logarithms of full precision): 7.5 ms, bound by that.
- * Registers   64 (two blocks of 512 threads or one of 1024); jsd with cross entropy 94, any terms
+ * In flight   a thread's next 16 bytes of either side while it works on one: 32 KiB a multiprocessor,
+ *             where 3 TB/s over 0.7 us want 16; the sweeps that take logarithms wait for arithmetic.
+ * Registers   64 (two blocks of 512 threads or one of 1024); jsd with cross entropy 92, any terms
  *             128 (one block of 512); held in shared memory up to 80; kernels/budget.txt.
  * Rows        whose logits do not begin at multiples of 16 bytes are read element by element: slow.
  *
@@ -51,12 +53,11 @@ namespace {
 int ranks_for(kd_exec *exec, const Params &p, size_t class_bytes)
 {
     const kd_cuda_limits *limits = kd_cuda_limits_of(exec);
-    const size_t own = 5 << 10; /* static, and what the system takes */
-    const int most = limits->capability >= 90 ? 8 : 1;
+    const int most = limits->capability / 10 == 9 ? 8 : 1; /* what code with clusters runs on */
     const int units = (p.classes + KD_UNIT - 1) / KD_UNIT;
     for (int ranks = kd_min_i64(kd_max_i64(limits->row_blocks, 1), most);; ranks *= 2) {
         const size_t bytes = (size_t)((units + ranks - 1) / ranks) * KD_UNIT * class_bytes +
-                             bytes_of_sums<Set<ANY, NONE>>(p.count, STAGED_THREADS) + own;
+                             bytes_of_sums<Set<ANY, NONE>>(p.count, STAGED_THREADS) + OWN_SHARED;
         if (bytes <= limits->shared / 3) return ranks;
         if (ranks == most) return bytes <= limits->shared / (most == 1 ? 2 : 1) ? ranks : 0;
     }

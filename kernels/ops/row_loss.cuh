@@ -117,17 +117,50 @@ __device__ __forceinline__ void see(kd_seen &seen, Own &own, int slot, const Fac
     }
 }
 
+/* A unit of both sides under way.  From global memory a thread fetches its next before it works on
+ * one, and both sides before it waits for either: what keeps the memory busy. */
+template <class T, class U> struct Fetched {
+    kd_raw_unit<T> student;
+    kd_raw_unit<U> teacher;
+};
+
+template <bool STAGED, class T, class U>
+__device__ __forceinline__ void fetch(Fetched<T, U> &raw, const Row<T, U> &row, bool teacher,
+                                      int unit)
+{
+    kd_fetch_unit<STAGED>(raw.student, row.student, row.units, unit);
+    if (teacher) kd_fetch_unit<STAGED>(raw.teacher, row.teacher, row.units, unit);
+}
+
+/* The classes of `unit`; AHEAD: which is on its way, as `next` (negative: none) is afterwards. */
+template <bool STAGED, bool AHEAD, class T, class U>
+__device__ __forceinline__ void load_unit(float (&z)[KD_UNIT], float (&t)[KD_UNIT],
+                                          Fetched<T, U> &under_way, const Row<T, U> &row,
+                                          bool teacher, int unit, int next, float fill)
+{
+    Fetched<T, U> now = {};
+    if (AHEAD) now = under_way;
+    kd_load_unit<STAGED, AHEAD>(z, now.student, row.student, row.units, unit, fill);
+    if (teacher) kd_load_unit<STAGED, AHEAD>(t, now.teacher, row.teacher, row.units, unit, fill);
+    if (AHEAD && next >= 0) fetch<STAGED>(under_way, row, teacher, next);
+}
+
 template <bool STAGED, class S, class T, class U, class Own>
 __device__ __forceinline__ void sweep_statistics(kd_seen (&seen)[2], Own &own, const Row<T, U> &row,
                                                  const Facts<S> &facts, int teacher_slot)
 {
-    for (int i = 0; i < row.units.mine; i++) {
-        const int unit = kd_unit_at(row.units, i);
+    constexpr bool AHEAD = !STAGED;
+    const bool teacher = row.teacher.data != NULL;
+    const int step = (int)blockDim.x;
+    int unit = kd_unit_at(row.units, 0);
+    Fetched<T, U> raw = {};
+    if (AHEAD && unit < row.units.end) fetch<STAGED>(raw, row, teacher, unit);
+    for (; unit < row.units.end; unit += step) {
         float z[KD_UNIT], t[KD_UNIT];
-        kd_load_unit<STAGED>(z, row.student, row.units, unit, -INFINITY);
-        if (row.teacher.data) kd_load_unit<STAGED>(t, row.teacher, row.units, unit, -INFINITY);
+        const int next = unit + step < row.units.end ? unit + step : -1;
+        load_unit<STAGED, AHEAD>(z, t, raw, row, teacher, unit, next, -INFINITY);
         see<S>(seen[0], own, 0, facts, false, z, row.units, unit);
-        if (row.teacher.data) see<S>(seen[1], own, teacher_slot, facts, true, t, row.units, unit);
+        if (teacher) see<S>(seen[1], own, teacher_slot, facts, true, t, row.units, unit);
     }
 }
 
@@ -138,12 +171,16 @@ __device__ __forceinline__ void sweep_terms(Own &own, const Row<T, U> &row, cons
                                             bool backward)
 {
     const float fill = CLEAN ? LOWEST : -INFINITY;
-    for (int i = 0; i < row.units.mine; i++) {
-        const int unit = kd_unit_at(row.units, backward ? row.units.mine - 1 - i : i);
+    constexpr bool AHEAD = !STAGED && S::ahead && CLEAN == S::clean;
+    const bool teacher = S::fixed ? S::teacher : row.teacher.data != NULL;
+    const int mine = row.units.mine;
+    const int step = backward ? -(int)blockDim.x : (int)blockDim.x;
+    int unit = kd_unit_at(row.units, backward ? mine - 1 : 0);
+    Fetched<T, U> raw = {};
+    if (AHEAD && mine > 0) fetch<STAGED>(raw, row, teacher, unit);
+    for (int left = mine; left > 0; left--, unit += step) {
         float z[KD_UNIT], t[KD_UNIT] = {}, out[KD_UNIT] = {};
-        kd_load_unit<STAGED>(z, row.student, row.units, unit, fill);
-        if (S::fixed ? S::teacher : row.teacher.data != NULL)
-            kd_load_unit<STAGED>(t, row.teacher, row.units, unit, fill);
+        load_unit<STAGED, AHEAD>(z, t, raw, row, teacher, unit, left > 1 ? unit + step : -1, fill);
         Classes c;
         c.label = row.label - unit * KD_UNIT; /* -1: none, of any unit */
         int group = -1;
@@ -285,7 +322,8 @@ __device__ __forceinline__ void find_top(int &top, const kd_logits<T> &logits,
 {
     if (seen.unit < 0 || seen.max != max) return;
     float z[KD_UNIT];
-    kd_load_unit<STAGED>(z, logits, units, seen.unit, -INFINITY);
+    kd_raw_unit<T> raw = {};
+    kd_load_unit<STAGED, false>(z, raw, logits, units, seen.unit, -INFINITY);
     int first = KD_UNIT;
 #pragma unroll
     for (int i = KD_UNIT - 1; i >= 0; i--) first = z[i] == max ? i : first;

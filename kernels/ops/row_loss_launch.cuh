@@ -13,6 +13,9 @@ extern "C" kd_status kd_row_loss_resident(kd_exec *exec, const kd_row_loss_args 
 
 namespace {
 
+/* Of a block that holds its units there: static, and what the system takes. */
+constexpr size_t OWN_SHARED = 5 << 10;
+
 /* ---- operands --------------------------------------------------------------------------------- */
 
 inline int64_t row_bytes(const kd_tensor *t)
@@ -126,7 +129,8 @@ kd_status launch(kd_exec *exec, int rows, const Params &p)
     if (STAGED) {
         grid.shared += (size_t)slice * KD_UNIT * class_bytes;
         grid.cluster = (unsigned)p.ranks;
-        KD_TRY(kd_allow_shared(row_loss_kernel<STAGED, S, T, U>, grid.shared));
+        KD_TRY(kd_allow_shared(row_loss_kernel<STAGED, S, T, U>,
+                               kd_cuda_limits_of(exec)->shared - OWN_SHARED));
     }
     return kd_launch(exec, "row_loss", row_loss_kernel<STAGED, S, T, U>, grid, p);
 }

@@ -63,6 +63,10 @@ template <int FIRST, int SECOND> struct Set {
         need_of(FIRST) == KD_SUMS_ALWAYS || need_of(SECOND) == KD_SUMS_ALWAYS;
     /* Sums and gradient take one sweep in clean rows, of which a sweep of their own knows more. */
     static constexpr bool clean = fixed && !always;
+    /* Sweeps for sums or gradient have registers left for a unit under way. */
+    static constexpr bool ahead = fixed && FIRST != KD_ROW_jsd && FIRST != KD_ROW_skew_kl &&
+                                  FIRST != KD_ROW_skew_reverse_kl &&
+                                  !(FIRST == KD_ROW_reverse_kl && SECOND != NONE);
     /* Threads of a block, so that two of 512 or one of 1024 have what registers they need. */
     static constexpr int threads = !fixed || (FIRST == KD_ROW_jsd && SECOND != NONE) ? 512 : 1024;
     static __device__ __forceinline__ int kind(int j, int told)

@@ -2,7 +2,8 @@
  * clip, adamw and sgd on CUDA; src/ops/update.c has the definitions.
  *
  * Grid      clip: one block.  adamw, sgd: one launch over the slab range, a thread for 4 elements
- *           (for one where a pointer is not at 16 bytes or the range is no multiple of 8).
+ *           (for one where a pointer is not at 16 bytes or the range is no multiple of 8); as many
+ *           blocks as are resident at once, so that none runs after the others.
  * Traffic   adamw reads gradient, m, v, param and writes m, v, param: 28 bytes a parameter, and 2 for
  *           a bf16 copy (4: f32).  sgd 12, with momentum 20, and the copy.
  * Numerics  f32; division and square root correctly rounded.
@@ -12,7 +13,7 @@
 
 namespace {
 
-constexpr int THREADS = 256;
+constexpr int THREADS = 256, RESIDENT = 5; /* blocks of a multiprocessor: registers of adamw */
 
 /* ---- clip ------------------------------------------------------------------------------------- */
 
@@ -59,7 +60,7 @@ struct SgdRule {
 };
 
 template <class T, int W>
-__global__ void __launch_bounds__(THREADS) adamw_kernel(Range<T> r, AdamwRule rule)
+__global__ void __launch_bounds__(THREADS, RESIDENT) adamw_kernel(Range<T> r, AdamwRule rule)
 {
     const kd_step_scalars s = *r.scalars;
     if (s.verdict != (float)KD_VERDICT_GOOD) return;
@@ -88,7 +89,7 @@ __global__ void __launch_bounds__(THREADS) adamw_kernel(Range<T> r, AdamwRule ru
 }
 
 template <class T, int W>
-__global__ void __launch_bounds__(THREADS) sgd_kernel(Range<T> r, SgdRule rule)
+__global__ void __launch_bounds__(THREADS, RESIDENT) sgd_kernel(Range<T> r, SgdRule rule)
 {
     const float clip = r.scalars->clip, lr = r.scalars->lr;
     if (r.scalars->verdict != (float)KD_VERDICT_GOOD) return;
@@ -127,9 +128,10 @@ kd_status launch_range(kd_exec *exec, const char *name, void (*wide)(Range<T>, R
                          data_of<T>(args->weights),
                          data_of<const kd_step_scalars>(args->scalars),
                          kd_tensor_elements(args->param) };
-    if (kd_rows_aligned(args->param, args->gradient, m, v, args->weights))
-        return kd_launch(exec, name, wide, kd_grid_over(exec, r.count / 4, THREADS), r, rule);
-    return kd_launch(exec, name, narrow, kd_grid_over(exec, r.count, THREADS), r, rule);
+    const bool aligned = kd_rows_aligned(args->param, args->gradient, m, v, args->weights);
+    const int64_t units = aligned ? r.count / 4 : r.count;
+    const kd_grid grid = kd_grid_over(exec, units, THREADS, RESIDENT * THREADS);
+    return kd_launch(exec, name, aligned ? wide : narrow, grid, r, rule);
 }
 
 template <class T> kd_status adamw(kd_exec *exec, const kd_adamw_args *args)

@@ -117,7 +117,8 @@ static void open_quantise(bench_run *r, int set)
 {
     const kd_shape shape = KD_SHAPE(r->shape->dim[0], r->shape->dim[1]);
     ARGS(r, set, quantise, .y = kd_bench_zeros(r, set, KD_F8_E4M3, shape),
-         .scale = kd_bench_zeros(r, set, KD_F32, KD_SHAPE(1)), .x = values(r, set, shape, 1));
+         .scale = kd_bench_zeros(r, set, KD_F32, KD_SHAPE(shape.dim[0])),
+         .x = values(r, set, shape, 1));
 }
 
 static bench_work work_matmul_scaled(const bench_shape *s)
@@ -134,8 +135,22 @@ static void open_matmul_scaled(bench_run *r, int set)
     *turned = kd_tensor_transposed(w);
     ARGS(r, set, matmul_scaled, .y = result(r, set, KD_SHAPE(m, n)),
          .a = kd_bench_filled(r, set, KD_F8_E4M3, KD_SHAPE(m, k), -1, 1, 1), .b = turned,
-         .a_scale = kd_bench_filled(r, set, KD_F32, KD_SHAPE(1), 0.5, 1, 3),
-         .b_scale = kd_bench_filled(r, set, KD_F32, KD_SHAPE(1), 0.5, 1, 4));
+         .a_scale = kd_bench_filled(r, set, KD_F32, KD_SHAPE(m), 0.5, 1, 3),
+         .b_scale = kd_bench_filled(r, set, KD_F32, KD_SHAPE(n), 0.5, 1, 4));
+}
+
+/* In place again and again: by 1, so that nothing overflows. */
+static bench_work work_rescale(const bench_shape *s)
+{
+    return (bench_work){ .bytes = 2 * element(s) * product(s, 2) };
+}
+
+static void open_rescale(bench_run *r, int set)
+{
+    const int64_t rows = r->shape->dim[0], columns = r->shape->dim[1];
+    ARGS(r, set, rescale, .y = values(r, set, KD_SHAPE(rows, columns), 1),
+         .row = kd_bench_filled(r, set, KD_F32, KD_SHAPE(rows), 1, 1, 2),
+         .column = kd_bench_filled(r, set, KD_F32, KD_SHAPE(columns), 1, 1, 3));
 }
 
 static const bench_shape scaled_products[] = {
@@ -405,6 +420,7 @@ const bench_row kd_bench_rows_ops[] = {
     ROW(matmul_gelu, "MNK", work_matmul_gelu, products),
     ROW(quantise, "ND", work_quantise, wide),
     ROW(matmul_scaled, "MNK", work_matmul_scaled, scaled_products),
+    ROW(rescale, "ND", work_rescale, wide),
     ROW(rms_norm, "ND", work_norm, norms),
     ROW(rms_norm_backward, "ND", work_norm_backward, norms_backward),
     ROW(layer_norm, "ND", work_norm, norms),

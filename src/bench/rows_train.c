@@ -292,7 +292,9 @@ static void open_head(bench_run *r, int set)
                                  .temperature = (double)scalars.term[k].temperature,
                                  .student = 0,
                                  .teacher = kd_row_types[mix_of(s)->kind[k]].teacher ? 1 : -1 };
-    h->objective = (kd_objective){ h->terms, mix_of(s)->count, chunk, v, false };
+    h->objective = (kd_objective){
+        .terms = h->terms, .count = mix_of(s)->count, .chunk = chunk, .classes = v
+    };
     int32_t *each, *labels;
     if (r->status == KD_OK) r->status = KD_ARENA_ARRAY(&each, r->arena, rows);
     if (r->status == KD_OK) r->status = KD_ARENA_ARRAY(&labels, r->arena, rows);

@@ -4,7 +4,7 @@
  * A product's first sight, which is while planning, makes its descriptors and asks the heuristic
  * for algorithms; every later run only hands over pointers, with scratch from the exec's stack.
  *
- * Numerics: f32, bf16 or scaled e4m3 pairs summed in f32 and rounded once into y.  Splits of k are only
+ * Numerics: f32, bf16 or e4m3 pairs summed in f32 and rounded once into y.  Splits of k are only
  * reduced in f32 and in a step of their own (reduction scheme COMPUTE_TYPE): the others add in y's type
  * or in the order of arrival.  f32 stays f32 unless the device allows TF32.  The heuristic's first answer,
  * which is the same every time, unless the device is tuned (cuda_blas_cache.c).
@@ -15,6 +15,9 @@
 
 /* Past this many products the table starts afresh, as in cpu_dnn.c. */
 enum { MAX_PRODUCTS = 1024, MAX_ALIGNMENT = 256 };
+
+/* What cuBLASLt asks of the addresses of blocks' scales; of vectors of them it says nothing. */
+enum { SCALE_ALIGNMENT = 16 };
 
 /* ---- errors ----------------------------------------------------------------------------------- */
 
@@ -126,16 +129,22 @@ static kd_status describe_epilogue(kd_product *p, const kd_blas *blas)
     return KD_OK;
 }
 
-/* A bias of theirs is bf16 whatever y is.  CUBLASLT_MATMUL_DESC_FAST_ACCUM stays off: with it a sum is
- * kept in the tensor cores, whose accumulators for eight-bit products have fewer bits than f32. */
+/* A bias of theirs is bf16 whatever y is; without scales they count as 1.
+ * CUBLASLT_MATMUL_DESC_FAST_ACCUM stays off: with it a sum is kept in the tensor cores, whose
+ * accumulators for eight-bit products have fewer bits than f32. */
 static kd_status describe_scales(kd_product *p, const kd_blas *blas)
 {
-    const int32_t bias_type = CUDA_R_16BF;
-    if (p->key.type != CUDA_R_8F_E4M3) return KD_OK;
+    const int32_t bias_type = CUDA_R_16BF, mode = CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F;
+    static const cublasLtMatmulDescAttributes_t modes[] = { CUBLASLT_MATMUL_DESC_A_SCALE_MODE,
+                                                            CUBLASLT_MATMUL_DESC_B_SCALE_MODE };
+    if (!p->key.scaled) return KD_OK;
+    for (int i = 0; i < KD_COUNT(modes); i++)
+        BLAS_TRY(blas, &p->key,
+                 kd_lt.cublasLtMatmulDescSetAttribute(p->desc, modes[i], &mode, sizeof mode));
     BLAS_TRY(blas, &p->key,
-             set_pointer(p, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, aligned_like(KD_STACK_ALIGN)));
+             set_pointer(p, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, aligned_like(SCALE_ALIGNMENT)));
     BLAS_TRY(blas, &p->key,
-             set_pointer(p, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, aligned_like(KD_STACK_ALIGN)));
+             set_pointer(p, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, aligned_like(SCALE_ALIGNMENT)));
     if (!has_bias(&p->key)) return KD_OK;
     BLAS_TRY(blas, &p->key,
              kd_lt.cublasLtMatmulDescSetAttribute(p->desc, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE,
@@ -174,6 +183,9 @@ static kd_status set_preferences(cublasLtMatmulPreference_t preference, const kd
                                  const kd_exec *exec, const kd_blas *blas)
 {
     const kd_product_key *key = &p->key;
+    /* There is no preference for the bias: a kernel reads it as it writes D. */
+    const int32_t align_d =
+        has_bias(key) && key->align_bias < key->align_d ? key->align_bias : key->align_d;
     const uint64_t workspace = kd_cuda_workspace(kd_cuda_limits_of(exec));
     const uint32_t schemes = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
     const struct {
@@ -182,7 +194,7 @@ static kd_status set_preferences(cublasLtMatmulPreference_t preference, const kd
     } align[] = { { CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, (uint32_t)key->align_a },
                   { CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, (uint32_t)key->align_b },
                   { CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, (uint32_t)key->align_d },
-                  { CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, (uint32_t)key->align_d } };
+                  { CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, (uint32_t)align_d } };
     BLAS_TRY(blas, key,
              kd_lt.cublasLtMatmulPreferenceSetAttribute(preference,
                                                         CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
@@ -219,6 +231,7 @@ static kd_status ask(kd_product *p, const kd_blas *blas, cublasLtMatmulPreferenc
 static kd_status make_product(kd_product *p, const kd_exec *exec, const kd_blas *blas)
 {
     cublasLtMatmulPreference_t preference;
+    (void)kd_cuda_stream(exec); /* the heuristic asks the thread's device */
     KD_TRY(describe(p, blas));
     BLAS_TRY(blas, &p->key, kd_lt.cublasLtMatmulPreferenceCreate(&preference));
     kd_status status = set_preferences(preference, p, exec, blas);
@@ -253,7 +266,7 @@ static kd_status find_product(kd_product **out, const kd_exec *exec, kd_blas *bl
 
 typedef struct request {
     const kd_tensor *y, *pre, *a, *b, *bias; /* pre, bias: absent or NULL */
-    const kd_tensor *a_scale, *b_scale;      /* NULL unless a and b are e4m3 */
+    const kd_tensor *a_scale, *b_scale;      /* f32 [M] and [N] for e4m3, or NULL */
     bool accumulate;
 } request;
 
@@ -314,6 +327,7 @@ static kd_status make_key(kd_product_key *key, request *r, bool tf32)
     key->align_bias = alignment_of(r->bias);
     key->accumulate = r->accumulate;
     key->tf32 = tf32 && key->type == CUDA_R_32F;
+    key->scaled = r->a_scale != NULL;
     return KD_OK;
 }
 
@@ -328,7 +342,7 @@ kd_status kd_product_run(const kd_blas *blas, const kd_product *p, int index,
         BLAS_TRY(blas, key, set_pointer(p, CUBLASLT_MATMUL_DESC_BIAS_POINTER, at->bias));
     if (has_pre(key))
         BLAS_TRY(blas, key, set_pointer(p, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, at->pre));
-    if (key->type == CUDA_R_8F_E4M3) {
+    if (key->scaled) {
         BLAS_TRY(blas, key, set_pointer(p, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, at->a_scale));
         BLAS_TRY(blas, key, set_pointer(p, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, at->b_scale));
     }
@@ -400,9 +414,7 @@ kd_status kd_blas_matmul(kd_exec *exec, const kd_tensor *y, const kd_tensor *a, 
         exec, (request){ .y = y, .a = a, .b = b, .bias = bias, .accumulate = accumulate });
 }
 
-kd_status kd_blas_matmul_scaled(kd_exec *exec, const kd_tensor *y, const kd_tensor *a,
-                                const kd_tensor *b, const kd_tensor *a_scale,
-                                const kd_tensor *b_scale, const kd_tensor *bias)
+static kd_status check_e4m3(const kd_exec *exec, const kd_tensor *b)
 {
     const int capability = kd_cuda_limits_of(exec)->capability;
     if (capability < KD_CUDA_E4M3_SINCE)
@@ -411,9 +423,26 @@ kd_status kd_blas_matmul_scaled(kd_exec *exec, const kd_tensor *y, const kd_tens
     if (b->shape[0] % KD_E4M3_UNIT || b->shape[1] % KD_E4M3_UNIT)
         return kd_fail(KD_ENOTSUP, "b: found [%lld, %lld], expected multiples of %d for f8_e4m3",
                        (long long)b->shape[0], (long long)b->shape[1], KD_E4M3_UNIT);
-    return multiply_plain(
-        exec,
-        (request){ .y = y, .a = a, .b = b, .bias = bias, .a_scale = a_scale, .b_scale = b_scale });
+    return KD_OK;
+}
+
+/* Scales of rows and columns are for Hopper alone, from cuBLAS 12.9 on. */
+static bool takes_scales(const kd_exec *exec, const request *r)
+{
+    return kd_cuda_limits_of(exec)->capability == 90 && kd_lt.cublasLtGetVersion() >= 120900 &&
+           alignment_of(r->a_scale) >= SCALE_ALIGNMENT &&
+           alignment_of(r->b_scale) >= SCALE_ALIGNMENT;
+}
+
+kd_status kd_blas_matmul_scaled(bool *scaled, kd_exec *exec, const kd_tensor *y, const kd_tensor *a,
+                                const kd_tensor *b, const kd_tensor *a_scale,
+                                const kd_tensor *b_scale, const kd_tensor *bias)
+{
+    request r = { .y = y, .a = a, .b = b, .bias = bias, .a_scale = a_scale, .b_scale = b_scale };
+    KD_TRY(check_e4m3(exec, b));
+    *scaled = takes_scales(exec, &r);
+    if (*scaled) KD_TRY(multiply(scaled, exec, &r));
+    return *scaled ? KD_OK : multiply_plain(exec, (request){ .y = y, .a = a, .b = b });
 }
 
 kd_status kd_blas_matmul_gelu(bool *fused, kd_exec *exec, const kd_tensor *y, const kd_tensor *pre,

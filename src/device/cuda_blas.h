@@ -49,7 +49,7 @@ typedef struct kd_product_key {
     int32_t transposed_a, transposed_b;
     int32_t align_a, align_b, align_d, align_pre, align_bias; /* bytes, a power of two; 0: absent */
     int32_t accumulate, tf32;
-    int32_t unused;
+    int32_t scaled; /* e4m3 operands with a scale for each row of A and each column of B */
 } kd_product_key;
 
 typedef struct kd_product kd_product;
@@ -73,7 +73,7 @@ struct kd_blas {
 
 typedef struct kd_product_operands {
     const void *a, *b, *bias;
-    const void *a_scale, *b_scale; /* of e4m3 operands: f32 in device memory */
+    const void *a_scale, *b_scale; /* of scaled ones: f32 [m] and [n] in device memory */
     void *d, *pre, *workspace;
 } kd_product_operands;
 

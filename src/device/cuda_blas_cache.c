@@ -43,12 +43,12 @@ static void print_key(char text[KEY_TEXT], const kd_product_key *key)
 {
     snprintf(text, KEY_TEXT,
              "m %lld n %lld k %lld ld %lld %lld %lld %lld type %d %d turned %d %d align %d %d %d "
-             "%d %d add %d tf32 %d",
+             "%d %d add %d tf32 %d scaled %d",
              (long long)key->m, (long long)key->n, (long long)key->k, (long long)key->lda,
              (long long)key->ldb, (long long)key->ldd, (long long)key->ld_pre, (int)key->type,
              (int)key->d_type, (int)key->transposed_a, (int)key->transposed_b, (int)key->align_a,
              (int)key->align_b, (int)key->align_d, (int)key->align_pre, (int)key->align_bias,
-             (int)key->accumulate, (int)key->tf32);
+             (int)key->accumulate, (int)key->tf32, (int)key->scaled);
 }
 
 /* Attributes that a version does not know count as 0. */
@@ -206,7 +206,8 @@ static bool place(kd_product_operands *at, const tuning *t, const kd_product *p)
     const size_t b = matrix_bytes(key->ldb, key->transposed_b ? key->k : key->n, key->type);
     const size_t d = matrix_bytes(key->ldd, key->n, key->d_type);
     const size_t pre = matrix_bytes(key->ld_pre, key->n, key->d_type);
-    const size_t bias = matrix_bytes(key->m, 1, key->d_type), scale = KD_STACK_ALIGN;
+    const size_t bias = matrix_bytes(key->m, 1, key->d_type);
+    const size_t scale = matrix_bytes(key->m > key->n ? key->m : key->n, 1, CUDA_R_32F);
     const size_t rest = d + pre + bias + scale + kd_round_up(p->workspace, KD_STACK_ALIGN);
     const size_t size = kd_tensor_bytes(&t->scratch);
     const bool apart = a + b + rest <= size;

@@ -233,11 +233,13 @@ KD_MUST_CHECK kd_status kd_blas_matmul(kd_exec *exec, const kd_tensor *y, const 
  * weights are multiples of. */
 enum { KD_CUDA_E4M3_SINCE = 89, KD_E4M3_UNIT = 16 };
 
-/* Op matmul_scaled, of no dimension 0.  KD_ENOTSUP before sm_89, where N and K are no multiples of 16,
- * and where rows do not start at multiples of 16 bytes. */
-KD_MUST_CHECK kd_status kd_blas_matmul_scaled(kd_exec *exec, const kd_tensor *y, const kd_tensor *a,
-                                              const kd_tensor *b, const kd_tensor *a_scale,
-                                              const kd_tensor *b_scale, const kd_tensor *bias);
+/* Op matmul_scaled, of no dimension 0.  *scaled false: y = a b, and nothing else, where the library has
+ * no product with scales of rows.  KD_ENOTSUP before sm_89, where N and K are no multiples of 16, and
+ * where rows do not start at multiples of 16 bytes. */
+KD_MUST_CHECK kd_status kd_blas_matmul_scaled(bool *scaled, kd_exec *exec, const kd_tensor *y,
+                                              const kd_tensor *a, const kd_tensor *b,
+                                              const kd_tensor *a_scale, const kd_tensor *b_scale,
+                                              const kd_tensor *bias);
 
 /* pre = a b + bias, y = gelu(pre) in its tanh form and before pre is rounded; y and pre of one type
  * and by rows.  *fused false, and nothing done, where the library cannot. */
@@ -249,7 +251,7 @@ KD_MUST_CHECK kd_status kd_blas_matmul_gelu(bool *fused, kd_exec *exec, const kd
 
 /*
  * A frozen slab is `weights` and, where parameters are KD_PARAM_E4M3, those in `codes` and a scale for
- * each.  A trainable slab has gradients in f32, two f32 moments, and,
+ * each of their rows in `scales`.  A trainable slab has gradients in f32, two f32 moments, and,
  * when weights are not f32, f32 masters; all of the same length and offsets, so all-reduce,
  * clipping, updates and checkpoints are loops over one array.
  */
@@ -260,7 +262,7 @@ typedef struct kd_slab {
     bool trainable;
     int moments;                                      /* 0, 1 (momentum) or 2 (Adam) */
     kd_tensor weights, masters, gradients, moment[2]; /* [params.elements]; masters may be absent */
-    kd_tensor codes, scales; /* e4m3 [params.codes], f32 [params.count]; absent without codes */
+    kd_tensor codes, scales; /* e4m3 [params.codes], f32 [params.scales]; absent without codes */
 } kd_slab;
 
 /* Bytes that kd_slab_open will take; the plan prints them.  `params` must be laid out. */
@@ -274,7 +276,7 @@ void kd_slab_close(kd_slab *slab);
 
 /* Views of parameter `index`; absent where the slab has no such array or index is -1. */
 kd_tensor kd_slab_weight(const kd_slab *slab, int index);
-kd_tensor kd_slab_scale(const kd_slab *slab, int index); /* f32 [1]; absent unless E4M3 */
+kd_tensor kd_slab_scale(const kd_slab *slab, int index); /* f32, one a row; absent unless E4M3 */
 kd_tensor kd_slab_gradient(const kd_slab *slab, int index);
 kd_tensor kd_slab_master(const kd_slab *slab,
                          int index); /* the f32 truth: masters, or f32 weights */

@@ -15,7 +15,7 @@ size_t kd_slab_bytes(const kd_params *params, kd_dtype dtype, bool trainable, in
         bytes += parallel * array_bytes(params->elements, KD_F32);
     }
     if (params->codes > 0)
-        bytes += array_bytes(params->codes, KD_F8_E4M3) + array_bytes(params->count, KD_F32);
+        bytes += array_bytes(params->codes, KD_F8_E4M3) + array_bytes(params->scales, KD_F32);
     return bytes;
 }
 
@@ -41,7 +41,7 @@ static kd_status take_codes(kd_slab *slab, bool planning)
     if (p->codes == 0) return KD_OK;
     assert(!slab->trainable);
     KD_TRY(take_array(&slab->codes, slab, KD_F8_E4M3, p->codes, "e4m3 weights", planning));
-    return take_array(&slab->scales, slab, KD_F32, p->count, "scales", planning);
+    return take_array(&slab->scales, slab, KD_F32, p->scales, "scales", planning);
 }
 
 kd_status kd_slab_open(kd_slab *slab, kd_device *device, const kd_params *params, kd_dtype dtype,
@@ -101,7 +101,9 @@ kd_tensor kd_slab_weight(const kd_slab *slab, int index)
 
 kd_tensor kd_slab_scale(const kd_slab *slab, int index)
 {
-    return is_e4m3(slab, index) ? kd_tensor_slice(&slab->scales, 0, index, 1) : (kd_tensor){ 0 };
+    if (!is_e4m3(slab, index)) return (kd_tensor){ 0 };
+    const kd_param *p = &slab->params.items[index];
+    return kd_tensor_slice(&slab->scales, 0, p->scale, p->shape.dim[0]);
 }
 
 kd_tensor kd_slab_gradient(const kd_slab *slab, int index)

@@ -5,8 +5,10 @@
  * gives each rank a slice of the elements, as threads.c does: it gets that slice from everybody, adds
  * in rank order and hands the sum to all.  So all ranks hold the same bits, those of threads.c.
  *
- * Waiting is polled, which lets it end: a rank that does not answer within the timeout is named, and
- * one that stops by itself tells the others, who look out for that while they wait.  MPI_Init and
+ * Waiting is polled, which lets it end.  A rank that stops by itself tells the others, who look out for
+ * that while they wait; one that does not answer within the timeout is named.  Since whom a rank waits
+ * for may be waiting in turn, a rank that gives up says so too and listens a moment: of that only
+ * those take notice who wait for the speaker, until all name the rank that says nothing.  MPI_Init and
  * MPI_Finalize know no timeout; a thread calls them, and the caller waits for it as for a rank.  What
  * a broken group leaves unfinished is left: MPI_Finalize would wait for the rank that is gone.
  */
@@ -25,8 +27,9 @@ enum {
     HOST_VALUES = 1 << 10, /* doubles at a time */
     PIECE = 64 << 20,      /* bytes of a broadcast at a time */
     DATA = 1,              /* tags */
-    STOPPED = 2,
-    TELL_SECONDS = 2 /* for the others to be told that this rank stops */
+    STOPPED = 2,           /* a rank has failed, and why */
+    GAVE_UP = 3,           /* a rank waits no longer, and for whom it did */
+    LINGER_SECONDS = 1     /* for the others to be told, and heard */
 };
 
 typedef struct mpi_rank {
@@ -38,7 +41,10 @@ typedef struct mpi_rank {
     float *whole, *own;    /* [size * slice]: what is summed; one slice of every rank's */
     double *values;        /* [size, HOST_VALUES] */
     MPI_Request *requests; /* [2 * size]: from, then to each rank */
-    kd_status broken;      /* KD_OK until something ends the group for good */
+    MPI_Request *notices;  /* [size]: to each rank, of `notice` */
+    char notice[256];
+    bool told;        /* it is on its way */
+    kd_status broken; /* KD_OK until something ends the group for good */
     char reason[512];
 } mpi_rank;
 
@@ -70,35 +76,60 @@ static kd_status check(mpi_rank *r, int result, const char *call)
     return break_group(r, KD_EPEER, "%s: %s", call, text);
 }
 
-/* A rank that stops says why. */
-static kd_status listen(mpi_rank *r, const char *what)
+/* Something from or to rank p is still on its way. */
+static bool waits_for(const mpi_rank *r, int p)
 {
-    char text[256] = "";
-    int there = 0;
-    MPI_Status from;
-    KD_TRY(check(r, MPI_Iprobe(MPI_ANY_SOURCE, STOPPED, r->all, &there, &from), "MPI_Iprobe"));
-    if (!there) return KD_OK;
-    KD_TRY(check(r, MPI_Recv(text, sizeof text, MPI_CHAR, from.MPI_SOURCE, STOPPED, r->all, &from),
-                 "MPI_Recv"));
-    text[sizeof text - 1] = '\0';
-    return break_group(r, KD_EPEER, "%s: rank %d has stopped: %s", what, from.MPI_SOURCE, text);
+    int from = 1, to = 1;
+    MPI_Request_get_status(r->requests[p], &from, MPI_STATUS_IGNORE);
+    MPI_Request_get_status(r->requests[r->base.size + p], &to, MPI_STATUS_IGNORE);
+    return !from || !to;
 }
 
-/* Those from whom, or to whom, something is still on its way; their number. */
+/* "1, 3"; how many. */
 static int late_ranks(const mpi_rank *r, char *names, size_t size)
 {
     int late = 0;
     size_t used = 0;
     for (int p = 0; p < r->base.size; p++) {
-        int from = 1, to = 1;
-        MPI_Request_get_status(r->requests[p], &from, MPI_STATUS_IGNORE);
-        MPI_Request_get_status(r->requests[r->base.size + p], &to, MPI_STATUS_IGNORE);
-        if (from && to) continue;
+        if (!waits_for(r, p)) continue;
         if (used < size)
             used += (size_t)snprintf(names + used, size - used, "%s%d", late ? ", " : "", p);
         late++;
     }
     return late;
+}
+
+/* What a rank had to say that concerns this one goes to `why`.  `waiting`: else it has given up itself,
+ * and those who heard of that have nothing new to say. */
+static bool hear(const mpi_rank *r, bool waiting, char *why, size_t size)
+{
+    for (int tag = STOPPED; tag <= GAVE_UP; tag++) {
+        char text[sizeof r->notice] = "";
+        int there = 0;
+        MPI_Status from;
+        if (MPI_Iprobe(MPI_ANY_SOURCE, tag, r->all, &there, &from) != MPI_SUCCESS || !there)
+            continue;
+        const int speaker = from.MPI_SOURCE;
+        if (MPI_Recv(text, sizeof text, MPI_CHAR, speaker, tag, r->all, &from) != MPI_SUCCESS ||
+            ((tag == GAVE_UP || !waiting) && !waits_for(r, speaker)))
+            continue;
+        text[sizeof text - 1] = '\0';
+        snprintf(why, size, "rank %d has stopped: %s", speaker, text);
+        return true;
+    }
+    return false;
+}
+
+static void tell(mpi_rank *r, int tag, const char *text)
+{
+    if (r->told) return;
+    r->told = true;
+    snprintf(r->notice, sizeof r->notice, "%.*s", (int)sizeof r->notice - 1, text);
+    for (int p = 0; p < r->base.size; p++) {
+        r->notices[p] = MPI_REQUEST_NULL;
+        if (p != r->base.rank)
+            (void)MPI_Isend(r->notice, sizeof r->notice, MPI_CHAR, p, tag, r->all, &r->notices[p]);
+    }
 }
 
 /* ---- waiting ---------------------------------------------------------------------------------- */
@@ -114,20 +145,35 @@ static void nap(int64_t polls)
                   NULL);
 }
 
+/* The others are told, which to a rank that is gone never ends; one that gave up too may know more. */
+static kd_status give_up(mpi_rank *r, const char *what, const char *names)
+{
+    const double start = kd_clock();
+    char why[sizeof r->notice + 64];
+    (void)break_group(r, KD_EPEER, "%s: rank %s did not answer within %.3g s", what, names,
+                      r->base.timeout);
+    tell(r, GAVE_UP, r->reason);
+    for (int64_t polls = 0; kd_clock() - start < LINGER_SECONDS; nap(polls++)) {
+        if (!hear(r, false, why, sizeof why)) continue;
+        snprintf(r->reason, sizeof r->reason, "%s: %s", what, why);
+        break;
+    }
+    return broken(r);
+}
+
 static kd_status await(mpi_rank *r, const char *what)
 {
     const double start = kd_clock();
-    char names[128];
+    char names[128], why[sizeof r->notice + 64];
     for (int64_t polls = 0;; nap(polls++)) {
         int done = 0;
         KD_TRY(
             check(r, MPI_Testall(2 * r->base.size, r->requests, &done, MPI_STATUSES_IGNORE), what));
         if (done) return KD_OK;
-        KD_TRY(listen(r, what));
+        if (hear(r, true, why, sizeof why)) return break_group(r, KD_EPEER, "%s: %s", what, why);
         /* Nobody is late where it was this process that slept. */
         if (kd_clock() - start > r->base.timeout && late_ranks(r, names, sizeof names) > 0)
-            return break_group(r, KD_EPEER, "%s: rank %s did not answer within %.3g s", what, names,
-                               r->base.timeout);
+            return give_up(r, what, names);
     }
 }
 
@@ -257,24 +303,20 @@ static kd_status mpi_barrier(kd_comm *comm)
 
 /* ---- the end ---------------------------------------------------------------------------------- */
 
-/* Short messages leave at once; to a rank that is gone they never do. */
+/* Short messages leave at once, where there is somebody. */
 static void mpi_abort(kd_comm *comm)
 {
     mpi_rank *r = rank_of(comm);
-    char text[256];
     const double start = kd_clock();
+    const char *why = *kd_last_error() ? kd_last_error() : "no reason given";
     int done = 0;
-    snprintf(text, sizeof text, "%s", *kd_last_error() ? kd_last_error() : "no reason given");
     if (r->broken == KD_OK) { /* without a word of its own: the caller's failure is the last */
         r->broken = KD_EPEER;
-        snprintf(r->reason, sizeof r->reason, "this rank has stopped: %s", text);
+        snprintf(r->reason, sizeof r->reason, "this rank has stopped: %s", why);
     }
-    begin_messages(r);
-    for (int p = 0; p < comm->size; p++)
-        if (p != comm->rank)
-            (void)MPI_Isend(text, sizeof text, MPI_CHAR, p, STOPPED, r->all, &r->requests[p]);
-    for (int64_t polls = 0; !done && kd_clock() - start < TELL_SECONDS; nap(polls++))
-        if (MPI_Testall(comm->size, r->requests, &done, MPI_STATUSES_IGNORE) != MPI_SUCCESS) return;
+    tell(r, STOPPED, why);
+    for (int64_t polls = 0; !done && kd_clock() - start < LINGER_SECONDS; nap(polls++))
+        if (MPI_Testall(comm->size, r->notices, &done, MPI_STATUSES_IGNORE) != MPI_SUCCESS) return;
 }
 
 /* The library's thread has begun or ended MPI; not within the timeout: it, and what it works on, are
@@ -304,6 +346,7 @@ static void release(mpi_rank *r)
     free(r->own);
     free(r->values);
     free(r->requests);
+    free(r->notices);
     free(r);
 }
 
@@ -386,7 +429,8 @@ static kd_status allocate(mpi_rank *r)
     r->own = malloc(elements * sizeof *r->own);
     r->values = malloc(size * HOST_VALUES * sizeof *r->values);
     r->requests = malloc(2 * size * sizeof(MPI_Request));
-    if (r->whole && r->own && r->values && r->requests) return KD_OK;
+    r->notices = malloc(size * sizeof(MPI_Request));
+    if (r->whole && r->own && r->values && r->requests && r->notices) return KD_OK;
     return kd_fail(KD_ENOMEM, "communicator: no memory for %d ranks", r->base.size);
 }
 

@@ -320,9 +320,9 @@ void kd_nccl_version(char *text, size_t size)
 {
     int version = 0;
     if (kd_library_load(&library) != KD_OK)
-        snprintf(text, size, "NCCL: none: %s", kd_last_error());
+        snprintf(text, size, "no NCCL: %s", kd_last_error());
     else if (api.ncclGetVersion(&version) != ncclSuccess)
-        snprintf(text, size, "NCCL: none: %s", api.ncclGetLastError(NULL));
+        snprintf(text, size, "no NCCL: %s", api.ncclGetLastError(NULL));
     else
         snprintf(text, size, "NCCL %d.%d.%d", version / 10000, version / 100 % 100, version % 100);
 }

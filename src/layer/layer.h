@@ -18,7 +18,7 @@
  * adapters belong here, so that no layer changes for them. */
 typedef struct kd_weight {
     kd_tensor tensor, bias;            /* [out, in], [out] or absent */
-    kd_tensor scale;                   /* f32 [1] of an e4m3 tensor, whose x is quantised too */
+    kd_tensor scale;                   /* f32 [out] of an e4m3 tensor, whose x is quantised too */
     kd_tensor gradient, bias_gradient; /* f32, accumulated; absent on a frozen slab */
 } kd_weight;
 

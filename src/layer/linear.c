@@ -9,7 +9,7 @@ kd_weight kd_linear_weight(const kd_slab *slab, kd_linear layer)
                         .bias_gradient = kd_slab_gradient(slab, layer.bias) };
 }
 
-/* One scale for all of x, too. */
+/* x gets a scale per row. */
 static kd_status forward_scaled(kd_exec *exec, const kd_tensor *y, const kd_tensor *x,
                                 const kd_weight *weight)
 {
@@ -17,7 +17,7 @@ static kd_status forward_scaled(kd_exec *exec, const kd_tensor *y, const kd_tens
     const kd_mark mark = kd_stack_mark(exec->stack);
     kd_tensor codes, scale;
     KD_TRY(kd_push(&codes, exec, "linear e4m3 input", KD_F8_E4M3, kd_shape_of(x)));
-    KD_TRY(kd_push(&scale, exec, "linear input scale", KD_F32, KD_SHAPE(1)));
+    KD_TRY(kd_push(&scale, exec, "linear input scales", KD_F32, KD_SHAPE(x->shape[0])));
     KD_TRY(KD_RUN(exec, quantise, .y = &codes, .scale = &scale, .x = x));
     KD_TRY(KD_RUN(exec, matmul_scaled, .y = y, .a = &codes, .b = &transposed, .a_scale = &scale,
                   .b_scale = &weight->scale, .bias = &weight->bias));

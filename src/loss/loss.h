@@ -53,12 +53,20 @@ void kd_terms_help(void *file);
 
 /* ---- the objective ---------------------------------------------------------------------------- */
 
+/* Shown the f32 logits [rows, V] of a chunk that is measured, before the row terms take their place;
+ * `first` is the chunk's first row among the targets.  Not called while planning. */
+typedef struct kd_watch {
+    kd_status (*see)(void *context, kd_exec *exec, const kd_tensor *logits, int64_t first);
+    void *context;
+} kd_watch;
+
 typedef struct kd_objective {
     const kd_term *terms;
     int count;
     int64_t chunk;   /* rows of the head at a time */
     int64_t classes; /* columns of every softmax: padding is outside */
     bool f32_logits; /* also in training; else they are in the models' type */
+    kd_watch watch;  /* of what is measured; see NULL: nobody */
 } kd_objective;
 
 /*

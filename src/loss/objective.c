@@ -81,6 +81,7 @@ typedef struct chunk {
     kd_tensor d_logits;                       /* [c, V]: that gradient in the compute type */
     kd_tensor d_hidden;                       /* [c, D] */
     kd_tensor rows, labels;                   /* slices of the targets */
+    int64_t first, count;                     /* of them: the first row, and how many are rows */
 } chunk;
 
 /* Rows that begin at multiples of 16 bytes, as a GPU's products and row terms want them. */
@@ -127,15 +128,20 @@ static kd_status head_backward(kd_exec *exec, const chunk *c, const kd_head *hea
 
 static kd_status run_chunk(kd_exec *exec, const chunk *c, const kd_head *student,
                            const kd_head *teacher, const kd_row_terms *kinds,
-                           const kd_row_results *results, const kd_tensor *scalars, int64_t classes,
-                           bool train)
+                           const kd_row_results *results, const kd_tensor *scalars,
+                           const kd_objective *objective, bool train)
 {
+    const kd_watch *watch = &objective->watch;
     if (teacher) KD_TRY(head_logits(exec, &c->teacher, &c->teacher_hidden, teacher, &c->rows));
     KD_TRY(head_logits(exec, &c->student, &c->student_hidden, student, &c->rows));
+    if (watch->see && !train && !kd_planning(exec)) {
+        const kd_tensor logits = kd_tensor_slice(&c->student, 0, 0, c->count);
+        KD_TRY(watch->see(watch->context, exec, &logits, c->first));
+    }
     KD_TRY(KD_RUN(exec, row_loss, .student = &c->student, .loss = &results->losses,
                   .same_top = teacher ? &results->same_top : NULL,
                   .teacher = teacher ? &c->teacher : NULL, .labels = &c->labels, .scalars = scalars,
-                  .terms = kinds, .classes = classes));
+                  .terms = kinds, .classes = objective->classes));
     return train ? head_backward(exec, c, student) : KD_OK;
 }
 
@@ -205,8 +211,9 @@ kd_status kd_objective_head(const kd_objective *objective, kd_exec *exec, int st
                                       kd_tensor_slice(&all.same_top, 0, at, c) };
         buffers.rows = kd_tensor_slice(&targets->rows, 0, at, c);
         buffers.labels = kd_tensor_slice(&targets->labels, 0, at, c);
-        KD_TRY(run_chunk(exec, &buffers, head, teacher, &kinds, &part, scalars, objective->classes,
-                         train));
+        buffers.first = at;
+        buffers.count = kd_min_i64(c, targets->count - at);
+        KD_TRY(run_chunk(exec, &buffers, head, teacher, &kinds, &part, scalars, objective, train));
     }
     KD_TRY(add_totals(exec, totals, &all, kinds.count));
     kd_stack_release(exec->stack, mark);

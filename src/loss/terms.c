@@ -127,6 +127,26 @@ static kd_status parse_term(kd_term *term, kd_arena *arena, const kd_node *node)
     return kd_arena_string(&term->name, arena, node->key);
 }
 
+/* A term's name is a key of metrics.jsonl and a part of a tag of TensorBoard. */
+static kd_status check_name(const kd_node *node)
+{
+    static const char *const taken[] = { "step",     "model",         "split",       "loss",
+                                         "same_top", "gradient_norm", "lr",          "valid",
+                                         "tokens",   "seconds",       "tokens_per_s" };
+    static const char letters[] =
+        "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.";
+    const size_t length = strlen(node->key);
+    if (length == 0 || length > 32 || strspn(node->key, letters) != length)
+        return kd_node_fail(node, "loss",
+                            "\"%s\"; a term's name has up to 32 letters, digits, _ - .", node->key);
+    for (int i = 0; i < KD_COUNT(taken); i++)
+        if (strcmp(node->key, taken[i]) == 0)
+            return kd_node_fail(node, "loss",
+                                "\"%s\" is no name for a term: metrics.jsonl has that key",
+                                node->key);
+    return KD_OK;
+}
+
 /* alpha: a  ->  ce {weight: 1 - a}, kl {weight: a} */
 static kd_status expand_alpha(kd_node *loss, kd_arena *arena)
 {
@@ -199,6 +219,7 @@ kd_status kd_terms_parse(kd_term **terms, int *count, bool *f32_logits, kd_arena
         if (!is_term(node)) continue;
         for (int s = 0; s < student_count; s++) {
             kd_term *term = &(*terms)[(*count)++];
+            KD_TRY(check_name(node));
             KD_TRY(parse_term(term, arena, node));
             KD_TRY(give_teacher(term, node, s, students, student_count, teachers, teacher_count));
         }

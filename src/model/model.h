@@ -102,14 +102,17 @@ typedef struct kd_model {
 
 typedef struct kd_model_options {
     const char *label;
-    kd_dtype
-        dtype; /* of weights and activations; F8_E4M3: of the matrices in the blocks of a frozen
-                     * model, each with one scale, and bf16 elsewhere */
+    /* Of weights and activations.  F8_E4M3: of the matrices in a frozen model's blocks but the first
+     * and the last, with a scale per row, and bf16 elsewhere. */
+    kd_dtype dtype;
     bool trainable;
     int moments;
     kd_recompute recompute;
     bool planning; /* declare and lay out, allocate and read nothing */
 } kd_model_options;
+
+/* The dtype of that name, F32 for NULL; KD_EINVAL for what is none of a model. */
+KD_MUST_CHECK kd_status kd_model_parse_dtype(kd_dtype *dtype, const char *name);
 
 /* Declares, lays out and allocates; weights are zero until kd_model_load.  Takes over config.raw.
  * KD_ENOTSUP where the device has no e4m3 products of the model's sizes. */

@@ -94,15 +94,18 @@ static kd_status declare_block(kd_block *block, const declaration *to, const kd_
 static kd_status declare_model(kd_model *model, kd_params *params, bool e4m3)
 {
     const kd_config *c = &model->config;
-    declaration to = { params, -1, KD_PARAM_DECAY | (e4m3 ? KD_PARAM_E4M3 : 0) };
+    declaration to = { params, -1, KD_PARAM_DECAY };
     model->position = -1;
     KD_TRY(declare(&model->embedding, &to, "embedding", KD_SHAPE(c->vocabulary, c->width),
                    KD_PARAM_DECAY));
     if (c->position == KD_POSITION_LEARNED)
         KD_TRY(declare(&model->position, &to, "position", KD_SHAPE(c->max_positions, c->width),
                        KD_PARAM_DECAY));
-    for (to.block = 0; to.block < c->layers; to.block++)
+    for (to.block = 0; to.block < c->layers; to.block++) {
+        const bool inner = to.block > 0 && to.block < c->layers - 1;
+        to.matrix_flags = KD_PARAM_DECAY | (e4m3 && inner ? KD_PARAM_E4M3 : 0);
         KD_TRY(declare_block(&model->blocks[to.block], &to, c));
+    }
     KD_TRY(declare_norm(&model->final_norm, &to, "final_norm", c->width, c));
     model->head_weight = model->embedding;
     if (!c->tied)
@@ -110,6 +113,14 @@ static kd_status declare_model(kd_model *model, kd_params *params, bool e4m3)
                        KD_PARAM_DECAY));
     kd_params_layout(params);
     return KD_OK;
+}
+
+kd_status kd_model_parse_dtype(kd_dtype *dtype, const char *name)
+{
+    *dtype = KD_F32;
+    if (name) KD_TRY(kd_dtype_parse(dtype, name));
+    if (*dtype == KD_F32 || *dtype == KD_BF16 || *dtype == KD_F8_E4M3) return KD_OK;
+    return kd_fail(KD_EINVAL, "dtype \"%s\"; expected f32, bf16 or f8_e4m3", name);
 }
 
 /* ---- opening ---------------------------------------------------------------------------------- */
@@ -122,15 +133,16 @@ static kd_status check_e4m3(const kd_model *model, kd_device *device, const kd_p
     for (int i = 0; i < params->count; i++) {
         const kd_param *p = &params->items[i];
         const int64_t out = p->shape.dim[0], in = p->shape.dim[1];
-        kd_tensor x, y, weight, scale;
+        kd_tensor x, y, weight, x_scale, scale;
         if (!(p->flags & KD_PARAM_E4M3)) continue;
         KD_TRY(kd_push(&x, &exec, "x", KD_F8_E4M3, KD_SHAPE(1, in)));
         KD_TRY(kd_push(&y, &exec, "y", model->dtype, KD_SHAPE(1, out)));
         KD_TRY(kd_push(&weight, &exec, "weight", KD_F8_E4M3, KD_SHAPE(out, in)));
-        KD_TRY(kd_push(&scale, &exec, "scale", KD_F32, KD_SHAPE(1)));
+        KD_TRY(kd_push(&x_scale, &exec, "x's scale", KD_F32, KD_SHAPE(1)));
+        KD_TRY(kd_push(&scale, &exec, "scales", KD_F32, KD_SHAPE(out)));
         const kd_tensor b = kd_tensor_transposed(&weight);
         const kd_status status = KD_RUN(&exec, matmul_scaled, .y = &y, .a = &x, .b = &b,
-                                        .a_scale = &scale, .b_scale = &scale);
+                                        .a_scale = &x_scale, .b_scale = &scale);
         if (status == KD_ENOTSUP)
             return kd_fail(status, "%s: dtype f8_e4m3: %s; dtype bf16 needs none of that",
                            model->label, kd_last_error());

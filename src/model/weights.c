@@ -1,7 +1,6 @@
 /* Between a slab and a Hugging Face checkpoint: fused rows are split, Conv1D is turned. */
 #include "model/transformer.h"
 
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -189,6 +188,7 @@ done:
 /* One tensor of the checkpoint and where it goes. */
 typedef struct target {
     kd_tensor weights, master; /* the rows of the parameter; master absent when weights are f32 */
+    kd_tensor scales;          /* of e4m3 rows, else absent */
     int64_t rows, columns;     /* columns 1 for a vector */
 } target;
 
@@ -199,10 +199,12 @@ static target target_of(const kd_model *model, const kd_name_row *row, int param
     kd_part_rows(&begin, &count, model, row, param);
     const kd_tensor weights = kd_slab_weight(&model->slab, param);
     const kd_tensor master = kd_slab_master(&model->slab, param);
+    const kd_tensor scales = kd_slab_scale(&model->slab, param);
     target t = { .weights = kd_tensor_slice(&weights, 0, begin, count),
                  .rows = count,
                  .columns = p->shape.rank == 2 ? p->shape.dim[1] : 1 };
     if (kd_present(&model->slab.masters)) t.master = kd_tensor_slice(&master, 0, begin, count);
+    if (kd_present(&scales)) t.scales = kd_tensor_slice(&scales, 0, begin, count);
     return t;
 }
 
@@ -212,107 +214,78 @@ static void transpose(float *to, const float *from, int64_t rows, int64_t column
         for (int64_t j = 0; j < columns; j++) to[i * columns + j] = from[j * rows + i];
 }
 
-static void quantise(uint8_t *to, const float *values, float inverse, int64_t n)
+/* Through `scratch`, which has room for t's elements in f32 and for a float per row. */
+static kd_status upload_e4m3(kd_exec *exec, const target *t, float *values, float *scratch)
 {
-    for (int64_t i = 0; i < n; i++) to[i] = kd_f32_to_e4m3(values[i] * inverse);
-}
-
-/* `scale` is of e4m3 alone. */
-static kd_status upload(kd_exec *exec, const kd_tensor *to, const float *values, float scale,
-                        void *converted)
-{
-    const int64_t n = kd_tensor_elements(to);
-    if (to->dtype == KD_F8_E4M3)
-        quantise(converted, values, 1 / scale, n);
-    else
-        KD_TRY(kd_convert(converted, to->dtype, values, KD_F32, n));
-    KD_TRY(kd_upload(exec, to, converted));
+    const kd_shape shape = KD_SHAPE(t->rows, t->columns);
+    const kd_tensor x = kd_tensor_of(values, KD_F32, shape);
+    const kd_tensor scale = kd_tensor_of(scratch, KD_F32, KD_SHAPE(t->rows));
+    const kd_tensor y = kd_tensor_of(scratch + t->rows, KD_F8_E4M3, shape);
+    const kd_quantise_args args = { .y = &y, .scale = &scale, .x = &x };
+    KD_TRY(kd_quantise_cpu(exec, &args)); /* on the host, whatever the device */
+    KD_TRY(kd_upload(exec, &t->scales, scale.data));
+    KD_TRY(kd_upload(exec, &t->weights, y.data));
     return kd_sync(exec);
 }
 
-typedef struct loading {
-    kd_model *model;
-    kd_exec exec;
-    const kd_model_files *files;
-    /* Of each parameter: first the largest element, then the scale of an e4m3 one.  A scale is
-     * that of a fused parameter, so all of its parts are read before any is converted. */
-    float *scales;
-    bool measuring;
-} loading;
-
-static void measure(float *largest, const float *values, int64_t n)
+static kd_status upload(kd_exec *exec, const kd_tensor *to, const float *values, void *scratch)
 {
-    for (int64_t i = 0; i < n; i++) {
-        const float size = fabsf(values[i]);
-        if (size > *largest) *largest = size;
-    }
+    KD_TRY(kd_convert(scratch, to->dtype, values, KD_F32, kd_tensor_elements(to)));
+    KD_TRY(kd_upload(exec, to, scratch));
+    return kd_sync(exec);
 }
 
-static kd_status load_tensor(loading *l, const kd_st_file *file, const kd_st_entry *entry,
-                             const target *t, bool transposed, float *scale)
+static kd_status load_tensor(kd_exec *exec, const kd_st_file *file, const kd_st_entry *entry,
+                             const target *t, bool transposed)
 {
-    const size_t bytes = (size_t)(t->rows * t->columns) * sizeof(float);
-    float *values = malloc(3 * bytes); /* as read, turned, converted */
+    const int64_t n = t->rows * t->columns;
+    const size_t bytes = (size_t)(3 * n + t->rows) * sizeof(float);
+    float *values = malloc(bytes); /* as read, turned, converted */
     kd_status status = KD_OK;
-    if (!values) return kd_fail(KD_ENOMEM, "%s: %zu bytes to read it", entry->name, 3 * bytes);
-    float *turned = values + t->rows * t->columns, *converted = turned + t->rows * t->columns;
+    if (!values) return kd_fail(KD_ENOMEM, "%s: %zu bytes to read it", entry->name, bytes);
+    float *turned = values + n, *converted = turned + n;
     KD_TRY_GOTO(kd_st_read(values, KD_F32, file, entry, 0, entry->elements), status, done);
     KD_TRY_GOTO(kd_st_check_finite(file, entry, 0, values, entry->elements), status, done);
-    if (l->measuring) {
-        measure(scale, values, entry->elements);
+    if (transposed) transpose(turned, values, t->rows, t->columns);
+    float *final = transposed ? turned : values;
+    if (kd_present(&t->scales)) {
+        status = upload_e4m3(exec, t, final, converted);
         goto done;
     }
-    if (transposed) transpose(turned, values, t->rows, t->columns);
-    const float *final = transposed ? turned : values;
-    KD_TRY_GOTO(upload(&l->exec, &t->weights, final, *scale, converted), status, done);
+    KD_TRY_GOTO(upload(exec, &t->weights, final, converted), status, done);
     if (kd_present(&t->master))
-        KD_TRY_GOTO(upload(&l->exec, &t->master, final, *scale, converted), status, done);
+        KD_TRY_GOTO(upload(exec, &t->master, final, converted), status, done);
 done:
     free(values);
     return status;
 }
 
-static kd_status load_row(loading *l, const kd_name_row *row, int64_t block)
+static kd_status load_row(kd_exec *exec, const kd_model *model, const kd_model_files *files,
+                          const kd_name_row *row, int64_t block)
 {
-    const kd_model *model = l->model;
     const int param = kd_model_param(model, row, block);
     if (param < 0) return KD_OK; /* this configuration has no such parameter */
-    if (l->measuring && !(model->slab.params.items[param].flags & KD_PARAM_E4M3)) return KD_OK;
     const kd_st_file *file;
     const kd_st_entry *entry;
-    KD_TRY(find_tensor(&entry, &file, l->files, model, row, block));
+    KD_TRY(find_tensor(&entry, &file, files, model, row, block));
     const target t = target_of(model, row, param);
-    return load_tensor(l, file, entry, &t, row->transposed, &l->scales[param]);
-}
-
-static kd_status load_rows(loading *l)
-{
-    for (const kd_name_row *row = l->model->family->names; row->name; row++) {
-        const int64_t blocks = kd_name_per_block(row) ? l->model->config.layers : 1;
-        for (int64_t b = 0; b < blocks; b++) KD_TRY(load_row(l, row, b));
-    }
-    return KD_OK;
+    return load_tensor(exec, file, entry, &t, row->transposed);
 }
 
 kd_status kd_model_load(kd_model *model, const kd_model_files *files)
 {
-    const kd_slab *slab = &model->slab;
     kd_stack stack = { 0 };
-    loading l = { .model = model, .exec = { slab->device, NULL, &stack }, .files = files };
+    kd_exec exec = { model->slab.device, NULL, &stack };
     int64_t unknown;
     KD_TRY(kd_model_check(&unknown, &model->config, files));
     if (unknown)
         kd_log(KD_LOG_WARN, "%s: %lld tensors that %s has no name for are not read", files->dir,
                (long long)unknown, model->config.architecture);
-    KD_TRY(KD_ARENA_ARRAY(&l.scales, model->arena, slab->params.count));
-    if (kd_present(&slab->codes)) {
-        l.measuring = true;
-        KD_TRY(load_rows(&l));
-        l.measuring = false;
-        for (int i = 0; i < slab->params.count; i++) l.scales[i] = kd_e4m3_scale(l.scales[i]);
-        KD_TRY(kd_upload(&l.exec, &slab->scales, l.scales));
+    for (const kd_name_row *row = model->family->names; row->name; row++) {
+        const int64_t blocks = kd_name_per_block(row) ? model->config.layers : 1;
+        for (int64_t b = 0; b < blocks; b++) KD_TRY(load_row(&exec, model, files, row, b));
     }
-    return load_rows(&l);
+    return KD_OK;
 }
 
 /* ---- saving ----------------------------------------------------------------------------------- */

@@ -65,8 +65,13 @@ kd_status kd_matmul_scaled_cuda(kd_exec *exec, const kd_matmul_scaled_args *args
 {
     if (is_empty(args->y)) return KD_OK;
     if (args->a->shape[1] == 0) return fill_rows(exec, args->y, args->bias);
-    return kd_blas_matmul_scaled(exec, args->y, args->a, args->b, args->a_scale, args->b_scale,
-                                 args->bias);
+    bool scaled;
+    KD_TRY(kd_blas_matmul_scaled(&scaled, exec, args->y, args->a, args->b, args->a_scale,
+                                 args->b_scale, args->bias));
+    if (scaled) return KD_OK;
+    /* In place: a bf16 y is rounded twice, 2^-9 of a sum whose operands kept 2^-4. */
+    return KD_RUN(exec, rescale, .y = args->y, .row = args->a_scale, .column = args->b_scale,
+                  .bias = args->bias);
 }
 
 /* Fused for bf16 alone: how exact the library's tanh is, it does not say. */

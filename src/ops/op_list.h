@@ -21,13 +21,16 @@ KD_OP(matmul_add, INOUT(y) IN(a) IN(b))
  * A device may take the GELU before it rounds pre. */
 KD_OP(matmul_gelu, OUT(y) OUT(pre) IN(a) IN(b) IN(bias))
 
-/* y [N,D] e4m3 = x / scale, rounded to the nearest, ties to even, and kept within 448; scale [1] f32 =
- * the largest finite |x| / 448, or 1 where that is no normal number.  What is not finite becomes NaN.
- * The division is a product with 1 / scale in f32.                                 quantise.c */
+/* y [N,D] e4m3 = x / scale, rounded to the nearest, ties to even, and kept within 448; scale [N] f32 =
+ * a row's largest finite |x| / 448, or 1 where that is no normal number.  What is not finite becomes
+ * NaN.  The division is a product with 1 / scale in f32.                           quantise.c */
 KD_OP(quantise, OUT(y) OUT(scale) IN(x))
-/* y[M,N] = a_scale b_scale a[M,K] b[K,N] + bias[N]; a and b e4m3 with stride 1 along K, so b is a
- * transposed weight; y by rows; scales f32 [1]; bias bf16 or absent. */
+/* y[M,N] = a_scale[M] b_scale[N] (a[M,K] b[K,N]) + bias[N]; a and b e4m3 with stride 1 along K, so b is
+ * a transposed weight; y by rows; scales f32; bias bf16 or absent.  A device may round a b to y's type
+ * before it scales. */
 KD_OP(matmul_scaled, OUT(y) IN(a) IN(b) IN(a_scale) IN(b_scale) IN(bias))
+/* y[N,D] = row[N] (column[D] y[N,D]) + bias[D]; row and column f32; bias bf16 or absent. */
+KD_OP(rescale, INOUT(y) IN(row) IN(column) IN(bias))
 
 /* Over the last dimension of [N,D] or [N,H,d] (any outer strides).  With `residual`, normalises
  * sum = x + residual and writes `sum` (may be x or residual); both or neither absent.

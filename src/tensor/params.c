@@ -22,9 +22,11 @@ kd_status kd_params_declare(int *index, kd_params *params, const char *name, kd_
     return KD_OK;
 }
 
+static int64_t padded(int64_t n) { return kd_ceil_div(n, KD_PARAM_ALIGN) * KD_PARAM_ALIGN; }
+
 void kd_params_layout(kd_params *params)
 {
-    params->elements = params->codes = params->scalars = 0;
+    params->elements = params->codes = params->scales = params->scalars = 0;
     for (int i = 0; i < params->count; i++) {
         kd_param *p = &params->items[i];
         int64_t n = 1;
@@ -32,6 +34,9 @@ void kd_params_layout(kd_params *params)
         int64_t *total = p->flags & KD_PARAM_E4M3 ? &params->codes : &params->elements;
         p->offset = *total;
         params->scalars += n;
-        *total += kd_ceil_div(n, KD_PARAM_ALIGN) * KD_PARAM_ALIGN;
+        *total += padded(n);
+        if (total != &params->codes) continue;
+        p->scale = params->scales;
+        params->scales += padded(p->shape.dim[0]);
     }
 }

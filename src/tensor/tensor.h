@@ -135,7 +135,7 @@ enum { KD_PARAM_ALIGN = 256 };
 typedef enum kd_param_flag {
     KD_PARAM_DECAY = 1, /* weight decay applies: matrices, not gains, biases or norms */
     KD_PARAM_STATE = 2, /* not trained: running statistics, banks */
-    KD_PARAM_E4M3 = 4,  /* of a frozen model: e4m3 with one scale, in an array of its own */
+    KD_PARAM_E4M3 = 4,  /* of a frozen model: e4m3 with a scale per row, in arrays of their own */
 } kd_param_flag;
 
 typedef struct kd_param {
@@ -144,6 +144,7 @@ typedef struct kd_param {
     unsigned flags;
     int block;      /* -1: before block 0 (embeddings); number of blocks: after the last */
     int64_t offset; /* elements into its array of the slab; set by kd_params_layout */
+    int64_t scale;  /* the same into the scales; of E4M3 ones */
 } kd_param;
 
 typedef struct kd_params {
@@ -152,6 +153,7 @@ typedef struct kd_params {
     int count, capacity;
     int64_t elements; /* padded total of all but the E4M3 ones; set by kd_params_layout */
     int64_t codes;    /* padded total of the E4M3 ones */
+    int64_t scales;   /* of their rows; the same */
     int64_t scalars;  /* true number of parameters, without padding */
 } kd_params;
 

@@ -61,10 +61,11 @@ static kd_status write_trainer_state(kd_arena *arena, const char *dir, const kd_
     const char *path;
     KD_TRY(kd_path_join(&path, arena, dir, "trainer_state.json"));
     json_t *state =
-        json_pack("{s:I, s:i, s:o, s:o, s:o}", "global_step", (json_int_t)p->step, "epoch", 0,
-                  "best_metric", best ? json_real(p->best) : json_null(), "best_global_step",
-                  best ? json_integer(p->best_step) : json_null(), "log_history",
-                  c->history ? json_deep_copy(c->history) : json_array());
+        json_pack("{s:I, s:I, s:f, s:I, s:o, s:o, s:o}", "global_step", (json_int_t)p->step,
+                  "max_steps", (json_int_t)c->steps, "epoch", c->epoch, "num_input_tokens_seen",
+                  (json_int_t)p->tokens, "best_metric", best ? json_real(p->best) : json_null(),
+                  "best_global_step", best ? json_integer(p->best_step) : json_null(),
+                  "log_history", c->history ? json_deep_copy(c->history) : json_array());
     if (!state) return kd_fail(KD_ENOMEM, "%s: no memory", path);
     const kd_status status = kd_json_write(path, state);
     json_decref(state);

@@ -12,10 +12,14 @@ int kd_step_reference(const kd_step *step)
 
 kd_measured kd_step_values(const kd_step *step, int model)
 {
-    float *values = step->host_values + 3 * model * step->target_rows;
+    const int64_t rows = step->target_rows;
+    float *values = step->host_values + 6 * model * rows;
     return (kd_measured){ .nll = values,
-                          .kl = values + step->target_rows,
-                          .same = values + 2 * step->target_rows };
+                          .kl = values + rows,
+                          .same = values + 2 * rows,
+                          .entropy = values + 3 * rows,
+                          .confidence = values + 4 * rows,
+                          .correct = values + 5 * rows };
 }
 
 /* ---- one micro-batch -------------------------------------------------------------------------- */
@@ -42,9 +46,57 @@ static kd_status download(kd_step *step, kd_measured *out, int terms)
     return KD_OK;
 }
 
+/* Who looks at a model's logits, and where to write what is seen. */
+typedef struct onlooker {
+    kd_step *step;
+    kd_measured *out;
+} onlooker;
+
+static void see_row(kd_measured *out, int64_t row, const float *logits, int64_t classes,
+                    int32_t label)
+{
+    double sum = 0.0, moment = 0.0;
+    int64_t best = 0;
+    for (int64_t j = 1; j < classes; j++)
+        if (logits[j] > logits[best]) best = j;
+    for (int64_t j = 0; j < classes; j++) {
+        const float x = logits[j] - logits[best];
+        if (x < -104.0f) continue; /* exp is 0, and so is x exp(x), also at -inf */
+        const float e = expf(x);
+        sum += e;
+        moment += (double)x * e;
+    }
+    out->entropy[row] = (float)(log(sum) - moment / sum);
+    out->confidence[row] = (float)(1.0 / sum);
+    out->correct[row] = best == label;
+}
+
+/* On the host, some rows at a time: an evaluation that asks for this may take its time, and no op
+ * gives it. */
+static kd_status see(void *context, kd_exec *exec, const kd_tensor *logits, int64_t first)
+{
+    const onlooker *by = context;
+    kd_step *step = by->step;
+    const int64_t rows = logits->shape[0], stride = logits->stride[0];
+    for (int64_t at = 0; at < rows; at += KD_SEEN_ROWS) {
+        const int64_t n = kd_min_i64(KD_SEEN_ROWS, rows - at);
+        const kd_tensor part =
+            kd_tensor_of((float *)logits->data + at * stride, KD_F32, KD_SHAPE(n, stride));
+        KD_TRY(kd_download(exec, step->host_logits, &part));
+        KD_TRY(kd_sync(exec));
+#pragma omp parallel for
+        for (int64_t i = 0; i < n; i++)
+            see_row(by->out, first + at + i, step->host_logits + i * stride, step->measures.classes,
+                    step->host_labels[first + at + i]);
+    }
+    return KD_OK;
+}
+
 static kd_status measure_model(kd_step *step, int m, kd_taps *const *taps, kd_measured *out)
 {
     kd_member *member = &step->members[m];
+    onlooker by = { step, out };
+    step->measures.watch = (kd_watch){ step->host_logits ? see : NULL, &by };
     const int terms = kd_objective_terms(&step->measures, m);
     const kd_mark mark = kd_stack_mark(&step->stack);
     const double start = kd_clock();
@@ -104,6 +156,7 @@ void kd_scores_reset(kd_scores *s)
     memset(s->kl, 0, bytes);
     memset(s->same, 0, bytes);
     s->tokens = s->kl_count = 0;
+    if (s->profile) *s->profile = (kd_eval_profile){ .tokens = 0 };
 }
 
 void kd_scores_add(kd_scores *s, const kd_micro_batch *micro, const kd_measured *measured)
@@ -147,7 +200,7 @@ static kd_status sum_array(kd_comm *comm, double *values, int64_t count)
     return KD_OK;
 }
 
-/* kl_values stay each rank's own. */
+/* kl_values and the profile stay each rank's own. */
 static kd_status sum_scores(kd_scores *s, kd_comm *comm)
 {
     double tokens = (double)s->tokens;
@@ -170,6 +223,8 @@ kd_status kd_step_evaluate(kd_step *step, kd_loader *loader, unsigned wanted, kd
 {
     const kd_cursor start = { 0 };
     kd_measured measured[KD_MAX_MODELS] = { { .nll = NULL } };
+    const int reference = kd_step_reference(step);
+    const bool taught = reference >= 0 && wanted >> reference & 1u;
     for (int m = 0; m < step->count; m++) {
         measured[m] = kd_step_values(step, m);
         if (wanted >> m & 1u) kd_scores_reset(&scores[m]);
@@ -181,8 +236,13 @@ kd_status kd_step_evaluate(kd_step *step, kd_loader *loader, unsigned wanted, kd
         if (!batch) return sum_all(step, wanted, scores);
         for (int64_t i = 0; i < batch->micro_count; i++) {
             KD_TRY(kd_step_measure(step, &batch->micro[i], wanted, measured));
-            for (int m = 0; m < step->count; m++)
-                if (wanted >> m & 1u) kd_scores_add(&scores[m], &batch->micro[i], &measured[m]);
+            for (int m = 0; m < step->count; m++) {
+                if (!(wanted >> m & 1u)) continue;
+                kd_scores_add(&scores[m], &batch->micro[i], &measured[m]);
+                if (scores[m].profile)
+                    kd_profile_add(scores[m].profile, &batch->micro[i], &measured[m],
+                                   taught ? &measured[reference] : NULL);
+            }
         }
     }
 }

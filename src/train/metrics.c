@@ -1,4 +1,5 @@
-/* What a run reports: lines for a person on the log, records for programs in metrics.jsonl. */
+/* What a run reports: lines for a person on the log, records for programs in metrics.jsonl and, with
+ * the same keys, for TensorBoard. */
 #include "train/metrics.h"
 
 #include <errno.h>
@@ -19,19 +20,48 @@ static bool is_before(const json_t *record, int64_t step)
     return json_object_get(record, "split") ? at <= step : at < step;
 }
 
-/* Records of steps that a resumed run will take again are dropped. */
-static kd_status keep_until(const char *path, int64_t step)
+/* "valid/kl"; of one student among several "students[1]/valid/kl". */
+static void add_scalar(kd_event *event, const char *model, const char *split, const char *key,
+                       double value)
 {
+    char tag[KD_EVENT_TAG];
+    const bool only = strcmp(model, "student") == 0;
+    snprintf(tag, sizeof tag, "%s%s%s/%s", only ? "" : model, only ? "" : "/", split, key);
+    kd_event_add(event, tag, value);
+}
+
+/* An evaluation of the very step that a run goes on with stays; what TensorBoard has of it is void. */
+static kd_status show_again(kd_metrics *metrics, json_t *record, int64_t step)
+{
+    const char *split = json_string_value(json_object_get(record, "split")), *key;
+    const char *model = json_string_value(json_object_get(record, "model"));
+    const json_t *value;
+    kd_event event = { .used = 0 };
+    if (!split || !model || json_integer_value(json_object_get(record, "step")) != step)
+        return KD_OK;
+    json_object_foreach(record, key, value)
+    {
+        if (json_is_number(value) && strcmp(key, "step") != 0)
+            add_scalar(&event, model, split, key, json_number_value(value));
+    }
+    return kd_events_write(&metrics->events, step, &event);
+}
+
+/* Records of steps that a resumed run will take again are dropped. */
+static kd_status keep_until(kd_metrics *metrics, int64_t step)
+{
+    const char *path = metrics->path;
     char *text;
     size_t bytes, kept = 0;
     kd_status status = KD_OK;
     if (!kd_file_exists(path)) return KD_OK;
     KD_TRY(kd_file_read(&text, &bytes, path, (size_t)1 << 32));
-    for (size_t at = 0; at < bytes;) {
+    for (size_t at = 0; at < bytes && status == KD_OK;) {
         const char *end = memchr(text + at, '\n', bytes - at);
         const size_t next = end ? (size_t)(end - text) + 1 : bytes;
         json_t *record = end ? json_loadb(text + at, next - at, 0, NULL) : NULL;
         const bool keep = record && is_before(record, step);
+        if (keep) status = show_again(metrics, record, step);
         json_decref(record);
         if (keep) {
             memmove(text + kept, text + at, next - at);
@@ -39,16 +69,18 @@ static kd_status keep_until(const char *path, int64_t step)
         }
         at = next;
     }
-    status = kd_file_write_atomic(path, text, kept);
+    if (status == KD_OK) status = kd_file_write_atomic(path, text, kept);
     free(text);
     return status;
 }
 
-kd_status kd_metrics_open(kd_metrics *metrics, kd_arena *arena, const char *out, int64_t step)
+kd_status kd_metrics_open(kd_metrics *metrics, kd_arena *arena, const char *out, int64_t step,
+                          bool tensorboard)
 {
     *metrics = (kd_metrics){ .fd = -1 };
     KD_TRY(kd_path_join(&metrics->path, arena, out, "metrics.jsonl"));
-    KD_TRY(keep_until(metrics->path, step));
+    if (tensorboard) KD_TRY(kd_events_open(&metrics->events, arena, out, step));
+    KD_TRY(keep_until(metrics, step));
     metrics->fd = open(metrics->path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
     if (metrics->fd < 0) return kd_fail(KD_EIO, "%s: %s", metrics->path, strerror(errno));
     return KD_OK;
@@ -57,13 +89,17 @@ kd_status kd_metrics_open(kd_metrics *metrics, kd_arena *arena, const char *out,
 void kd_metrics_close(kd_metrics *metrics)
 {
     if (metrics->path && metrics->fd >= 0) close(metrics->fd);
+    kd_events_close(&metrics->events);
     *metrics = (kd_metrics){ .fd = -1 };
 }
 
-/* One record in the making: a fixed buffer, so that a step allocates nothing. */
+/* One record in the making: fixed buffers, so that a step allocates nothing. */
 typedef struct record {
     char text[2048];
     size_t used;
+    int64_t step;
+    const char *model, *split;
+    kd_event event;
 } record;
 
 static void KD_PRINTF(2, 3) put(record *r, const char *fmt, ...)
@@ -76,9 +112,17 @@ static void KD_PRINTF(2, 3) put(record *r, const char *fmt, ...)
         r->used = r->used + (size_t)n < sizeof r->text ? r->used + (size_t)n : sizeof r->text - 1;
 }
 
+static record record_of(int64_t step, const char *model, const char *split)
+{
+    record r = { .step = step, .model = model, .split = split };
+    put(&r, "{\"step\":%lld,\"model\":\"%s\"", (long long)step, model);
+    return r;
+}
+
 /* JSON has no NaN. */
 static void put_number(record *r, const char *key, double value)
 {
+    add_scalar(&r->event, r->model, r->split, key, value);
     if (isfinite(value))
         put(r, ",\"%s\":%.9g", key, value);
     else
@@ -96,19 +140,17 @@ static kd_status put_line(kd_metrics *metrics, record *r)
         at += n;
         left -= (size_t)n;
     }
-    return KD_OK;
+    return kd_events_write(&metrics->events, r->step, &r->event);
 }
 
 kd_status kd_metrics_step(kd_metrics *metrics, const kd_step *step, const kd_step_result *result,
-                          double seconds, double tokens_per_s)
+                          int64_t tokens, double seconds, double tokens_per_s)
 {
     for (int m = 0; m < step->count; m++) {
         const kd_student_result *s = &result->student[m];
-        record r = { .used = 0 };
         int n = 0;
         if (!step->members[m].model->slab.trainable) continue;
-        put(&r, "{\"step\":%lld,\"model\":\"%s\"", (long long)result->step,
-            step->members[m].model->label);
+        record r = record_of(result->step, step->members[m].model->label, "train");
         put_number(&r, "loss", s->loss);
         for (int i = 0; i < step->objective.count; i++)
             if (step->objective.terms[i].student == m)
@@ -117,6 +159,7 @@ kd_status kd_metrics_step(kd_metrics *metrics, const kd_step *step, const kd_ste
         put_number(&r, "gradient_norm", s->gradient_norm);
         put_number(&r, "lr", s->lr);
         put_number(&r, "valid", (double)result->valid);
+        put_number(&r, "tokens", (double)tokens);
         put_number(&r, "seconds", seconds);
         put_number(&r, "tokens_per_s", tokens_per_s);
         put_number(&r, "device_bytes", (double)step->device->held);
@@ -130,8 +173,8 @@ kd_status kd_metrics_step(kd_metrics *metrics, const kd_step *step, const kd_ste
 kd_status kd_metrics_evaluation(kd_metrics *metrics, const char *model, int64_t step,
                                 const kd_measure *nll, const kd_measure *kl, const kd_measure *same)
 {
-    record r = { .used = 0 };
-    put(&r, "{\"step\":%lld,\"model\":\"%s\",\"split\":\"valid\"", (long long)step, model);
+    record r = record_of(step, model, "valid");
+    put(&r, ",\"split\":\"valid\"");
     put_number(&r, "nll", nll->mean);
     put_number(&r, "nll_error", nll->error);
     put_number(&r, "kl", kl->mean);

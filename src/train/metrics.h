@@ -2,20 +2,22 @@
 #ifndef KD_METRICS_H
 #define KD_METRICS_H
 
-#include "train/train.h"
+#include "train/tensorboard.h"
 
 typedef struct kd_metrics {
     const char *path;
     int fd;
+    kd_events events; /* the same for TensorBoard */
 } kd_metrics;
 
-/* Appends to out/metrics.jsonl after dropping records of steps >= `step`. */
+/* Appends to out/metrics.jsonl after dropping records of steps >= `step`; to out/tensorboard too
+ * where `tensorboard`. */
 KD_MUST_CHECK kd_status kd_metrics_open(kd_metrics *metrics, kd_arena *arena, const char *out,
-                                        int64_t step);
+                                        int64_t step, bool tensorboard);
 void kd_metrics_close(kd_metrics *metrics);
 KD_MUST_CHECK kd_status kd_metrics_step(kd_metrics *metrics, const kd_step *step,
-                                        const kd_step_result *result, double seconds,
-                                        double tokens_per_s);
+                                        const kd_step_result *result, int64_t tokens,
+                                        double seconds, double tokens_per_s);
 KD_MUST_CHECK kd_status kd_metrics_evaluation(kd_metrics *metrics, const char *model, int64_t step,
                                               const kd_measure *nll, const kd_measure *kl,
                                               const kd_measure *same);

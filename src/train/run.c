@@ -10,8 +10,9 @@ static const kd_option model_rows[] = {
     { "model", KD_STRING, offsetof(kd_model_section, model), NULL, 0, 0, "",
       "Hugging Face directory" },
     { "dtype", KD_CHOICE, offsetof(kd_model_section, dtype), "f32", 0, 0, "f32|bf16|f8_e4m3",
-      "of weights and activations; a trained bf16 model keeps f32 masters; f8_e4m3: of a frozen "
-      "model's matrices in its blocks, bf16 elsewhere" },
+      "of weights and activations; a trained bf16 model keeps f32 masters; f8_e4m3: of the "
+      "matrices "
+      "in a frozen model's blocks but the first and the last, bf16 elsewhere" },
     { "master", KD_CHOICE, offsetof(kd_model_section, master), "f32", 0, 0, "f32",
       "of a trained model's weights, whatever they compute in" },
     { "recompute", KD_CHOICE, offsetof(kd_model_section, recompute), "none", 0, 0, "none|blocks",
@@ -74,6 +75,8 @@ static const kd_option run_rows[] = {
       "a GPU's f32 products round their operands to 10 bits of mantissa" },
     { "log_every", KD_INT, offsetof(kd_run_section, log_every), "10", 1, 1e9, "updates",
       "one line per so many" },
+    { "tensorboard", KD_BOOL, offsetof(kd_run_section, tensorboard), "true", 0, 0, "",
+      "event files in out/tensorboard, with the numbers of metrics.jsonl" },
     { 0 },
 };
 

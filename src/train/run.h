@@ -35,7 +35,7 @@ typedef struct kd_run_section {
     int64_t seed;
     const char *out, *device, *resume;
     int64_t log_every;
-    bool deterministic, tf32;
+    bool deterministic, tf32, tensorboard;
 } kd_run_section;
 
 typedef struct kd_checkpoint_section {

@@ -152,8 +152,7 @@ static kd_status run(kd_step *step, const kd_step_batch *batch, int64_t index)
     enum { UPDATE = -1 };
     double valid = (double)batch->valid_count;
     /* A plan asks nobody: a rank that runs out of memory plans alone (kd_session_short). */
-    if (!kd_planning(&step->exec))
-        KD_TRY(step->comm->type->all_reduce_host(step->comm, &valid, 1));
+    if (!kd_planning(&step->exec)) KD_TRY(step->comm->type->all_reduce_host(step->comm, &valid, 1));
     step->results[index & 1] = (kd_step_result){ .step = index, .valid = (int64_t)valid };
 
     KD_TRY(begin(step, index, valid));

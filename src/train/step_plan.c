@@ -56,14 +56,22 @@ static void open_measures(kd_step *step)
         step->measure_terms[n].kind = KD_ROW_forward_kl;
         step->measure_terms[n++].teacher = reference;
     }
-    step->measures = (kd_objective){ step->measure_terms, n, step->objective.chunk,
-                                     step->objective.classes, true };
+    step->measures = (kd_objective){ .terms = step->measure_terms,
+                                     .count = n,
+                                     .chunk = step->objective.chunk,
+                                     .classes = step->objective.classes,
+                                     .f32_logits = true };
 }
 
-static kd_status plan_measures(kd_step *step, const kd_micro_batch *micro)
+static kd_status plan_measures(kd_step *step, const kd_step_options *options,
+                               const kd_micro_batch *micro)
 {
     kd_measured measured[KD_MAX_MODELS] = { { .nll = NULL } };
-    KD_TRY(KD_ARENA_ARRAY(&step->host_values, step->arena, 3 * step->count * step->target_rows));
+    KD_TRY(KD_ARENA_ARRAY(&step->host_values, step->arena, 6 * step->count * step->target_rows));
+    int64_t widest = 0; /* of the logits that are looked at */
+    for (int m = 0; m < step->count && options->certainty; m++)
+        widest = kd_max_i64(widest, kd_ceil_div(options->models[m]->config.vocabulary, 16) * 16);
+    if (widest) KD_TRY(KD_ARENA_ARRAY(&step->host_logits, step->arena, KD_SEEN_ROWS * widest));
     for (int m = 0; m < step->count; m++) measured[m] = kd_step_values(step, m);
     return kd_step_measure(step, micro, ~0u, measured);
 }
@@ -95,8 +103,11 @@ static kd_status plan(kd_step *step, const kd_step_options *options)
         step->members[m].model = options->models[m];
         step->members[m].taps.head.classes = options->classes;
     }
-    step->objective = (kd_objective){ options->terms, options->term_count, chunk_of(options),
-                                      options->classes, options->f32_logits };
+    step->objective = (kd_objective){ .terms = options->terms,
+                                      .count = options->term_count,
+                                      .chunk = chunk_of(options),
+                                      .classes = options->classes,
+                                      .f32_logits = options->f32_logits };
     const int64_t chunk = step->objective.chunk;
     open_measures(step);
     step->target_rows = kd_ceil_div(options->rows, chunk) * chunk;
@@ -113,7 +124,7 @@ static kd_status plan(kd_step *step, const kd_step_options *options)
                                      &options->models[m]->slab, KD_BUCKET_ELEMENTS));
     const kd_step_batch batch = { &micro, 1, micro.valid_count, 0 };
     if (options->optim.lr > 0.0) KD_TRY(kd_step_run(step, &batch, 0));
-    return plan_measures(step, &micro);
+    return plan_measures(step, options, &micro);
 }
 
 kd_status kd_step_plan(kd_step *step, const kd_step_options *options)

@@ -2,7 +2,8 @@
  * train.h - the training run: configuration, step, evaluation, checkpoints, metrics.
  *
  * run.c (sections of a run file) session.c (opens what a run names) step*.c trainer.c evaluate.c
- * checkpoint_*.c manifest.c (their own header: checkpoint.h) metrics.c estimate.c ranks.c
+ * profile.c checkpoint_*.c manifest.c (their own header: checkpoint.h) metrics.c tensorboard.c
+ * estimate.c ranks.c
  */
 #ifndef KD_TRAIN_H
 #define KD_TRAIN_H
@@ -15,7 +16,7 @@
 
 #include <kd/trainer.h>
 
-enum { KD_MAX_MODELS = 8, KD_BUCKET_ELEMENTS = 8 << 20, KD_MAX_RECORDINGS = 9 };
+enum { KD_MAX_MODELS = 8, KD_BUCKET_ELEMENTS = 8 << 20, KD_MAX_RECORDINGS = 9, KD_SEEN_ROWS = 16 };
 
 /* ---- vocabularies ----------------------------------------------------------------------------- */
 
@@ -81,7 +82,8 @@ typedef struct kd_step {
     kd_batch batch;      /* device copies of the micro-batch in hand */
     kd_targets targets;
     int32_t *host_rows, *host_labels; /* [target_rows] */
-    float *host_values;               /* [count, 3, target_rows]: measured values per row */
+    float *host_values;               /* [count, 6, target_rows]: measured values per row */
+    float *host_logits;               /* some rows of them; NULL: no certainty is measured */
     kd_arena *arena;
     kd_stack fixed;            /* scalars, totals, batch tensors: as long as the step lives */
     kd_step_result results[2]; /* of the last two steps */
@@ -100,6 +102,7 @@ typedef struct kd_step_options {
     int term_count;
     int64_t classes, rows;
     bool f32_logits; /* of both models in training; else in their type */
+    bool certainty;  /* measured too: entropy, confidence, correct */
     int64_t chunk;   /* 0: kd_objective_chunk */
     kd_optim_options optim;
     int64_t steps;
@@ -144,7 +147,10 @@ KD_MUST_CHECK kd_status kd_step_result_of(const kd_step_result **result, kd_step
 typedef struct kd_measured {
     kd_row_results device;  /* of the model in hand */
     float *nll, *kl, *same; /* host [target_rows]; kl and same NaN for the reference */
-    double seconds;         /* forward pass and head */
+    /* With certainty, of the softmax at T = 1: its entropy in nats, the largest probability, and 1
+     * where the first class that has it is the label. */
+    float *entropy, *confidence, *correct;
+    double seconds; /* forward pass and head */
 } kd_measured;
 
 int kd_step_reference(const kd_step *step); /* index of the reference model; -1: none */
@@ -164,6 +170,7 @@ typedef struct kd_scores {
     double *nll, *kl, *same; /* [documents] sums */
     float *kl_values;        /* [capacity] of every token; NULL: not kept */
     int64_t kl_count, capacity;
+    kd_eval_profile *profile; /* sums, until kd_profile_finish; NULL: none is made */
 } kd_scores;
 
 KD_MUST_CHECK kd_status kd_scores_create(kd_scores *scores, kd_arena *arena, int64_t documents,
@@ -171,6 +178,12 @@ KD_MUST_CHECK kd_status kd_scores_create(kd_scores *scores, kd_arena *arena, int
 void kd_scores_reset(kd_scores *scores);
 void kd_scores_add(kd_scores *scores, const kd_micro_batch *micro, const kd_measured *measured);
 kd_measure kd_scores_mean(const kd_scores *scores, const double *sums);
+
+/* Adds a micro-batch that was measured with certainty; `teacher` may be NULL.  Then makes means of
+ * the sums. */
+void kd_profile_add(kd_eval_profile *profile, const kd_micro_batch *micro,
+                    const kd_measured *measured, const kd_measured *teacher);
+void kd_profile_finish(kd_eval_profile *profile);
 
 /* One pass of `loader` (seeked to its start), which deals its samples to the step's ranks; all of them
  * get the sums of all.  `scores` is indexed by model. */
@@ -197,6 +210,8 @@ typedef struct kd_checkpoint {
     const char *config;        /* effective configuration, JSON text */
     const char *contract;      /* what must be the same for equal bits: device, threads, types */
     const json_t *history;     /* array of log records for trainer_state.json; may be NULL */
+    int64_t steps;             /* of the whole run, for trainer_state.json */
+    double epoch;              /* passes over the data so far, for trainer_state.json */
     kd_progress progress;
 } kd_checkpoint;
 

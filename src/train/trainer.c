@@ -80,6 +80,14 @@ static kd_status lock_output(trainer *t)
     return KD_OK;
 }
 
+/* Passes over the data after `steps` updates. */
+static double epoch_of(const trainer *t, int64_t steps)
+{
+    const kd_session *s = &t->session;
+    const double taken = (double)steps * (double)(s->step_samples * s->run->data.sequence);
+    return s->train_tokens > 0 ? taken / (double)s->train_tokens : 0.0;
+}
+
 static kd_checkpoint checkpoint_of(const trainer *t)
 {
     const kd_session *s = &t->session;
@@ -92,10 +100,12 @@ static kd_checkpoint checkpoint_of(const trainer *t)
                             .config = t->config,
                             .contract = s->contract,
                             .history = t->history,
+                            .steps = s->steps,
+                            .epoch = epoch_of(t, t->progress.step),
                             .progress = t->progress };
 }
 
-/* Evaluations so far, so that the next trainer_state.json has them too. */
+/* What was logged so far, so that the next trainer_state.json has it too. */
 static kd_status load_history(trainer *t, const char *dir)
 {
     const char *path;
@@ -103,8 +113,11 @@ static kd_status load_history(trainer *t, const char *dir)
     KD_TRY(kd_path_join(&path, t->session.run->arena, dir, "trainer_state.json"));
     KD_TRY(kd_json_read(&state, path));
     json_t *history = json_object_get(state, "log_history");
-    const json_t *last = json_array_get(history, json_array_size(history) - 1);
-    if (last) t->evaluated = json_integer_value(json_object_get(last, "step"));
+    for (size_t i = 0; i < json_array_size(history); i++) {
+        const json_t *record = json_array_get(history, i);
+        if (json_object_get(record, "eval_loss"))
+            t->evaluated = json_integer_value(json_object_get(record, "step"));
+    }
     if (json_is_array(history) && json_array_extend(t->history, history) != 0) {
         json_decref(state);
         return kd_fail(KD_ENOMEM, "%s: no memory for log_history", path);
@@ -188,7 +201,8 @@ static kd_status open_trainer(trainer *t, kd_run *run)
     if (!first(t) && kd_log_get_level() == KD_LOG_INFO) kd_log_set_level(KD_LOG_WARN);
     KD_TRY(resume(t));
     KD_TRY(open_scores(t));
-    return first(t) ? kd_metrics_open(&t->metrics, run->arena, t->out, t->progress.step) : KD_OK;
+    if (!first(t)) return KD_OK;
+    return kd_metrics_open(&t->metrics, run->arena, t->out, t->progress.step, run->run.tensorboard);
 }
 
 static void close_trainer(trainer *t)
@@ -262,6 +276,31 @@ static bool due(interval *every, int64_t step)
     return true;
 }
 
+/* Records of trainer_state.json, with the keys of transformers' Trainer, are of the first student and
+ * numbered by the steps done. */
+static kd_status add_history(trainer *t, int64_t step, json_t *record)
+{
+    if (record && json_object_set_new(record, "epoch", json_real(epoch_of(t, step))) == 0 &&
+        json_object_set_new(record, "step", json_integer(step)) == 0 &&
+        json_array_append(t->history, record) == 0) {
+        json_decref(record);
+        return KD_OK;
+    }
+    json_decref(record);
+    return kd_fail(KD_ENOMEM, "history of the run: no memory");
+}
+
+static json_t *number(double x) { return isfinite(x) ? json_real(x) : json_null(); }
+
+static json_t *step_record(const trainer *t, const kd_step_result *result)
+{
+    int m = 0;
+    while (t->session.models[m] != t->students[0]) m++;
+    const kd_student_result *s = &result->student[m];
+    return json_pack("{s:o, s:o, s:o}", "loss", number(s->loss), "grad_norm",
+                     number(s->gradient_norm), "learning_rate", number(s->lr));
+}
+
 /* Reads the results of the steps before `until`, in order. */
 static kd_status report(trainer *t, int64_t until)
 {
@@ -271,24 +310,23 @@ static kd_status report(trainer *t, int64_t until)
         const int64_t done = t->reported + 1;
         const double spent = kd_clock() - t->start;
         const double per_step = spent / (double)(done - t->started_at);
-        const double rate = (double)(s->step_samples * s->run->data.sequence) / per_step;
+        const int64_t step_tokens = s->step_samples * s->run->data.sequence;
+        const double rate = (double)step_tokens / per_step;
         KD_TRY(kd_step_result_of(&result, &t->session.step, t->reported));
         if (first(t))
-            KD_TRY(
-                kd_metrics_step(&t->metrics, &s->step, result, t->progress.seconds + spent, rate));
+            KD_TRY(kd_metrics_step(&t->metrics, &s->step, result, done * step_tokens,
+                                   t->progress.seconds + spent, rate));
         const bool line = t->reported % s->run->run.log_every == 0 || done == s->steps;
+        if (line) KD_TRY(add_history(t, done, step_record(t, result)));
         kd_log_step(&s->step, result, rate, per_step * (double)(s->steps - done), !line);
     }
     return KD_OK;
 }
 
-static kd_status add_history(trainer *t, const kd_measure *nll, const kd_measure *kl)
+/* Without a teacher there is no KL. */
+static json_t *evaluation_record(const kd_measure *nll, const kd_measure *kl)
 {
-    json_t *record = json_pack("{s:I, s:f, s:f}", "step", (json_int_t)t->progress.step, "eval_loss",
-                               nll->mean, "eval_kl", isfinite(kl->mean) ? kl->mean : 0.0);
-    return json_array_append_new(t->history, record) == 0
-               ? KD_OK
-               : kd_fail(KD_ENOMEM, "history of evaluations: no memory");
+    return json_pack("{s:o, s:o}", "eval_loss", number(nll->mean), "eval_kl", number(kl->mean));
 }
 
 static void log_evaluation(const trainer *t, const char *model, const kd_measure *nll,
@@ -318,7 +356,7 @@ static kd_status report_evaluation(trainer *t, int m)
         KD_TRY(
             kd_metrics_evaluation(&t->metrics, model->label, t->progress.step, &nll, &kl, &same));
     if (model != t->students[0]) return KD_OK;
-    KD_TRY(add_history(t, &nll, &kl));
+    KD_TRY(add_history(t, t->progress.step, evaluation_record(&nll, &kl)));
     const char *metric = t->session.run->checkpoint.keep_best;
     const double value = strcmp(metric, "valid.kl") == 0 ? kl.mean : ppl;
     if (strcmp(metric, "none") == 0 || !isfinite(value)) return KD_OK;

@@ -35,12 +35,12 @@ static const char *last_component(const char *dir)
     return slash && slash[1] ? slash + 1 : dir;
 }
 
-static kd_status open_model(evaluation *e, const char *dir, const char *name)
+static kd_status open_model(evaluation *e, const char *dir, const char *name, const char *dtype)
 {
     kd_model_options options = { .label = name };
     if (e->count == KD_MAX_MODELS)
         return kd_fail(KD_EINVAL, "more than %d models in one evaluation", KD_MAX_MODELS);
-    KD_TRY(kd_dtype_parse(&options.dtype, e->options->dtype ? e->options->dtype : "f32"));
+    KD_TRY(kd_model_parse_dtype(&options.dtype, dtype));
     KD_TRY(kd_model_open(&e->models[e->count], e->device, dir, &options));
     e->dirs[e->count] = dir;
     e->report->rows[e->count].name = name;
@@ -52,10 +52,12 @@ static kd_status open_models(evaluation *e)
 {
     const kd_eval_options *o = e->options;
     e->report->has_teacher = o->teacher != NULL;
-    if (o->teacher) KD_TRY(open_model(e, o->teacher, "teacher"));
-    for (int i = 0; i < o->model_count; i++)
+    if (o->teacher)
         KD_TRY(
-            open_model(e, o->models[i], o->names[i] ? o->names[i] : last_component(o->models[i])));
+            open_model(e, o->teacher, "teacher", o->teacher_dtype ? o->teacher_dtype : o->dtype));
+    for (int i = 0; i < o->model_count; i++)
+        KD_TRY(open_model(e, o->models[i], o->names[i] ? o->names[i] : last_component(o->models[i]),
+                          o->dtype));
     if (e->count == 0) return kd_fail(KD_EINVAL, "no model to evaluate");
 
     KD_TRY(kd_common_tokenizer(&e->tokenizer, &e->classes, e->models, e->count));
@@ -93,6 +95,7 @@ static kd_step_options step_options(evaluation *e)
                               .comm = e->comm,
                               .models = e->models,
                               .count = e->count,
+                              .certainty = e->options->profile,
                               .classes = e->classes,
                               .rows = e->sequence * e->micro };
 }
@@ -203,6 +206,7 @@ static void fill_row(evaluation *e, int m)
         teacher || !e->report->has_teacher ? none : kd_scores_mean(scores, scores->same);
     row->retained = e->report->has_teacher ? e->report->rows[0].nll / nll.mean : NAN;
     quantiles(e->report->kl_quantile[m], scores);
+    if (scores->profile) kd_profile_finish(scores->profile);
 }
 
 /* The last model against the one before it, document by document. */
@@ -234,6 +238,7 @@ static kd_status time_model(evaluation *e, int m)
     kd_step_options options = step_options(e);
     options.models = &e->models[m];
     options.count = 1;
+    options.certainty = false;
     KD_TRY(kd_step_plan(step, &options));
     KD_TRY(kd_step_open(step));
     KD_TRY(kd_loader_seek(e->loader, &start));
@@ -255,9 +260,11 @@ static kd_status time_model(evaluation *e, int m)
 
 static kd_status measure(evaluation *e)
 {
-    for (int m = 0; m < e->count; m++)
+    for (int m = 0; m < e->count; m++) {
         KD_TRY(kd_scores_create(&e->scores[m], e->arena, e->documents,
                                 e->report->has_teacher && m > 0 ? e->tokens : 0));
+        if (e->options->profile) e->scores[m].profile = &e->report->profile[m];
+    }
     KD_TRY(kd_step_evaluate(&e->step, e->loader, (1u << e->count) - 1u, e->scores));
     if (e->scores[0].tokens == 0)
         return kd_fail(KD_EFORMAT, "%s: no token counts as a target", e->options->data);

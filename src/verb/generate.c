@@ -123,10 +123,8 @@ static kd_status check_options(const kd_generate_options *o)
 static kd_status open_model(generation *g)
 {
     const kd_generate_options *o = g->options;
-    kd_model_options how = { .label = "model", .dtype = KD_F32 };
-    if (o->dtype) KD_TRY(kd_dtype_parse(&how.dtype, o->dtype));
-    if (how.dtype != KD_F32 && how.dtype != KD_BF16)
-        return kd_fail(KD_EINVAL, "dtype \"%s\"; expected f32 or bf16", o->dtype);
+    kd_model_options how = { .label = "model" };
+    KD_TRY(kd_model_parse_dtype(&how.dtype, o->dtype));
     KD_TRY(kd_device_open(&g->device, o->device ? o->device : "auto"));
     return kd_model_open(&g->model, g->device, o->model, &how);
 }

@@ -110,21 +110,12 @@ failed:
     return status;
 }
 
-static kd_status parse_dtype(kd_dtype *dtype, const char *name)
-{
-    *dtype = KD_F32;
-    if (name) KD_TRY(kd_dtype_parse(dtype, name));
-    if (*dtype != KD_F32 && *dtype != KD_BF16 && *dtype != KD_F8_E4M3)
-        return kd_fail(KD_EINVAL, "dtype \"%s\"; expected f32, bf16 or f8_e4m3", name);
-    return KD_OK;
-}
-
 kd_status kd_logits_write(const kd_logits_options *options)
 {
     kd_model_options how = { .label = "model" };
     logits_job job = { .model = NULL };
     kd_status status;
-    KD_TRY(parse_dtype(&how.dtype, options->dtype));
+    KD_TRY(kd_model_parse_dtype(&how.dtype, options->dtype));
     KD_TRY(kd_arena_create(&job.arena));
     KD_TRY_GOTO(kd_device_open(&job.exec.device, options->device ? options->device : "auto"),
                 status, done);

@@ -181,21 +181,21 @@ static int number_in(const char *name, int rank)
     return kd_file_exists(path) ? atoi(slurp(&text, path)) : -1;
 }
 
-static bool said(int rank, const char *text)
+/* What it said, until the next call. */
+static const char *log_of(int rank)
 {
     static char *log;
     char path[32];
     snprintf(path, sizeof path, "err.%d", rank);
-    return strstr(slurp(&log, path), text) != NULL;
+    return slurp(&log, path);
 }
 
-/* Of what is left any checkpoint is whole. */
+/* Of what is left any checkpoint is whole; a staging folder may lie beside it. */
 static void expect_good_checkpoint(void)
 {
     const result r = run("inspect out/$(ls out | grep checkpoint- | tail -n 1)");
     expect_code(r, 0, "inspect");
     cr_expect(strstr(r.out, "every file is as it was written"), "%s", r.out);
-    cr_expect(run_line("ls -A out | grep tmp").code != 0, "staging is left: %s", r.out);
 }
 
 Test(ranks, stop_together_when_one_is_asked_to, .init = setup, .fini = teardown)
@@ -210,7 +210,7 @@ Test(ranks, stop_together_when_one_is_asked_to, .init = setup, .fini = teardown)
     for (int r = 0; r < RANKS; r++) {
         char text[64];
         snprintf(text, sizeof text, "kd: rank %d of %d: stopped at step ", r, RANKS);
-        cr_expect(number_in("code", r) == 75 && said(r, text), "rank %d: exit %d", r,
+        cr_expect(number_in("code", r) == 75 && strstr(log_of(r), text), "rank %d: exit %d", r,
                   number_in("code", r));
     }
     expect_good_checkpoint();
@@ -232,14 +232,14 @@ static void lose_a_rank(int victim, int signal)
     cr_assert(waitpid(child, &status, 0) == child);
     cr_expect(spent < 3 + 5, "rank %d, signal %d: the others left after %g s", victim, signal,
               spent);
-    snprintf(missing, sizeof missing, "rank %d",
-             victim); /* and who waits for it in turn, perhaps */
+    snprintf(missing, sizeof missing, "rank %d", victim);
     for (int r = 0; r < RANKS; r++) {
         if (r == victim) continue;
         cr_expect(number_in("code", r) == 6, "rank %d: exit %d", r, number_in("code", r));
-        cr_expect(said(r, missing) && said(r, "did not answer within 3 s"),
-                  "rank %d, signal %d: who was it?", r, signal);
-        cr_expect(said(r, ": step ") && said(r, ": all_reduce"), "rank %d: where was it?", r);
+        const char *log = log_of(r);
+        cr_expect(strstr(log, missing) && strstr(log, "did not answer within 3 s") &&
+                      strstr(log, ": step ") && strstr(log, ": all_reduce"),
+                  "rank %d, signal %d to rank %d: %s", r, signal, victim, log);
     }
     expect_good_checkpoint();
     (void)run_line("rm -r out pid.* code.* err.*");
@@ -267,11 +267,11 @@ Test(ranks, that_do_not_agree_are_refused, .init = setup, .fini = teardown)
     cr_expect(!kd_dir_exists("out"));
     /* The failure of one is the others' reason. */
     snprintf(line, sizeof line,
-             "%s -n 1 %s train run.yaml : -n 1 %s train run.yaml --data.train=nowhere", KD_MPIRUN,
-             KD_COMMAND, KD_COMMAND);
+             "%s -n 1 %s train run.yaml : -n 1 %s train run.yaml --teacher.model=nowhere",
+             KD_MPIRUN, KD_COMMAND, KD_COMMAND);
     r = run_line(line);
-    cr_expect(strstr(r.err, "kd: rank 1 of 2: nowhere: No such file") &&
-                  strstr(r.err, "rank 1 has stopped: nowhere: No such file"),
+    cr_expect(strstr(r.err, "kd: rank 1 of 2: nowhere/config.json: cannot open") &&
+                  strstr(r.err, "rank 1 has stopped: nowhere/config.json: cannot open"),
               "%s", r.err);
     r = mpirun(3, "train run.yaml");
     cr_expect(strstr(r.err, "batch: 8 samples do not divide into 3 ranks"), "%s", r.err);

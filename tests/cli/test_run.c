@@ -178,6 +178,8 @@ Test(run, distils_a_student_and_reports_it, .init = setup, .fini = teardown)
         { "--run.steps=x", "--run.steps: expected int" },
         { "--lss.kl=1", "unknown section; nearest: loss" },
         { "--steps=4", "--steps: unknown option" },
+        { "--loss='{lr: {type: kl}}'", "\"lr\" is no name for a term: metrics.jsonl has that key" },
+        { "--loss='{a\"b: {type: kl}}'", "a term's name has up to 32 letters, digits, _ - ." },
     };
     for (int i = 0; i < KD_COUNT(bad); i++) {
         r = run("train run.yaml %s", bad[i][0]);
@@ -287,7 +289,7 @@ Test(run, estimate_plans_from_configurations_alone, .init = setup, .fini = teard
     expect_code(r, 2, "estimate");
 }
 
-/* A byte for each weight of the matrices in blocks, two elsewhere. */
+/* A byte for each weight of the matrices in inner blocks and four for each row, two bytes elsewhere. */
 Test(run, takes_an_e4m3_teacher, .init = setup, .fini = teardown)
 {
     prepare_run();
@@ -303,8 +305,9 @@ Test(run, takes_an_e4m3_teacher, .init = setup, .fini = teardown)
     r = run("estimate run.yaml --teacher.model=t --teacher.dtype=f8_e4m3 --device h100-80g --json");
     expect_code(r, 0, "estimate");
     json_t *e = answer(&r, "estimate");
-    const double matrices = 30 * (576.0 * (960 + 576 + 3 * 1536)), all = 134515008;
-    const double bytes = 2 * all - matrices;
+    const double matrices = 28 * (576.0 * (960 + 576 + 3 * 1536)), all = 134515008;
+    const double scales = 28 * (4.0 * (960 + 576 + 2 * 1536 + 576));
+    const double bytes = 2 * all - matrices + scales;
     const double found = number_at(e, "teacher_bytes", NULL);
     cr_expect(found >= bytes && found < 1.001 * bytes, "teacher: %g bytes, expected %g", found,
               bytes);

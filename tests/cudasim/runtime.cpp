@@ -6,19 +6,25 @@
 
 using namespace simt;
 
+int simt::most_shared()
+{
+    const int capability = config().capability;
+    return (capability >= 90 ? 227 : capability == 89 ? 99 : 163) << 10;
+}
+
 namespace {
 
 enum { DEFAULT_SHARED = 48 << 10, PORTABLE_CLUSTER = 8 };
 
 std::mutex &limits_lock = *new std::mutex;
-std::map<const void *, int> &shared_limits = *new std::map<const void *, int>;
-
-int most_shared() { return config().capability >= 90 ? 227 << 10 : 163 << 10; }
+/* What a kernel was given leave for on a device holds for that device alone. */
+typedef std::map<std::pair<int, const void *>, int> leaves;
+leaves &shared_limits = *new leaves;
 
 int shared_limit(const void *kernel)
 {
     const std::lock_guard<std::mutex> hold(limits_lock);
-    const auto found = shared_limits.find(kernel);
+    const auto found = shared_limits.find({ current_device(), kernel });
     return found == shared_limits.end() ? (int)DEFAULT_SHARED : found->second;
 }
 
@@ -172,8 +178,8 @@ cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attribute, in
     case cudaDevAttrComputeCapabilityMinor: *value = config().capability % 10; break;
     case cudaDevAttrMultiProcessorCount: *value = 4; break; /* few, so that grids have to stride */
     case cudaDevAttrMaxSharedMemoryPerBlock: *value = DEFAULT_SHARED; break;
-    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = most_shared(); break;
-    case cudaDevAttrMaxSharedMemoryPerMultiprocessor: *value = most_shared() + 1024; break;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = simt::most_shared(); break;
+    case cudaDevAttrMaxSharedMemoryPerMultiprocessor: *value = simt::most_shared() + 1024; break;
     case cudaDevAttrL2CacheSize: *value = 40 << 20; break;
     case cudaDevAttrMaxThreadsPerBlock: *value = 1024; break;
     case cudaDevAttrMaxThreadsPerMultiProcessor: *value = 2048; break;
@@ -201,8 +207,8 @@ cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *out, int device)
     out->multiProcessorCount = attribute(cudaDevAttrMultiProcessorCount);
     out->l2CacheSize = attribute(cudaDevAttrL2CacheSize);
     out->sharedMemPerBlock = DEFAULT_SHARED;
-    out->sharedMemPerBlockOptin = (size_t)most_shared();
-    out->sharedMemPerMultiprocessor = (size_t)most_shared() + 1024;
+    out->sharedMemPerBlockOptin = (size_t)simt::most_shared();
+    out->sharedMemPerMultiprocessor = (size_t)simt::most_shared() + 1024;
     out->maxThreadsPerBlock = 1024;
     out->maxThreadsPerMultiProcessor = 2048;
     out->warpSize = 32;
@@ -230,9 +236,9 @@ cudaError_t cudaFuncSetAttribute(const void *kernel, enum cudaFuncAttribute attr
     if (attribute == cudaFuncAttributePreferredSharedMemoryCarveout) return cudaSuccess;
     if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize)
         return answer(cudaErrorNotSupported);
-    if (value < 0 || value > most_shared()) return answer(cudaErrorInvalidValue);
+    if (value < 0 || value > simt::most_shared()) return answer(cudaErrorInvalidValue);
     const std::lock_guard<std::mutex> hold(limits_lock);
-    shared_limits[kernel] = value;
+    shared_limits[{ current_device(), kernel }] = value;
     return cudaSuccess;
 }
 

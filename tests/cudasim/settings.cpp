@@ -52,7 +52,7 @@ void set_async(settings &s, const char *name, const char *value)
 void set_capability(settings &s, const char *name, const char *value)
 {
     s.capability = (int)number(name, value, 80, 90);
-    if (s.capability != 80 && s.capability != 90) refuse(name, value, "80 or 90");
+    if (s.capability != 80 && s.capability < 89) refuse(name, value, "80, 89 or 90");
 }
 
 /* CALL:N or CALL:N:ERROR */

@@ -47,6 +47,8 @@ char *shared_piece_of(block &b, int id, size_t bytes)
     piece = { nan_filled(bytes), bytes };
     b.shared_bytes += bytes;
     if (b.shared_bytes > STATIC_LIMIT) trap("more than 48 KiB of static shared memory", nowhere);
+    if (b.shared_bytes + b.dynamic.bytes > (size_t)most_shared())
+        trap("static and dynamic shared memory are more than a block may have", nowhere);
     release(&b.shared_sync);
     return piece.data;
 }

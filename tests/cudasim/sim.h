@@ -5,7 +5,7 @@
  * fiber.cpp schedule.cpp collectives.cpp     CUDA threads as fibers, who runs next, where they meet
  * shared.cpp async.cpp cluster.cpp           shared memory; cp.async, mbarriers, bulk copies; clusters
  * memory.cpp stream.cpp graph.cpp runtime.cpp   the runtime API
- * nccl.cpp cublaslt.cpp                      the libraries
+ * nccl.cpp cublaslt.cpp cublaslt_objects.cpp   the libraries
  *
  * Compiled without sanitizers; CUDASIM_ASAN and CUDASIM_TSAN say what the kernels are compiled with.
  */
@@ -202,6 +202,7 @@ void shared_open(block &b, size_t dynamic_bytes);
 void shared_retire(block &b); /* the block has ended, its cluster has not */
 void shared_close(block &b);
 char *shared_piece_of(block &b, int id, size_t bytes);
+int most_shared(); /* runtime.cpp: bytes that a block may have, static and dynamic */
 
 /* ---- memory.cpp -------------------------------------------------------------------------------- */
 

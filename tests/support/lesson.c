@@ -158,6 +158,7 @@ static kd_status open_step(test_lesson *l, const test_lesson_options *o)
                                       .classes = o->classes ? o->classes : CLASSES,
                                       .rows = o->rows,
                                       .f32_logits = o->f32_logits,
+                                      .certainty = o->certainty,
                                       .chunk = o->chunk,
                                       .optim = { .type = KD_OPTIM_ADAMW,
                                                  .schedule = KD_SCHEDULE_COSINE,

@@ -35,6 +35,7 @@ typedef struct test_lesson_options {
     int64_t classes;    /* 0: 61 */
     int64_t rows;       /* of a micro-batch */
     bool f32_logits;    /* in training too */
+    bool certainty;     /* kd_step_options.certainty */
     int64_t chunk;      /* 0: the engine's choice */
     int64_t bucket;     /* least elements of a bucket; 0: the engine's choice */
     int64_t steps;      /* of the schedule; 0: 100 */

@@ -46,7 +46,9 @@ void parity_open(parity *p, size_t stack_bytes)
 
 void parity_capability(int capability)
 {
-    cudasim_set("KD_SIM_CAPABILITY", capability == 90 ? "90" : "80");
+    char text[16];
+    snprintf(text, sizeof text, "%d", capability);
+    cudasim_set("KD_SIM_CAPABILITY", text);
 }
 
 void parity_close(parity *p)

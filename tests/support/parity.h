@@ -18,7 +18,7 @@ typedef struct parity {
  * `stack_bytes`. */
 void parity_open(parity *p, size_t stack_bytes);
 
-/* From the next open on an emulated card is of this compute capability, 80 or 90; a real one stays
+/* From the next open on an emulated card is of this compute capability, 80, 89 or 90; a real one stays
  * what it is. */
 void parity_capability(int capability);
 void parity_close(parity *p);

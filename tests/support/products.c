@@ -19,7 +19,11 @@ product product_open(test_bench *bench, const product_case *c)
     product p = { .a = matrix(bench, c->dtype, c->m, c->k, c->ta, c, true),
                   .b = matrix(bench, c->dtype, c->k, c->n, c->tb, c, true),
                   .y = matrix(bench, c->y_dtype, c->m, c->n, c->ty, c, c->accumulate) };
-    if (c->bias) p.bias = test_filled(bench, c->bias_dtype, KD_SHAPE(c->n), 0, -1, 1);
+    if (c->bias) {
+        const kd_tensor whole =
+            test_filled(bench, c->bias_dtype, KD_SHAPE(c->bias_skip + c->n), 0, -1, 1);
+        p.bias = kd_tensor_slice(&whole, 0, c->bias_skip, c->n);
+    }
     return p;
 }
 

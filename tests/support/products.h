@@ -9,8 +9,9 @@ typedef struct product_case {
     bool ta, tb, ty; /* the matrix lies column by column */
     bool bias, accumulate;
     kd_dtype dtype, y_dtype, bias_dtype;
-    int64_t pad;  /* elements between rows that belong to somebody else */
-    int64_t skip; /* elements of each row, or column, before the first */
+    int64_t pad;       /* elements between rows that belong to somebody else */
+    int64_t skip;      /* elements of each row, or column, before the first */
+    int64_t bias_skip; /* elements before the first of the bias */
 } product_case;
 
 typedef struct product {

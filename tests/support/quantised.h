@@ -4,7 +4,8 @@
 
 #include "support/support.h"
 
-/* A product of op matmul_scaled: a and W [N,K] of normal numbers in every scale of e4m3. */
+/* A product of op matmul_scaled: a and W [N,K] of normal numbers in every scale of e4m3, each row with
+ * a scale of its own. */
 typedef struct scaled_case {
     int64_t m, k, n;
     kd_dtype y_dtype;

@@ -38,11 +38,11 @@ Test(head, a_chunk_fits_its_budget_and_is_no_longer_than_products_want)
 enum { CLASSES = 61, SEQUENCE = 12, SAMPLES = 4 };
 
 /* One document of random tokens. */
-static const char *write_tokens(void)
+static const char *write_tokens(int classes)
 {
     static int64_t tokens[SAMPLES * SEQUENCE], borders[2] = { 0, SAMPLES * SEQUENCE };
     for (int64_t i = 0; i < SAMPLES * SEQUENCE; i++)
-        tokens[i] = (int64_t)(kd_random_uniform(9, 1, (uint64_t)i) * CLASSES);
+        tokens[i] = (int64_t)(kd_random_uniform(9, 1, (uint64_t)i) * classes);
     return test_text_write("head", &(test_text){ .dtype = "U16",
                                                  .tokens = tokens,
                                                  .count = SAMPLES * SEQUENCE,
@@ -65,7 +65,7 @@ static double measured_nll(test_lesson *lesson, const kd_step_batch *batch)
  * rounded to 8 bits.  The gradient is the same but for rounding. */
 Test(head, f32_logits_train_on_the_loss_that_evaluation_measures)
 {
-    const kd_loader_options data = { .files = { write_tokens() },
+    const kd_loader_options data = { .files = { write_tokens(CLASSES) },
                                      .weights = { 1 },
                                      .sources = 1,
                                      .vocabulary = CLASSES,
@@ -106,6 +106,61 @@ Test(head, f32_logits_train_on_the_loss_that_evaluation_measures)
     for (int i = 0; i < 2; i++) {
         free(gradient[i]);
         test_lesson_close(&lesson[i]);
+    }
+    kd_loader_close(loader);
+    test_text_remove();
+}
+
+/* Of two classes the likeliest, and whether it is the label, say all. */
+static void check_certainty(const kd_measured *m, int64_t rows, int64_t chunk)
+{
+    for (int64_t i = 0; i < rows; i++) {
+        const double p = (double)m->confidence[i], q = 1.0 - p;
+        const double nll = -log(m->correct[i] == 1.0f ? p : q);
+        const double entropy = -p * log(p) - q * log(q);
+        cr_assert(p >= 0.5 && q > 0.0 && (m->correct[i] == 1.0f || m->correct[i] == 0.0f));
+        cr_assert(fabs((double)m->nll[i] - nll) <= 1e-5 * (1.0 + nll) &&
+                      fabs((double)m->entropy[i] - entropy) <= 1e-5,
+                  "chunk %lld, row %lld: nll %g, expected %g; entropy %g, expected %g",
+                  (long long)chunk, (long long)i, (double)m->nll[i], nll, (double)m->entropy[i],
+                  entropy);
+    }
+}
+
+Test(head, certainty_is_that_of_every_row)
+{
+    const kd_loader_options data = { .files = { write_tokens(2) },
+                                     .weights = { 1 },
+                                     .sources = 1,
+                                     .vocabulary = 2,
+                                     .sequence = SEQUENCE,
+                                     .step_samples = SAMPLES,
+                                     .micro_samples = SAMPLES,
+                                     .ranks = 1,
+                                     .seed = 3 };
+    static const int64_t chunks[] = { 5, KD_SEEN_ROWS + 3, 64 };
+    const kd_step_batch *batch;
+    kd_loader *loader;
+    test_ok(kd_loader_open(&loader, &data));
+    test_ok(kd_loader_next(&batch, loader, NULL));
+    for (int c = 0; c < KD_COUNT(chunks); c++) {
+        const test_lesson_options options = {
+            .models = { { .seed = 1, .vocabulary = 2 },
+                        { .seed = 2, .vocabulary = 7, .junk = 1e4, .trainable = true } },
+            .count = 2,
+            .classes = 2,
+            .rows = SAMPLES * SEQUENCE,
+            .chunk = chunks[c],
+            .certainty = true,
+        };
+        kd_measured measured[KD_MAX_MODELS] = { { .nll = NULL } };
+        test_lesson lesson;
+        test_ok(test_lesson_open(&lesson, &options));
+        for (int m = 0; m < lesson.count; m++) measured[m] = kd_step_values(&lesson.step, m);
+        test_ok(kd_step_measure(&lesson.step, &batch->micro[0], 3u, measured));
+        for (int m = 0; m < lesson.count; m++)
+            check_certainty(&measured[m], batch->valid_count, chunks[c]);
+        test_lesson_close(&lesson);
     }
     kd_loader_close(loader);
     test_text_remove();

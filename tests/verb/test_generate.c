@@ -201,7 +201,7 @@ Test(generate, refusals)
         { { .model = dir, .prompt = "a", .top_p = 1.5 }, KD_EINVAL, "top_p" },
         { { .model = dir, .prompt = "a", .temperature = -1 }, KD_EINVAL, "temperature" },
         { { .model = dir, .prompt = "a", .tokens = -1 }, KD_EINVAL, "tokens" },
-        { { .model = dir, .prompt = "a", .dtype = "i8" }, KD_EINVAL, "f32 or bf16" },
+        { { .model = dir, .prompt = "a", .dtype = "i8" }, KD_EINVAL, "f32, bf16 or f8_e4m3" },
         { { .model = dir, .prompt = "a\xff" }, KD_EFORMAT, "offset 1" },
         { { .model = dir, .prompt = "a", .tokens = INT64_C(1) << 40 },
           KD_ENOMEM,

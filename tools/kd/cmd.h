@@ -28,6 +28,8 @@
       "say what a run takes, from config.json alone; exit 4 when it does not fit")                 \
     X(bench, "[ROW ...] [--device D] [--peers COMMAND] [--json FILE] [--compare FILE]",            \
       "time every op and the head, against the machine's own rates and against peers")             \
+    X(report, "DIR [--out FILE]",                                                                  \
+      "write one HTML page about the run in a folder: curves, agreement, calibration, size")       \
     X(list, "[losses | ops | models | optimizers | devices]", "say what this build can do")        \
     X(env, "", "say what kd finds on this machine")
 

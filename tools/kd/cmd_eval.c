@@ -5,7 +5,7 @@
 #include <string.h>
 
 typedef struct options {
-    const char *teacher, *models, *names, *data, *train, *device, *dtype;
+    const char *teacher, *models, *names, *data, *train, *device, *dtype, *teacher_dtype, *out;
     int64_t sequence, micro, tokens;
     bool json;
 } options;
@@ -26,9 +26,15 @@ static const kd_option rows[] = {
       "of one forward pass" },
     { "tokens", KD_INT, offsetof(options, tokens), "0", 0, 1e12, "tokens", "of the data; 0: all" },
     { "dtype", KD_STRING, offsetof(options, dtype), "f32", 0, 0, "",
-      "f32 or bf16, of weights and activations" },
+      "f32 or bf16, of weights and activations; f8_e4m3: of the matrices in all blocks but the "
+      "first and the last, bf16 elsewhere" },
+    { "teacher_dtype", KD_STRING, offsetof(options, teacher_dtype), "", 0, 0, "",
+      "of the teacher; unless said, that of the models" },
     { "device", KD_STRING, offsetof(options, device), "auto", 0, 0, "", "auto, cpu, cuda, cuda:1" },
-    { "json", KD_BOOL, offsetof(options, json), "false", 0, 0, "", "as one JSON object" },
+    { "json", KD_BOOL, offsetof(options, json), "false", 0, 0, "",
+      "as one JSON object, with KL by context and by the teacher's entropy, and calibration" },
+    { "out", KD_STRING, offsetof(options, out), "", 0, 0, "",
+      "file that gets the same JSON; RUN/eval.json is what kd report RUN looks for" },
     { 0 },
 };
 
@@ -101,60 +107,6 @@ static void print_table(const kd_eval_report *r, const options *o)
     print_quantiles(r);
 }
 
-/* ---- as JSON ---------------------------------------------------------------------------------- */
-
-static void json_measure(cmd_json *json, const char *key, kd_measure m)
-{
-    cmd_json_open(json, key, '{');
-    cmd_json_number(json, "mean", m.mean);
-    cmd_json_number(json, "error", m.error);
-    cmd_json_close(json);
-}
-
-static void json_row(cmd_json *json, const kd_eval_report *r, int i)
-{
-    const kd_eval_row *row = &r->rows[i];
-    cmd_json_open(json, NULL, '{');
-    cmd_json_text(json, "name", row->name);
-    cmd_json_bool(json, "teacher", r->has_teacher && i == 0);
-    cmd_json_integer(json, "parameters", row->parameters);
-    cmd_json_integer(json, "bytes", row->bytes);
-    cmd_json_number(json, "ms_per_token", row->ms_per_token);
-    cmd_json_number(json, "nll", row->nll);
-    json_measure(json, "ppl", row->ppl);
-    json_measure(json, "kl", row->kl);
-    json_measure(json, "same_top", row->same_top);
-    cmd_json_number(json, "retained", r->has_teacher ? row->retained : NAN);
-    cmd_json_open(json, "kl_quantiles", '[');
-    for (int q = 0; q < 4 && r->has_teacher && i > 0; q++)
-        cmd_json_number(json, NULL, r->kl_quantile[i][q]);
-    cmd_json_close(json);
-    cmd_json_close(json);
-}
-
-static void print_json(const kd_eval_report *r, const options *o)
-{
-    cmd_json json = { .out = stdout };
-    cmd_json_open(&json, NULL, '{');
-    cmd_json_text(&json, "data", o->data);
-    cmd_json_integer(&json, "tokens", r->tokens);
-    cmd_json_integer(&json, "documents", r->documents);
-    cmd_json_open(&json, "models", '[');
-    for (int i = 0; i < r->count; i++) json_row(&json, r, i);
-    cmd_json_close(&json);
-    cmd_json_number(&json, "unigram_ppl", r->unigram_ppl);
-    if (r->pair.documents > 0) {
-        cmd_json_open(&json, "pair", '{');
-        cmd_json_text(&json, "a", r->rows[r->pair.a].name);
-        cmd_json_text(&json, "b", r->rows[r->pair.b].name);
-        json_measure(&json, "kl", r->pair.kl);
-        cmd_json_integer(&json, "better", r->pair.better);
-        cmd_json_integer(&json, "documents", r->pair.documents);
-        cmd_json_close(&json);
-    }
-    cmd_json_close(&json);
-}
-
 /* ---- the verb --------------------------------------------------------------------------------- */
 
 /* Cuts `text` at its commas, in place. */
@@ -179,9 +131,11 @@ static kd_status evaluate(const options *o, char *models, char *names)
                           .train = cmd_given(o->train),
                           .device = o->device,
                           .dtype = o->dtype,
+                          .teacher_dtype = cmd_given(o->teacher_dtype),
                           .sequence = o->sequence,
                           .micro = o->micro,
-                          .tokens = o->tokens };
+                          .tokens = o->tokens,
+                          .profile = o->json || o->out[0] };
     static kd_eval_report report;
     int named = 0;
     KD_TRY(split(e.models, &e.model_count, models, "models"));
@@ -189,10 +143,9 @@ static kd_status evaluate(const options *o, char *models, char *names)
     if (named && named != e.model_count)
         return kd_fail(KD_EINVAL, "--names: %d for %d models", named, e.model_count);
     KD_TRY(kd_evaluate(&report, &e));
-    if (o->json)
-        print_json(&report, o);
-    else
-        print_table(&report, o);
+    if (o->out[0]) KD_TRY(kd_evaluate_write(NULL, o->out, &report, &e));
+    if (o->json) return kd_evaluate_write(stdout, NULL, &report, &e);
+    print_table(&report, o);
     return KD_OK;
 }
 

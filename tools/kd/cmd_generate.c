@@ -28,7 +28,9 @@ static const kd_option rows[] = {
       "of probability that is sampled from, most probable first" },
     { "seed", KD_INT, offsetof(options, seed), "0", 0, 9e15, "", "same seed, same text" },
     { "dtype", KD_STRING, offsetof(options, dtype), "f32", 0, 0, "",
-      "f32 or bf16, of weights and activations" },
+      "f32 or bf16, of weights and activations; f8_e4m3: of the matrices in all blocks but the "
+      "first "
+      "and the last, bf16 elsewhere" },
     { "device", KD_STRING, offsetof(options, device), "auto", 0, 0, "", "auto, cpu, cuda, cuda:1" },
     { "json", KD_BOOL, offsetof(options, json), "false", 0, 0, "",
       "one JSON object at the end: ids, text, counts, seconds" },

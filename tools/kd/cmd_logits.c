@@ -10,8 +10,9 @@ static const kd_option rows[] = {
     { "device", KD_STRING, offsetof(kd_logits_options, device), "auto", 0, 0, "",
       "auto, cpu, cuda, cuda:1" },
     { "dtype", KD_STRING, offsetof(kd_logits_options, dtype), "f32", 0, 0, "",
-      "f32 or bf16, of weights and activations; f8_e4m3: of the matrices in blocks, bf16 "
-      "elsewhere" },
+      "f32 or bf16, of weights and activations; f8_e4m3: of the matrices in all blocks but the "
+      "first "
+      "and the last, bf16 elsewhere" },
     { 0 },
 };
 

@@ -302,6 +302,31 @@ void shared_without_leave(bool bug)
     TRY(cudaFree(x));
 }
 
+/* Leave is given by the current device. */
+void leave_of_another_device(bool bug)
+{
+    TRY(cudaSetDevice(bug ? 1 : 0));
+    TRY(cudaFuncSetAttribute(one_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 64 << 10));
+    TRY(cudaSetDevice(0));
+    float *x = device_array(N);
+    launch(one_kernel, 1, N, 64 << 10, 0, x, false);
+    TRY(cudaFree(x));
+}
+
+__global__ void both_shared_kernel(float *x, bool)
+{
+    KD_SHARED(float, share, [N]);
+    share[threadIdx.x] = 1;
+    x[threadIdx.x] = share[threadIdx.x];
+}
+void shared_twice(bool bug)
+{
+    const int most = 163 << 10, bytes = bug ? most : most - (int)sizeof(float[N]);
+    TRY(cudaFuncSetAttribute(both_shared_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             bytes));
+    over_ones(both_shared_kernel, bug, 1, (size_t)bytes);
+}
+
 void copy_direction(bool bug)
 {
     float host[N] = {}, *x = device_array(N);
@@ -492,6 +517,8 @@ const struct {
     CASE(host_pointer),
     CASE(bad_launch),
     CASE(shared_without_leave),
+    CASE(leave_of_another_device),
+    CASE(shared_twice),
     CASE(copy_direction),
     CASE(device_leak),
     CASE(stack_overflow),
