@@ -469,25 +469,54 @@ failed:
     return status;
 }
 
-kd_status kd_run_json(const char **text, kd_run *run)
+/* The character at `c` where JSON may have it as it is and YAML refuses or folds it; else 0. */
+static unsigned unlike_yaml(int *bytes, const unsigned char *c)
+{
+    *bytes = c[0] < 0x80 ? 1 : c[0] < 0xe0 ? 2 : c[0] < 0xf0 ? 3 : 4;
+    unsigned point = *bytes == 1 ? c[0] : c[0] & (0xffu >> (*bytes + 1));
+    for (int i = 1; i < *bytes; i++) point = point << 6 | (c[i] & 0x3fu);
+    const bool unlike = (point >= 0x7f && point < 0xa0) || point == 0x2028 || point == 0x2029 ||
+                        point == 0xfeff || point == 0xfffe || point == 0xffff;
+    return unlike ? point : 0;
+}
+
+/* JSON that is YAML, and the same to both. */
+static kd_status write_effective(FILE *out, kd_run *run, size_t flags)
 {
     json_t *root;
+    int bytes;
     KD_TRY(effective(&root, run));
-    char *dump = json_dumps(root, JSON_COMPACT);
-    const kd_status status = dump ? kd_arena_string(text, run->arena, dump)
-                                  : kd_fail(KD_ENOMEM, "configuration: no memory");
-    free(dump);
+    char *dump = json_dumps(root, flags);
     json_decref(root);
+    if (!dump) return kd_fail(KD_ENOMEM, "configuration: no memory");
+    for (const unsigned char *c = (const unsigned char *)dump; *c; c += bytes) {
+        const unsigned point = unlike_yaml(&bytes, c);
+        if (point)
+            fprintf(out, "\\u%04x", point);
+        else
+            (void)fwrite(c, 1, (size_t)bytes, out);
+    }
+    free(dump);
+    return KD_OK;
+}
+
+kd_status kd_run_json(const char **text, kd_run *run)
+{
+    char *memory = NULL;
+    size_t bytes = 0;
+    FILE *out = open_memstream(&memory, &bytes);
+    if (!out) return kd_fail(KD_ENOMEM, "configuration: no memory");
+    kd_status status = write_effective(out, run, JSON_COMPACT);
+    if ((ferror(out) | fclose(out)) != 0 && status == KD_OK)
+        status = kd_fail(KD_ENOMEM, "configuration: no memory");
+    if (status == KD_OK) status = kd_arena_string(text, run->arena, memory);
+    free(memory);
     return status;
 }
 
-/* JSON is YAML. */
 kd_status kd_run_print(kd_run *run, FILE *out)
 {
-    json_t *root;
-    KD_TRY(effective(&root, run));
-    const int failed = json_dumpf(root, out, JSON_INDENT(2) | JSON_REAL_PRECISION(15));
-    json_decref(root);
+    KD_TRY(write_effective(out, run, JSON_INDENT(2) | JSON_REAL_PRECISION(15)));
     fputc('\n', out);
-    return failed ? kd_fail(KD_EIO, "the configuration could not be written") : KD_OK;
+    return ferror(out) ? kd_fail(KD_EIO, "the configuration could not be written") : KD_OK;
 }
