@@ -8,7 +8,7 @@
         libdnnl-dev libjansson-dev libyaml-dev libxxhash-dev) # the library and the command
     test_packages=(libcriterion-dev g++ python3 clang-format locales
         libopenmpi-dev openmpi-bin) # tools/test; ranks on the CPU
-    full_packages=(clang libomp-dev)                                  # tools/test --full
+    full_packages=(clang libclang-rt-14-dev libomp-dev)               # tools/test --full
     quickstart_packages=(python3 python3-venv dpkg apt)
 }
 

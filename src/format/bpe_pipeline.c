@@ -34,8 +34,9 @@ static kd_status forbid(const char **reason, const kd_tokenizer *t, const char *
 /* The split a part does; KD_SPLIT_COUNT: none, -1: not known. */
 static int split_of(const json_t *part)
 {
-    const json_t *pattern = json_object_get(json_object_get(part, "pattern"), "Regex");
-    const json_t *behaviour = json_object_get(part, "behavior");
+    const char *pattern =
+        json_string_value(json_object_get(json_object_get(part, "pattern"), "Regex"));
+    const char *behaviour = json_string_value(json_object_get(part, "behavior"));
     if (is(part, "Digits") && json_is_true(json_object_get(part, "individual_digits")))
         return KD_SPLIT_DIGITS;
     if (is(part, "ByteLevel") && !json_is_true(json_object_get(part, "add_prefix_space")))
@@ -44,8 +45,7 @@ static int split_of(const json_t *part)
         json_is_true(json_object_get(part, "invert")))
         return -1;
     for (int i = KD_SPLIT_GPT2; i < KD_SPLIT_COUNT; i++)
-        if (strcmp(json_string_value(behaviour), "Isolated") == 0 &&
-            strcmp(json_string_value(pattern), kd_split_patterns[i]) == 0)
+        if (strcmp(behaviour, "Isolated") == 0 && strcmp(pattern, kd_split_patterns[i]) == 0)
             return i;
     return -1;
 }

@@ -538,7 +538,8 @@ kd_status kd_config_parse(kd_config *config, kd_arena *arena, const char *source
     return status;
 }
 
-/* Where generation_config.json has eos_token_id, that is what generation stops at. */
+/* Where generation_config.json has eos_token_id, that is what generation stops at, also of a model that
+ * is written with this configuration. */
 static kd_status read_generation(kd_config *config, kd_arena *arena, const char *dir)
 {
     const char *path = NULL;
@@ -549,7 +550,10 @@ static kd_status read_generation(kd_config *config, kd_arena *arena, const char 
     json_t *json = NULL;
     KD_TRY(kd_json_read(&json, path));
     const reader r = { path, "", json };
-    const kd_status status = get(&r, "eos_token_id") ? read_eos(config, &r, -1) : KD_OK;
+    json_t *eos = get(&r, "eos_token_id");
+    kd_status status = eos ? read_eos(config, &r, -1) : KD_OK;
+    if (eos && status == KD_OK && json_object_set(config->raw, "eos_token_id", eos) != 0)
+        status = kd_fail(KD_ENOMEM, "%s: no memory", path);
     json_decref(json);
     return status;
 }

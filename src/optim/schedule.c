@@ -37,7 +37,7 @@ static kd_status parse_length(int64_t *steps, const char *text, const char *key,
     const bool share = *end == '%';
     if (share) end++;
     if (strncmp(end, "steps", 5) == 0 && !share) end += 5;
-    if (end == text || *end || !(value >= 0.0) || (share && value > 100.0))
+    if (end == text || *end || !(value >= 0.0) || value > (share ? 100.0 : 1e12))
         return kd_fail(KD_EINVAL, "optim.%s: \"%s\"; expected \"200 steps\" or \"2 %%\"", key,
                        text);
     *steps = share ? (int64_t)llround(value / 100.0 * (double)total) : (int64_t)value;

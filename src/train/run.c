@@ -106,6 +106,8 @@ static const kd_option dist_rows[] = {
     { 0 },
 };
 
+static const double MAX_INTERVAL = 1e12; /* updates, or seconds */
+
 static const char *const section_names[] = { "teacher", "student", "students", "data",
                                              "loss",    "optim",   "batch",    "run",
                                              "eval",    "dist",    NULL };
@@ -290,11 +292,12 @@ kd_status kd_run_interval(int64_t *steps, double *seconds, const char *text, con
     while (*end == ' ') end++;
     for (int i = 0; i < KD_COUNT(units) && end != text && value > 0.0; i++) {
         if (strcmp(end, units[i].unit) != 0) continue;
+        if (value * units[i].seconds > MAX_INTERVAL || value > MAX_INTERVAL) break;
         if (units[i].seconds > 0)
             *seconds = value * units[i].seconds;
         else
             *steps = (int64_t)value;
-        return KD_OK;
+        if (*steps > 0 || *seconds > 0.0) return KD_OK;
     }
     return kd_fail(KD_EINVAL, "%s: \"%s\"; expected \"500 steps\", \"30 min\", \"2 h\" or never",
                    key, text);
@@ -364,14 +367,27 @@ void kd_run_help(FILE *out)
 
 /* ---- printing --------------------------------------------------------------------------------- */
 
+/* A text stays one: a folder called 1.50 is not the number 1.5. */
+static kd_status value_of(json_t **value, const void *target, const kd_option *row)
+{
+    char text[128];
+    if (row->kind == KD_STRING) {
+        const char *string = *(const char *const *)((const char *)target + row->offset);
+        *value = json_string(string ? string : "");
+        return KD_OK;
+    }
+    KD_TRY(kd_option_print(text, sizeof text, target, row));
+    /* Numbers and booleans are JSON too, a choice is not. */
+    *value = json_loads(text, JSON_DECODE_ANY, NULL);
+    if (!*value) *value = json_string(text);
+    return KD_OK;
+}
+
 static kd_status put_rows(json_t *map, const void *target, const kd_option *rows)
 {
     for (const kd_option *row = rows; row->name; row++) {
-        char text[1024];
-        KD_TRY(kd_option_print(text, sizeof text, target, row));
-        /* The text is YAML: numbers, booleans and quoted strings are JSON too, bare words are not. */
-        json_t *value = json_loads(text, JSON_DECODE_ANY, NULL);
-        if (!value) value = json_string(text);
+        json_t *value = NULL;
+        KD_TRY(value_of(&value, target, row));
         if (json_object_set_new(map, row->name, value) != 0)
             return kd_fail(KD_ENOMEM, "configuration: no memory");
     }
@@ -453,25 +469,54 @@ failed:
     return status;
 }
 
-kd_status kd_run_json(const char **text, kd_run *run)
+/* The character at `c` where JSON may have it as it is and YAML refuses or folds it; else 0. */
+static unsigned unlike_yaml(int *bytes, const unsigned char *c)
+{
+    *bytes = c[0] < 0x80 ? 1 : c[0] < 0xe0 ? 2 : c[0] < 0xf0 ? 3 : 4;
+    unsigned point = *bytes == 1 ? c[0] : c[0] & (0xffu >> (*bytes + 1));
+    for (int i = 1; i < *bytes; i++) point = point << 6 | (c[i] & 0x3fu);
+    const bool unlike = (point >= 0x7f && point < 0xa0) || point == 0x2028 || point == 0x2029 ||
+                        point == 0xfeff || point == 0xfffe || point == 0xffff;
+    return unlike ? point : 0;
+}
+
+/* JSON that is YAML, and the same to both. */
+static kd_status write_effective(FILE *out, kd_run *run, size_t flags)
 {
     json_t *root;
+    int bytes;
     KD_TRY(effective(&root, run));
-    char *dump = json_dumps(root, JSON_COMPACT);
-    const kd_status status = dump ? kd_arena_string(text, run->arena, dump)
-                                  : kd_fail(KD_ENOMEM, "configuration: no memory");
-    free(dump);
+    char *dump = json_dumps(root, flags);
     json_decref(root);
+    if (!dump) return kd_fail(KD_ENOMEM, "configuration: no memory");
+    for (const unsigned char *c = (const unsigned char *)dump; *c; c += bytes) {
+        const unsigned point = unlike_yaml(&bytes, c);
+        if (point)
+            fprintf(out, "\\u%04x", point);
+        else
+            (void)fwrite(c, 1, (size_t)bytes, out);
+    }
+    free(dump);
+    return KD_OK;
+}
+
+kd_status kd_run_json(const char **text, kd_run *run)
+{
+    char *memory = NULL;
+    size_t bytes = 0;
+    FILE *out = open_memstream(&memory, &bytes);
+    if (!out) return kd_fail(KD_ENOMEM, "configuration: no memory");
+    kd_status status = write_effective(out, run, JSON_COMPACT);
+    if ((ferror(out) | fclose(out)) != 0 && status == KD_OK)
+        status = kd_fail(KD_ENOMEM, "configuration: no memory");
+    if (status == KD_OK) status = kd_arena_string(text, run->arena, memory);
+    free(memory);
     return status;
 }
 
-/* JSON is YAML. */
 kd_status kd_run_print(kd_run *run, FILE *out)
 {
-    json_t *root;
-    KD_TRY(effective(&root, run));
-    const int failed = json_dumpf(root, out, JSON_INDENT(2) | JSON_REAL_PRECISION(15));
-    json_decref(root);
+    KD_TRY(write_effective(out, run, JSON_INDENT(2) | JSON_REAL_PRECISION(15)));
     fputc('\n', out);
-    return failed ? kd_fail(KD_EIO, "the configuration could not be written") : KD_OK;
+    return ferror(out) ? kd_fail(KD_EIO, "the configuration could not be written") : KD_OK;
 }

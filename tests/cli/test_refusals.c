@@ -229,6 +229,10 @@ static const char *const flags[][2] = {
     { "--run.steps=2.5", "--run.steps: expected int|found '2.5'" },
     { "--run.steps='*a'", "--run.steps:1: aliases" },
     { "--run.steps='[1'", "--run.steps:2: did not find" },
+    { "--run.checkpoint.every='1e300 steps'", "run.checkpoint.every: \"1e300 steps\"; expected" },
+    { "--run.checkpoint.every='inf steps'", "run.checkpoint.every: \"inf steps\"; expected" },
+    { "--eval.every='0.4 steps'", "eval.every: \"0.4 steps\"; expected" },
+    { "--optim.warmup='1e300 steps'", "optim.warmup: \"1e300 steps\"; expected" },
     { "--run.stps=2", "--run.stps: unknown option; nearest: steps" },
 };
 

@@ -163,11 +163,16 @@ Test(run, distils_a_student_and_reports_it, .init = setup, .fini = teardown)
     result r = run("validate run.yaml");
     expect_code(r, 0, "validate");
     cr_expect(strstr(r.out, "run.yaml: valid"), "%s", r.out);
-    r = run("train run.yaml --print-config --loss.kl.temperature=4 --no-data.shuffle");
+    r = run(
+        "train run.yaml --print-config --loss.kl.temperature=4 --no-data.shuffle --run.out=1.50 "
+        "--data.valid='\"\\x85\\u2028\"'");
+    cr_expect(strstr(r.out, "\"\\u0085\\u2028\""), "YAML folds these: %s", r.out);
     expect_code(r, 0, "train --print-config");
     json_t *config = answer(&r, "--print-config");
     const json_t *kl = json_object_get(json_object_get(config, "loss"), "kl");
     cr_expect(number_at(kl, "temperature", NULL) == 4.0);
+    const char *out = json_string_value(json_object_get(json_object_get(config, "run"), "out"));
+    cr_expect(out && strcmp(out, "1.50") == 0, "run.out: a folder's name became %s", out);
     json_decref(config);
 
     static const char *const bad[][2] = {

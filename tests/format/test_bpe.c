@@ -374,6 +374,14 @@ static const hostile decoders[] = {
               "\"pattern\":"
               "{\"Regex\":\"(a+)+$\"},\"behavior\":\"Isolated\"},{\"type\":\"ByteLevel\"}]}"),
       KD_ENOTSUP, "(a+)+$" },
+    { FILE_OF(
+          VOCAB, MERGES, "[]",
+          ",\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"a\"},\"behavior\":{}}"),
+      KD_ENOTSUP, "behavior" },
+    { FILE_OF(VOCAB, MERGES, "[]",
+              ",\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":7},\"behavior\":"
+              "\"Isolated\"}"),
+      KD_ENOTSUP, "Regex" },
     { FILE_OF(VOCAB, MERGES, "[]", PRE ",\"normalizer\":{\"type\":\"NFKC\"}"), KD_ENOTSUP, "NFKC" },
     { FILE_OF(VOCAB, MERGES, "[{\"id\":3,\"content\":\"e\\u0301\",\"normalized\":true}]",
               PRE ",\"normalizer\":{\"type\":\"NFC\"}"),

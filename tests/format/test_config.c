@@ -527,6 +527,12 @@ Test(config, directories)
     (void)scratch_text("generation_config.json", "{\"eos_token_id\":[128001,128008]}");
     cr_assert(kd_config_read(&c, arena, scratch_dir) == KD_OK, "%s", kd_last_error());
     cr_expect(c.eos[0] == 128001 && c.eos[1] == 128008 && c.eos[2] == -1);
+    /* A model that is saved has no generation_config.json. */
+    (void)mkdir(scratch_path("saved"), 0777);
+    cr_assert(kd_config_write(&c, scratch_path("saved/config.json"), KD_BF16) == KD_OK);
+    json_decref(c.raw);
+    cr_assert(kd_config_read(&c, arena, scratch_path("saved")) == KD_OK, "%s", kd_last_error());
+    cr_expect(c.eos[0] == 128001 && c.eos[1] == 128008 && c.eos[2] == -1);
     json_decref(c.raw);
     (void)scratch_text("generation_config.json", "{\"temperature\":1}");
     cr_assert(kd_config_read(&c, arena, scratch_dir) == KD_OK, "%s", kd_last_error());
