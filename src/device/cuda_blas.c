@@ -429,7 +429,9 @@ static kd_status check_e4m3(const kd_exec *exec, const kd_tensor *b)
 /* Scales of rows and columns are for Hopper alone, from cuBLAS 12.9 on. */
 static bool takes_scales(const kd_exec *exec, const request *r)
 {
-    return kd_cuda_limits_of(exec)->capability == 90 && kd_lt.cublasLtGetVersion() >= 120900 &&
+    /* Nothing is loaded to plan for a card that is not here. */
+    const size_t version = kd_lt.cublasLtGetVersion ? kd_lt.cublasLtGetVersion() : CUBLAS_VERSION;
+    return kd_cuda_limits_of(exec)->capability == 90 && version >= 120900 &&
            alignment_of(r->a_scale) >= SCALE_ALIGNMENT &&
            alignment_of(r->b_scale) >= SCALE_ALIGNMENT;
 }
