@@ -37,14 +37,25 @@ typedef enum kd_row_need {
     KD_SUMS_ALWAYS,
 } kd_row_need;
 
+/* What of a row a term reads that most do not. */
+typedef enum kd_row_extra {
+    KD_EXTRA_NONE,
+    KD_EXTRA_TOP,    /* which class is the teacher's first largest */
+    KD_EXTRA_LOGITS, /* the logits themselves, beside both softmaxes */
+    KD_EXTRA_REST,   /* both softmaxes over the classes that are not the label, and the logits */
+} kd_row_extra;
+
 /* What the list says of a term. */
 typedef struct kd_row_type {
     const char *name;
     bool teacher; /* reads the teacher's logits */
     bool label;   /* reads the label */
     kd_row_need sums;
-    const char *option; /* name of its one option ("beta"); NULL: none */
+    kd_row_extra extra;
+    const char *option; /* name of its first option ("beta"); NULL: none */
     double option_default, option_min, option_max;
+    const char *option2; /* and of its second */
+    double option2_default, option2_min, option2_max;
     const char *help;
 } kd_row_type;
 
@@ -58,7 +69,8 @@ typedef struct kd_term_scalars {
     float scale; /* weight / global count: what the gradient is multiplied with */
     float temperature;
     float t_squared; /* T^2 where the term asks for it, else 1 */
-    float option;    /* beta, lambda, smoothing */
+    float option;    /* beta, lambda, smoothing, alpha of dkd */
+    float option2;   /* beta of dkd */
 } kd_term_scalars;
 
 typedef enum kd_verdict {
