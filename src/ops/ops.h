@@ -63,6 +63,14 @@ extern const kd_row_type kd_row_types[KD_ROW_COUNT];
 
 enum { KD_MAX_NORMED_HEAD = 256 }; /* elements of a head that qk_norm_rope takes */
 
+/* What a row's teacher is, of whom K log-probabilities are known: row_loss_topk.c. */
+typedef enum kd_topk {
+    KD_TOPK_TAIL,         /* K classes and one that stands for all others */
+    KD_TOPK_RENORMALISED, /* those K, made to sum to 1; probability 0 elsewhere */
+    KD_TOPK_SAMPLED,      /* K draws: an estimate without bias */
+    KD_TOPK_COUNT
+} kd_topk;
+
 /* ---- what changes from step to step; lives in device memory ----------------------------------- */
 
 typedef struct kd_term_scalars {
@@ -119,6 +127,7 @@ typedef struct kd_step_scalars {
 /* What only a host that shares memory with labels, weight and scalars can see in time: labels outside
  * [0, classes) in rows that count, temperatures.  The CPU's op asks it itself. */
 KD_MUST_CHECK kd_status kd_row_loss_check_values(const kd_row_loss_args *args);
+KD_MUST_CHECK kd_status kd_row_loss_topk_check_values(const kd_row_loss_topk_args *args);
 
 struct kd_ops {
 #define KD_OP(name, operands) kd_status (*name)(kd_exec *, const kd_##name##_args *);

@@ -52,6 +52,23 @@ static inline double sum_block(const float *restrict x)
     return ((double)lane[0] + (double)lane[2]) + ((double)lane[1] + (double)lane[3]);
 }
 
+/* ---- a row's label and weight, where they are given --------------------------------------------- */
+
+static inline int64_t label_of(const kd_tensor *labels, int64_t n)
+{
+    return kd_present(labels) ? ((const int32_t *)labels->data)[n * labels->stride[0]] : -1;
+}
+
+static inline float weight_of(const kd_tensor *weight, int64_t n)
+{
+    return kd_present(weight) ? ((const float *)weight->data)[n * weight->stride[0]] : 1.0f;
+}
+
+static inline bool ignored(const kd_tensor *labels, const kd_tensor *weight, int64_t n)
+{
+    return (kd_present(labels) && label_of(labels, n) == -1) || weight_of(weight, n) == 0.0f;
+}
+
 /* ---- rows of logits --------------------------------------------------------------------------- */
 
 /* Classes [first, first + BLOCK) of a row as floats, -inf from `classes` on; in place when they

@@ -307,23 +307,6 @@ static void run_row(const job *j, int64_t n, int64_t label, float weight, float 
 
 /* ---- the op ----------------------------------------------------------------------------------- */
 
-static int64_t label_of(const kd_row_loss_args *args, int64_t n)
-{
-    const kd_tensor *t = args->labels;
-    return kd_present(t) ? ((const int32_t *)t->data)[n * t->stride[0]] : -1;
-}
-
-static float weight_of(const kd_row_loss_args *args, int64_t n)
-{
-    const kd_tensor *t = args->weight;
-    return kd_present(t) ? ((const float *)t->data)[n * t->stride[0]] : 1.0f;
-}
-
-static bool ignored(const kd_row_loss_args *args, int64_t n)
-{
-    return (kd_present(args->labels) && label_of(args, n) == -1) || weight_of(args, n) == 0.0f;
-}
-
 static kd_status check_logits(const kd_tensor *t, const char *what, int64_t rows, int64_t classes)
 {
     KD_TRY(kd_tensor_expect(t, what, -1, KD_SHAPE(rows, -1)));
@@ -378,8 +361,8 @@ kd_status kd_row_loss_check_values(const kd_row_loss_args *args)
                            kd_row_types[args->terms->kind[k]].name, (double)term[k].temperature);
     if (!kd_present(args->labels)) return KD_OK;
     for (int64_t n = 0; n < args->student->shape[0]; n++) {
-        const int64_t label = label_of(args, n);
-        if (!ignored(args, n) && (label < 0 || label >= args->classes))
+        const int64_t label = label_of(args->labels, n);
+        if (!ignored(args->labels, args->weight, n) && (label < 0 || label >= args->classes))
             return kd_fail(KD_EINVAL,
                            "row %lld: label %lld, expected -1 or 0 to %lld of %lld classes",
                            (long long)n, (long long)label, (long long)args->classes - 1,
@@ -409,12 +392,12 @@ kd_status kd_row_loss_cpu(kd_exec *exec, const kd_row_loss_args *args)
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t n = 0; n < rows; n++) {
         float *own = (float *)scratch.data + omp_get_thread_num() * width;
-        if (ignored(args, n)) {
+        if (ignored(args->labels, args->weight, n)) {
             for (int k = 0; k < terms->count; k++) set_loss(&j, k, n, 0.0f);
             set_same_top(&j, n, false);
             zero_columns(kd_row_of(args->student, n), 0, args->student->shape[1]);
         } else {
-            run_row(&j, n, label_of(args, n), weight_of(args, n), own);
+            run_row(&j, n, label_of(args->labels, n), weight_of(args->weight, n), own);
         }
     }
     return KD_OK;

@@ -33,27 +33,38 @@ static json_t *make_losses(void)
                                       json_pack("{s:s, s:f, s:f, s:f}", "name", row->option,
                                                 "default", row->option_default, "min",
                                                 row->option_min, "max", row->option_max));
+        if (row->option2)
+            (void)json_object_set_new(one, "option2",
+                                      json_pack("{s:s, s:f, s:f, s:f}", "name", row->option2,
+                                                "default", row->option2_default, "min",
+                                                row->option2_min, "max", row->option2_max));
         (void)json_array_append_new(all, one);
     }
     return all;
 }
 
+static void print_option(FILE *out, const json_t *option)
+{
+    if (option)
+        fprintf(out, "; %s %g to %g, default %g",
+                json_string_value(json_object_get(option, "name")),
+                json_number_value(json_object_get(option, "min")),
+                json_number_value(json_object_get(option, "max")),
+                json_number_value(json_object_get(option, "default")));
+}
+
 static void print_loss(FILE *out, json_t *row)
 {
-    const json_t *option = json_object_get(row, "option");
     const bool teacher = json_is_true(json_object_get(row, "teacher"));
     const bool label = json_is_true(json_object_get(row, "label"));
-    fprintf(out, "  %-16s %-8s %s", text_of(row, "name"),
+    fprintf(out, "  %-18s %-8s %s", text_of(row, "name"),
             teacher && label ? "both"
             : teacher        ? "teacher"
             : label          ? "label"
                              : "-",
             text_of(row, "help"));
-    if (option)
-        fprintf(out, "; %s %g to %g, default %g", text_of(option, "name"),
-                json_number_value(json_object_get(option, "min")),
-                json_number_value(json_object_get(option, "max")),
-                json_number_value(json_object_get(option, "default")));
+    print_option(out, json_object_get(row, "option"));
+    print_option(out, json_object_get(row, "option2"));
     fputc('\n', out);
 }
 
