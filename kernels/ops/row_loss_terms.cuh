@@ -152,16 +152,17 @@ template <bool ALL>
 __device__ __forceinline__ void add_sums(float &a, float &b, int kind, const Classes &c,
                                          const kd_row_stats &stats)
 {
-    float a_of[KD_UNIT], b_of[KD_UNIT];
+    float a_of[KD_UNIT] = {}, b_of[KD_UNIT] = {};
     switch (kind) {
 #define KD_ROW(term, teacher, label, sums, extra, ...)                                             \
     case KD_ROW_##term:                                                                            \
-        if (!ALL && extra != KD_EXTRA_NONE) return;                                                \
-        _Pragma("unroll") for (int i = 0; i < KD_UNIT; i++)                                        \
-        {                                                                                          \
-            const kd_row_sums share = kd_row_##term##_sums(class_at(c, i), stats);                 \
-            a_of[i] = share.a;                                                                     \
-            b_of[i] = share.b;                                                                     \
+        if constexpr (ALL || extra == KD_EXTRA_NONE) {                                             \
+            _Pragma("unroll") for (int i = 0; i < KD_UNIT; i++)                                    \
+            {                                                                                      \
+                const kd_row_sums share = kd_row_##term##_sums(class_at(c, i), stats);             \
+                a_of[i] = share.a;                                                                 \
+                b_of[i] = share.b;                                                                 \
+            }                                                                                      \
         }                                                                                          \
         break;
 #include "ops/row_list.h"
@@ -179,11 +180,12 @@ __device__ __forceinline__ void add_gradient(float (&gradient)[KD_UNIT], int kin
     switch (kind) {
 #define KD_ROW(term, teacher, label, sums, extra, ...)                                             \
     case KD_ROW_##term:                                                                            \
-        if (!ALL && extra != KD_EXTRA_NONE) return;                                                \
-        _Pragma("unroll") for (int i = 0; i < KD_UNIT; i++)                                        \
-        {                                                                                          \
-            const float g = kd_row_##term##_gradient(class_at(c, i), stats);                       \
-            gradient[i] += c.live[i] == 0.0f ? 0.0f : scale * g;                                   \
+        if constexpr (ALL || extra == KD_EXTRA_NONE) {                                             \
+            _Pragma("unroll") for (int i = 0; i < KD_UNIT; i++)                                    \
+            {                                                                                      \
+                const float g = kd_row_##term##_gradient(class_at(c, i), stats);                   \
+                gradient[i] += c.live[i] == 0.0f ? 0.0f : scale * g;                               \
+            }                                                                                      \
         }                                                                                          \
         break;
 #include "ops/row_list.h"
