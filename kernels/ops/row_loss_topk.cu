@@ -185,7 +185,8 @@ __device__ __forceinline__ void join_student(kd_softmax &softmax, Level &level, 
     for (int i = (int)threadIdx.x; i < p.k; i += KD_WARP)
         if (known.id[i] >= 0) sum += (double)kd_exp2((known.z[i] - max) * softmax.scale);
     sum = kd_warp_sum(sum);
-    if (!none) sum += tail_sum * (double)kd_exp2((tail_max - max) * softmax.scale);
+    /* Where no class of the tail lives its sum is 0, or NaN. */
+    sum += tail_sum * (none ? 1.0 : (double)kd_exp2((tail_max - max) * softmax.scale));
     softmax.student = kd_side_of(max, sum, KD_ROW_LOG_FLOOR);
     level.tail_lives = !none;
     level.tail = none ? kd_side{ 0.0f, 0.0f, 0.0f, KD_ROW_LOG_FLOOR }
@@ -442,7 +443,7 @@ template <class T> __global__ void __launch_bounds__(THREADS) row_loss_topk_kern
         const float of_thread[1] = { seen[0].max };
         kd_reduce_max(state.most, state.partials, of_thread);
         find_top<false>(state.top[0], row.student, row.units, seen[0], state.most[0]);
-        rescale(own, 0, state.facts, seen[0].max, state.most[0]);
+        if (state.most[0] > -INFINITY) rescale(own, 0, state.facts, seen[0].max, state.most[0]);
         kd_reduce_sums<2>(state.sum[0], state.partials, own, 2 * p.row.count);
         if (threadIdx.x < KD_WARP) finish_row(state, shared, known, p, row.n, row.label);
         __syncthreads();
