@@ -46,7 +46,7 @@ static inline hit hit_piece(int signal, int64_t piece)
 
 /*
  * A run that is hit, and what follows.  Unless it had ended before, it ends in KD_ESTOPPED with every
- * whole step saved and no micro-batch begun (but the teacher's check after a hit before that).  Hit by
+ * whole step saved and no micro-batch begun (after a call: but the teacher's check).  Hit by
  * SIGKILL, or twice, it ends with whatever there is.  The same run goes on from there to the weights,
  * moments and records of one without a signal.  With `before` the folder is what a run leaves that was
  * hit there.  False when it ended before the hit.

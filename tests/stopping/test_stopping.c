@@ -43,6 +43,10 @@ Test(stopping, at_some_system_calls_loses_nothing)
     int64_t call = 0, n = 0;
     while (stopped_once(&s, NULL, hit_call(signals[n++ % 3], call))) call += 29;
     cr_assert(n > 15 && s.reads > 3, "only %lld calls, %d reads", (long long)call, s.reads);
+    /* A run that goes on is opened otherwise. */
+    const hit before = hit_piece(SIGTERM, 17);
+    for (call = 3, s.reads = 0; stopped_once(&s, &before, hit_call(SIGTERM, call));) call += 37;
+    cr_assert(s.reads > 3, "only %d reads", s.reads);
     hit twice = hit_call(SIGINT, 20);
     for (twice.twice = true; stopped_once(&s, NULL, twice);) twice.call += 61;
     stopped_close(&s);
