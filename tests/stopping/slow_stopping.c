@@ -32,13 +32,13 @@ Test(stopping_slow, twice_at_any_system_call_leaves_what_goes_on)
 {
     hit h = hit_call(SIGINT, 0);
     h.twice = true;
-    hit_calls(NULL, h, 11);
+    hit_calls(NULL, h, 17);
 }
 
 Test(stopping_slow, at_system_calls_of_a_run_that_goes_on_loses_nothing)
 {
     const hit evaluation = hit_piece(SIGTERM, 17);
-    hit_calls(&evaluation, hit_call(SIGTERM, 1), 5);
+    hit_calls(&evaluation, hit_call(SIGTERM, 1), 9);
 }
 
 Test(stopping_slow, at_every_piece_of_work_loses_nothing)

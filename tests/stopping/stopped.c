@@ -55,8 +55,9 @@ static int train_apart(const stopped *s, const char *out)
 
 typedef struct trace {
     const hit *hit;
-    int64_t calls; /* so far */
-    bool armed;    /* the run heeds signals */
+    int64_t calls;  /* so far */
+    uint64_t asked; /* the last signal that a handler was for */
+    bool armed;     /* the run heeds signals */
     bool done;
 } trace;
 
@@ -86,10 +87,16 @@ static bool counts(uint64_t call)
     return true;
 }
 
-/* INT is the last that kd_stop_install asks for. */
+/* kd_stop_install asks for INT after USR1; nobody else does, though a runtime library may ask. */
+static void arm(trace *t, uint64_t signal_number)
+{
+    t->armed |= signal_number == SIGINT && t->asked == SIGUSR1;
+    t->asked = signal_number;
+}
+
 static void enter(trace *t, const struct __ptrace_syscall_info *info, pid_t child)
 {
-    if (info->entry.nr == SYS_rt_sigaction && info->entry.args[0] == SIGINT) t->armed = true;
+    if (info->entry.nr == SYS_rt_sigaction) arm(t, info->entry.args[0]);
     if (!t->armed || !counts(info->entry.nr)) return;
     const int64_t call = t->calls++ - t->hit->call;
     if (call != 0 && !(t->hit->twice && call == 1)) return;
