@@ -164,13 +164,17 @@ __device__ __forceinline__ void teach(Level &level, const Known &known, const To
         level.shift = logf(largest == -INFINITY ? NAN : (float)sum);
         level.lack = 0.0f * level.shift;
     } else {
-        const double sum = sum_known(known.l, known, p.k, 0.0f, 1.0f);
+        double sum = 0.0; /* in double: a tail of 1e-9 is its difference from 1 */
+        for (int i = (int)threadIdx.x; i < p.k; i += KD_WARP)
+            if (known.id[i] >= 0) sum += exp((double)known.l[i]);
+        sum = kd_warp_sum(sum);
         double tail = sum > 1.0 ? 0.0 : 1.0 - sum;
         if (p.tail) tail = (double)p.tail[n * p.tail_stride];
         if (entries == p.row.classes) tail *= 0.0;
-        level.shift = (float)log(sum + tail);
-        level.tail_p = (float)(tail / (sum + tail));
-        if (level.tail_p != 0.0f) level.tail_log_p = (float)log(tail / (sum + tail));
+        const float mass = (float)(sum + tail);
+        level.shift = logf(mass);
+        level.tail_p = (float)tail / mass;
+        if (level.tail_p != 0.0f) level.tail_log_p = logf(level.tail_p);
     }
 }
 
