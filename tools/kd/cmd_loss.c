@@ -67,8 +67,11 @@ static void print_losses(FILE *out)
         fprintf(out, "  %-18s %s\n", info.name, info.help);
         if (!info.option) continue;
         option_rows(rows, fallback, &info);
-        fprintf(out, "%17s", "");
-        kd_options_help(out, "", rows);
+        for (int k = 0; rows[k].name; k++) {
+            const kd_option one[] = { rows[k], { 0 } };
+            fprintf(out, "%17s", "");
+            kd_options_help(out, "", one);
+        }
     }
     fprintf(out, "\nor of these, over features and relations (kd list losses --long says which "
                  "tensors each reads):\n\n");
