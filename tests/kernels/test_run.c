@@ -231,6 +231,7 @@ static void check_resumed(const run *whole, const variant *v, const char *path, 
     run r;
     open_run(&r, v, "cuda", path);
     test_ok(kd_checkpoint_load(&r.checkpoint.progress, dir, &r.checkpoint));
+    test_ok(kd_step_load_guard(&r.lesson.step, &r.checkpoint.progress.guard));
     test_ok(kd_loader_seek(r.loader, &r.checkpoint.progress.cursor));
     finish(&r);
     same_bits(&r, whole, v->name, "resumed");
@@ -249,6 +250,7 @@ Test(run, has_the_same_bits_again_resumed_and_without_graphs)
         unsetenv("KD_GRAPHS");
         open_run(&whole, v, "cuda", path);
         while (whole.checkpoint.progress.step < STEPS / 2) take_step(&whole);
+        test_ok(kd_step_save_guard(&whole.checkpoint.progress.guard, &whole.lesson.step));
         test_ok(kd_checkpoint_save(&dir, arena, out, &whole.checkpoint));
         finish(&whole);
         if (i == 0) check_again(&whole, v, path, "again");

@@ -31,6 +31,7 @@ static state make(test_bench *b, kd_dtype dtype)
                 .sum_squares = test_tensor(b, KD_F32, KD_SHAPE(1), 0),
                 .losses = test_filled(b, KD_F32, KD_SHAPE(3), 0, 0, 1) };
     repeat(&s.param, golden_start[0]);
+    *(kd_step_scalars *)s.scalars.data = (kd_step_scalars){ .term = { { .scale = 0.5f } } };
     return s;
 }
 

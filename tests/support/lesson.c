@@ -170,7 +170,10 @@ static kd_status open_step(test_lesson *l, const test_lesson_options *o)
                                                  .beta1 = 0.9,
                                                  .beta2 = 0.95,
                                                  .eps = 1e-8,
-                                                 .clip = 1 },
+                                                 .clip = 1,
+                                                 .on_nonfinite = o->skip,
+                                                 .skip_zscore = o->zscore,
+                                                 .max_skips = o->max_skips },
                                       .steps = o->steps ? o->steps : 100 };
     KD_TRY(kd_step_plan(&l->step, &options));
     KD_TRY(cut_buckets(l, o->bucket));

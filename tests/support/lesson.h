@@ -32,14 +32,17 @@ typedef struct test_lesson_options {
     kd_dtype dtype;
     kd_term terms[TEST_LESSON_TERMS]; /* count 0: test_distil(0, 1, ...) of the models 1 and 0 */
     int term_count;
-    int64_t classes;    /* 0: 61 */
-    int64_t rows;       /* of a micro-batch */
-    bool f32_logits;    /* in training too */
-    bool certainty;     /* kd_step_options.certainty */
-    int64_t chunk;      /* 0: the engine's choice */
-    int64_t bucket;     /* least elements of a bucket; 0: the engine's choice */
-    int64_t steps;      /* of the schedule; 0: 100 */
-    double lr;          /* 0: 1e-3 */
+    int64_t classes; /* 0: 61 */
+    int64_t rows;    /* of a micro-batch */
+    bool f32_logits; /* in training too */
+    bool certainty;  /* kd_step_options.certainty */
+    int64_t chunk;   /* 0: the engine's choice */
+    int64_t bucket;  /* least elements of a bucket; 0: the engine's choice */
+    int64_t steps;   /* of the schedule; 0: 100 */
+    double lr;       /* 0: 1e-3 */
+    bool skip;       /* optim.on_nonfinite */
+    double zscore;   /* optim.skip_zscore */
+    int64_t max_skips;
     kd_comm *comm;      /* NULL: one rank */
     const char *device; /* NULL: "cpu" */
     kd_device *on;      /* an open device in its place, which stays the caller's; or NULL */

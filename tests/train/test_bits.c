@@ -151,6 +151,7 @@ static void resume(const run *whole, unsigned char *const *bits, const variant *
     snprintf(what, sizeof what, "%s, resumed after step %lld", v->name, (long long)k);
     open_run(&r, v, path);
     test_ok(kd_checkpoint_load(&r.checkpoint.progress, dir, &r.checkpoint));
+    test_ok(kd_step_load_guard(&r.lesson.step, &r.checkpoint.progress.guard));
     test_ok(kd_loader_seek(r.loader, &r.checkpoint.progress.cursor));
     cr_assert(r.checkpoint.progress.step == k, "%s: step %lld", what,
               (long long)r.checkpoint.progress.step);
@@ -179,6 +180,7 @@ Test(bits, a_run_resumed_after_any_step_is_the_run)
         for (int64_t k = 0; k <= STEPS; k++) {
             if (k > 0) take_step(&whole);
             bits[k] = test_lesson_bits(&whole.lesson, &bytes);
+            test_ok(kd_step_save_guard(&whole.checkpoint.progress.guard, &whole.lesson.step));
             test_ok(kd_checkpoint_save(&dirs[k], arena, out, &whole.checkpoint));
             cr_assert(k == 0 || memcmp(bits[k], bits[k - 1], bytes) != 0,
                       "%s: step %lld moved nothing", v->name, (long long)k);
