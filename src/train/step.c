@@ -252,15 +252,15 @@ static void explain(kd_step_result *result, const kd_step *step, int m, const kd
     }
 }
 
-static kd_status stop(const kd_step *step, const kd_step_result *result)
+kd_status kd_step_stop(const kd_step *step, int64_t index, const char *why, const char *where)
 {
+    const kd_step_result *result = &step->results[index & 1];
     char row[96] = "";
     if (result->in_row > step->optim.max_skips)
         snprintf(row, sizeof row, ", as in %lld steps in a row (optim.max_skips: %lld)",
                  (long long)result->in_row, (long long)step->optim.max_skips);
-    return kd_fail(KD_ENONFINITE, "step %lld: %s (rank %d)%s; nothing was updated",
-                   (long long)result->step, *result->why ? result->why : "the run had stopped",
-                   step->comm->rank, row);
+    return kd_fail(KD_ENONFINITE, "step %lld: %s (%s)%s; nothing was updated", (long long)index,
+                   why, where, row);
 }
 
 kd_status kd_step_result_of(const kd_step_result **out, kd_step *step, int64_t index)
@@ -279,9 +279,11 @@ kd_status kd_step_result_of(const kd_step_result **out, kd_step *step, int64_t i
         result->in_row = (int64_t)pending->scalars.in_row;
         stopped |= pending->scalars.stopped != 0.0f;
     }
-    if (stopped) return stop(step, result);
     *out = result;
-    return KD_OK;
+    if (!stopped) return KD_OK;
+    char where[32];
+    snprintf(where, sizeof where, "rank %d", step->comm->rank);
+    return kd_step_stop(step, index, *result->why ? result->why : "held back", where);
 }
 
 /* ---- the guard -------------------------------------------------------------------------------- */

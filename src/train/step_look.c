@@ -242,20 +242,20 @@ static kd_status share(finding *found, int *rank, kd_comm *comm)
 static void say_where(char *text, size_t size, const finding *f, int rank)
 {
     int n = snprintf(text, size, "rank %d", rank);
-    if (f->place != TOO_LARGE)
+    if (f->place && f->place != TOO_LARGE)
         n += snprintf(text + n, size - (size_t)n, ", micro-batch %lld", (long long)f->micro);
-    if (f->place <= D_STUDENT)
+    if (f->place && f->place <= D_STUDENT)
         snprintf(text + n, size - (size_t)n, ", row %lld: token %lld of a piece of document %lld",
                  (long long)f->row, (long long)f->position, (long long)f->document);
 }
 
-static kd_status say(const kd_step *step, const finding *f, int rank, int64_t index,
-                     const char *before)
+static kd_status say(const kd_step *step, const finding *f, int rank, int64_t index)
 {
     const kd_model *model = step->members[f->member].model;
     const char *label = model->label, *term = step->objective.terms[f->term].name;
     const char *param = model->slab.params.items[f->param].name;
-    char where[160], what[256];
+    const char *why = step->results[index & 1].why;
+    char where[160], what[320];
     const size_t size = sizeof what;
     say_where(where, sizeof where, f, rank);
     switch (f->place) {
@@ -268,17 +268,16 @@ static kd_status say(const kd_step *step, const finding *f, int rank, int64_t in
                  f->largest);
         break;
     default:
-        return kd_fail(KD_ENONFINITE, "%s; taken again it is finite: the machine may be at fault",
-                       before);
+        snprintf(what, size, "%s; taken again it is finite: the machine may be at fault", why);
+        break;
     }
-    return kd_fail(KD_ENONFINITE, "step %lld: %s (%s); nothing was updated", (long long)index, what,
-                   where);
+    return kd_step_stop(step, index, what, where);
 }
 
 kd_status kd_step_look(kd_step *step, const kd_step_batch *batch, int64_t index)
 {
     const kd_step_result *result = &step->results[index & 1];
-    char before[512], failure[256] = "";
+    char before[512];
     bool bad = false;
     int rank;
     snprintf(before, sizeof before, "%s", kd_last_error());
@@ -287,14 +286,16 @@ kd_status kd_step_look(kd_step *step, const kd_step_batch *batch, int64_t index)
                result->student[m].verdict == KD_VERDICT_GRADIENT;
     if (!bad) return kd_fail(KD_ENONFINITE, "%s", before); /* a spike too many */
     look l = { .step = step, .index = index, .valid = (double)result->valid };
-    if (search(&l, batch) != KD_OK) {
-        l.found.place = NOTHING;
-        snprintf(failure, sizeof failure, "%s", kd_last_error());
-    }
+    kd_status status = search(&l, batch);
     free(l.host);
+    if (status != KD_OK) {
+        snprintf(before + strlen(before), sizeof before - strlen(before), " (%.200s)",
+                 kd_last_error());
+        l.found.place = NOTHING;
+    }
     /* The others wait for what this rank found. */
-    if (share(&l.found, &rank, step->comm) != KD_OK && !*failure)
-        snprintf(failure, sizeof failure, "%s", kd_last_error());
-    if (*failure && !l.found.place) return kd_fail(KD_ENONFINITE, "%s (%s)", before, failure);
-    return say(step, &l.found, rank, index, before);
+    const kd_status shared = share(&l.found, &rank, step->comm);
+    if (status == KD_OK) status = shared;
+    if (status != KD_OK && !l.found.place) return kd_fail(KD_ENONFINITE, "%s", before);
+    return say(step, &l.found, rank, index);
 }

@@ -160,6 +160,9 @@ KD_MUST_CHECK kd_status kd_step_result_of(const kd_step_result **result, kd_step
  * message that says where the first number is that is not finite. */
 kd_status kd_step_look(kd_step *step, const kd_step_batch *batch, int64_t index);
 
+/* "step 733: <why> (<where>); nothing was updated", and how often in a row: KD_ENONFINITE. */
+kd_status kd_step_stop(const kd_step *step, int64_t index, const char *why, const char *where);
+
 /* What decides about updates, between steps: for a checkpoint, and from one. */
 KD_MUST_CHECK kd_status kd_step_save_guard(kd_guard *guard, kd_step *step);
 KD_MUST_CHECK kd_status kd_step_load_guard(kd_step *step, const kd_guard *guard);

@@ -68,6 +68,16 @@ void test_lesson_close(test_lesson *lesson);
 KD_MUST_CHECK kd_status test_lesson_step(test_lesson *lesson, kd_step_result *result,
                                          const kd_step_batch *batch, int64_t index);
 
+/* Elements begin, begin + stride, ... of a parameter ("blocks.1.mlp_up") of a model, `count` of them,
+ * become `value`: in the weights and, of a trained model, in their masters. */
+typedef struct test_planted {
+    int model;
+    const char *param;
+    int64_t begin, stride, count;
+    float value;
+} test_planted;
+KD_MUST_CHECK kd_status test_lesson_plant(const test_lesson *lesson, const test_planted *planted);
+
 /* The gradient slab of a model, freed by free(). */
 float *test_lesson_gradient(const test_lesson *lesson, int model);
 

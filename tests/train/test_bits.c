@@ -1,7 +1,7 @@
 /*
  * Same bits: a run taken twice, and a run that is stopped after any of its steps and goes on from its
  * checkpoint, have the same weights, optimizer state and losses to the last bit, whether driven step
- * by step or by kd_run_train; and a step that is not finite moves nothing.
+ * by step or by kd_run_train.
  */
 #include "support/golden.h"
 #include "support/lesson.h"
@@ -371,80 +371,5 @@ Test(bits, a_run_that_died_goes_on_with_the_same_records)
         free(got);
     }
     free(want);
-    close_runs(&c);
-}
-
-/* ---- a step that is not finite ---------------------------------------------------------------- */
-
-typedef struct poison {
-    const char *name;
-    int model;
-    float value;
-    const char *component; /* named in the message */
-} poison;
-
-Test(bits, a_step_that_is_not_finite_moves_nothing)
-{
-    static const poison poisons[] = {
-        { "NaN in the teacher", 0, NAN, "kl" },
-        { "infinity in the teacher", 0, INFINITY, "kl" },
-        { "NaN in the student", 1, NAN, "ce" },
-    };
-    const char *path = write_tokens("finite", CLASSES);
-    for (int i = 0; i < 2 * KD_COUNT(poisons); i++) {
-        const poison *p = &poisons[i / 2];
-        const variant v = { p->name, i % 2 ? KD_BF16 : KD_F32, false, KD_RECOMPUTE_NONE };
-        const kd_step_batch *batch;
-        size_t bytes;
-        run r;
-        open_run(&r, &v, path);
-        take_step(&r);
-        const kd_model *model = r.lesson.models[p->model];
-        const kd_tensor weight = kd_slab_weight(&model->slab, model->final_norm.weight);
-        test_set(&weight, 3, (double)p->value);
-        unsigned char *before = test_lesson_bits(&r.lesson, &bytes);
-        test_ok(kd_loader_next(&batch, r.loader, NULL));
-        const kd_status status = test_lesson_step(&r.lesson, NULL, batch, 1);
-        const char *message = kd_last_error();
-        cr_assert(status == KD_ENONFINITE && strstr(message, "step 1") &&
-                      strstr(message, "rank 0") && strstr(message, "second") &&
-                      strstr(message, p->component),
-                  "%s: %s, \"%s\"", p->name, kd_status_text(status), message);
-        same_bits(&r, before, p->name, 1);
-        free(before);
-        close_run(&r);
-    }
-    test_text_remove();
-}
-
-/* The same through kd_run_train: no checkpoint of it is ever written. */
-Test(bits, a_run_that_is_not_finite_stops)
-{
-    char broken[512];
-    run_case c;
-    kd_device *device;
-    kd_model *teacher;
-    const kd_model_options options = { .label = "teacher", .dtype = KD_F32 };
-    open_runs(&c, "f32");
-    snprintf(broken, sizeof broken, "%s", test_path(c.folder, "broken"));
-    test_ok(kd_device_open(&device, "cpu"));
-    test_ok(kd_model_open(&teacher, device, KD_GOLDEN "/step/teacher", &options));
-    /* Finite, or it would not be read; what it multiplies is not. */
-    const kd_tensor weight = kd_slab_weight(&teacher->slab, teacher->final_norm.weight);
-    test_fill_constant(&weight, 3e38);
-    test_ok(kd_model_save(teacher, broken, KD_F32));
-    kd_model_close(teacher);
-    kd_device_close(device);
-
-    kd_run *made = make_run(&c, "out");
-    test_ok(kd_run_set(made, "teacher.model", broken));
-    test_ok(kd_run_set(made, "run.checkpoint.every", "never"));
-    const kd_status status = kd_run_train(made);
-    cr_assert(status == KD_ENONFINITE && strstr(kd_last_error(), "step 0"), "%s: %s",
-              kd_status_text(status), kd_last_error());
-    cr_assert(test_count(test_path(c.folder, "out"), "checkpoint-") == 0 &&
-                  !test_exists(test_path(c.folder, "out"), "model.safetensors"),
-              "something was written");
-    kd_run_destroy(made);
     close_runs(&c);
 }
