@@ -373,3 +373,70 @@ Test(bits, a_run_that_died_goes_on_with_the_same_records)
     free(want);
     close_runs(&c);
 }
+
+/* ---- through spikes --------------------------------------------------------------------------- */
+
+enum { LONG = 170 };
+
+/* A low bar, over which many steps jump once the windows are full. */
+static kd_status train_long(const run_case *c, const char *out)
+{
+    static const char *const settings[][2] = { { "data.valid", "" },
+                                               { "eval.every", "never" },
+                                               { "loss.kl", "{weight: 0.6, temperature: 2}" },
+                                               { "optim.skip_zscore", "1.5" },
+                                               { "optim.schedule", "constant" },
+                                               { "run.steps", "170" },
+                                               { "run.log_every", "1" },
+                                               { "run.tensorboard", "false" },
+                                               { "run.checkpoint.every", "10 steps" } };
+    kd_run *made = make_run(c, out);
+    for (int i = 0; i < KD_COUNT(settings); i++)
+        test_ok(kd_run_set(made, settings[i][0], settings[i][1]));
+    const kd_status status = kd_run_train(made);
+    kd_run_destroy(made);
+    return status;
+}
+
+/* The last number called `key` in metrics.jsonl. */
+static double last_of(const char *metrics, const char *key)
+{
+    double value = NAN;
+    for (const char *at = metrics; (at = strstr(at, key));) value = strtod(at += strlen(key), NULL);
+    return value;
+}
+
+/* Died before the windows were full, and between spikes: the same ones are left out again. */
+Test(bits, a_run_resumed_between_spikes_is_the_run)
+{
+    static const int64_t died[] = { 100, 140 };
+    char whole[512], out[512];
+    run_case c;
+    open_runs(&c, "f32");
+    const char *log = test_log();
+    snprintf(whole, sizeof whole, "%s", test_path(c.folder, "whole"));
+    snprintf(out, sizeof out, "%s", test_path(c.folder, "died"));
+    test_ok(train_long(&c, "whole"));
+    cr_assert(strstr(log, "  |grad|       z  "), "%s", log);
+    char *want = read_metrics(whole, false);
+    const double skipped = last_of(want, "\"skipped\":"), z = last_of(want, "\"norm_z\":");
+    cr_assert(skipped >= 3 && skipped < LONG - KD_GUARD_WINDOW && fabs(z) < 12,
+              "%g steps were left out, z %g", skipped, z);
+    test_ok(train_long(&c, "died"));
+    for (int i = 0; i < KD_COUNT(died); i++) {
+        for (int64_t step = died[i] + 10; step <= LONG; step += 10) {
+            char name[64];
+            snprintf(name, sizeof name, "checkpoint-%06lld", (long long)step);
+            test_ok(kd_dir_remove(test_path(out, name)));
+        }
+        cr_assert(remove(test_path(out, "config.json")) == 0);
+        test_ok(train_long(&c, "died"));
+        char *got = read_metrics(out, false);
+        same_text(got, want, "metrics");
+        same_checkpoint(whole, out, LONG);
+        same_file(whole, out, "model.safetensors");
+        free(got);
+    }
+    free(want);
+    close_runs(&c);
+}
