@@ -31,13 +31,15 @@ enum {
 
 /* ---- data ------------------------------------------------------------------------------------- */
 
-/* Read in this order; token ODD at `odd` alone (-1: nowhere). */
-static const char *write_tokens(const char *name, int64_t odd)
+/* Read in this order; token ODD at `odd` alone (-1: nowhere).  Step `silent` has no row that counts. */
+static const char *write_some_tokens(const char *name, int64_t odd, int64_t silent)
 {
     static int64_t tokens[TOKENS], borders[TOKENS / LENGTH + 2];
+    static uint8_t mask[TOKENS];
     int64_t documents = 0;
     for (int64_t i = 0; i < TOKENS; i++) {
         tokens[i] = i == odd ? ODD : (int64_t)(kd_random_uniform(4, 1, (uint64_t)i) * ODD);
+        mask[i] = (i - 1) / STEP_TOKENS != silent; /* of a label, which is the next token */
         if (i % LENGTH == 0) borders[documents++] = i;
     }
     borders[documents++] = TOKENS;
@@ -45,7 +47,14 @@ static const char *write_tokens(const char *name, int64_t odd)
                                                .tokens = tokens,
                                                .count = TOKENS,
                                                .documents = borders,
-                                               .borders = documents });
+                                               .borders = documents,
+                                               .mask = mask,
+                                               .mask_count = TOKENS });
+}
+
+static const char *write_tokens(const char *name, int64_t odd)
+{
+    return write_some_tokens(name, odd, -1);
 }
 
 /* ---- what is wrong ---------------------------------------------------------------------------- */
@@ -394,6 +403,30 @@ Test(nonfinite, is_left_out_some_times_only)
     free(before);
     free(after);
     close_run(&r);
+    test_text_remove();
+}
+
+/* No row that counts is no 0 / 0: the loss is 0, the gradient too, and the run goes on. */
+Test(nonfinite, is_not_what_an_empty_step_is)
+{
+    const char *path = write_some_tokens("silent", -1, 2);
+    for (int half = 0; half < 2; half++) {
+        const way w = { .dtype = half ? KD_BF16 : KD_F32, .mutual = true };
+        const kd_step_result *result;
+        run r;
+        test_ok(open_run(&r, &w, path));
+        test_ok(finish(&r, 3));
+        test_ok(kd_step_result_of(&result, &r.lesson.step, 2));
+        for (int m = 0; m < 2; m++) {
+            const kd_student_result *s = &result->student[m];
+            cr_assert(result->valid == 0 && s->verdict == KD_VERDICT_GOOD && s->loss == 0 &&
+                          s->gradient_norm == 0 && s->term[0] == 0 && s->term[1] == 0,
+                      "%d rows count, verdict %d, loss %g, norm %g", (int)result->valid, s->verdict,
+                      s->loss, s->gradient_norm);
+        }
+        test_ok(finish(&r, STEPS));
+        close_run(&r);
+    }
     test_text_remove();
 }
 
