@@ -58,7 +58,7 @@ struct GuardParams {
 /* x becomes the value of step `seen` of the window; all threads of the block call. */
 __device__ float z_of(float *window, int64_t seen, float x, double *buffer)
 {
-    const int newest = (int)(seen % KD_GUARD_WINDOW);
+    const unsigned newest = (unsigned)(seen % KD_GUARD_WINDOW);
     const double n = KD_GUARD_WINDOW;
     if (threadIdx.x == newest) window[newest] = x;
     if (seen < KD_GUARD_WINDOW) return NAN;
