@@ -451,7 +451,6 @@ static kd_status save(trainer *t)
         kd_checkpoint_rotate(t->out, (int)t->session.run->checkpoint.keep, t->progress.best_step));
     kd_log(KD_LOG_INFO, "%6lld  %s written in %.1f s", (long long)t->progress.step, path,
            kd_clock() - start);
-    t->saved = t->progress.step;
     return KD_OK;
 }
 
@@ -535,6 +534,7 @@ static kd_status train(trainer *t)
         if (next.measure || next.store) KD_TRY(report(t, done));
         if (next.measure && !next.stop) KD_TRY(evaluate(t));
         if (next.store) KD_TRY(by_first(t, save));
+        if (next.store) t->saved = done;
         if (next.stop && !next.last)
             return kd_fail(KD_ESTOPPED, "stopped at step %lld of %lld; the same command goes on",
                            (long long)done, (long long)steps);
