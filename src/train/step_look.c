@@ -141,26 +141,34 @@ static kd_status look_at_terms(look *l)
 
 /* ---- gradients -------------------------------------------------------------------------------- */
 
+/* What l->host says of the gradient of parameter `param`. */
+static void judge(look *l, int64_t n, int m, int param)
+{
+    double largest = l->found.largest;
+    const bool finite = all_finite(l->host, n);
+    for (int64_t k = 0; k < n; k++) largest = fmax(largest, fabs((double)l->host[k]));
+    if (finite && !(largest > l->found.largest)) return;
+    l->found.place = finite ? NOTHING : GRADIENT;
+    l->found.member = m;
+    l->found.param = param;
+    l->found.largest = largest;
+}
+
 /* From the last parameter on, as the backward pass comes to them: what is bad there spreads to those
  * before. */
 static kd_status look_at_slab(look *l, int m)
 {
+    enum { PIECE = 4 << 20 };
     const kd_slab *slab = &l->step->members[m].model->slab;
     for (int i = slab->params.count - 1; i >= 0; i--) {
-        const kd_tensor gradient = kd_slab_gradient(slab, i);
-        const int64_t n = kd_tensor_elements(&gradient);
-        KD_TRY(fetch(l, &gradient));
-        if (!all_finite(l->host, n)) {
-            l->found.place = GRADIENT;
-            l->found.member = m;
-            l->found.param = i;
-            return KD_OK;
-        }
-        for (int64_t k = 0; k < n; k++) {
-            if (!(fabs((double)l->host[k]) > l->found.largest)) continue;
-            l->found.largest = fabs((double)l->host[k]);
-            l->found.member = m;
-            l->found.param = i;
+        const kd_tensor weight = kd_slab_weight(slab, i);
+        const int64_t n = kd_tensor_elements(&weight);
+        for (int64_t at = 0; at < n && !l->found.place; at += PIECE) {
+            const int64_t some = kd_min_i64(PIECE, n - at);
+            const kd_tensor piece =
+                kd_tensor_slice(&slab->gradients, 0, slab->params.items[i].offset + at, some);
+            KD_TRY(fetch(l, &piece));
+            judge(l, some, m, i);
         }
     }
     return KD_OK;

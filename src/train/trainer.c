@@ -352,7 +352,7 @@ static kd_status read_result(const kd_step_result **result, trainer *t, int64_t 
 {
     const kd_status status = kd_step_result_of(result, &t->session.step, step);
     if (status == KD_ENONFINITE) return stopped(t, step);
-    if (status == KD_OK && (*result)->in_row > 0)
+    if (status == KD_OK && (*result)->in_row > 0 && first(t))
         kd_log(KD_LOG_WARN, "%6lld  %s; nothing was updated (%lld of at most %lld in a row)",
                (long long)step, (*result)->why, (long long)(*result)->in_row,
                (long long)t->session.run->optim.max_skips);
