@@ -157,6 +157,9 @@ kd_status kd_metrics_step(kd_metrics *metrics, const kd_step *step, const kd_ste
                 put_number(&r, step->objective.terms[i].name, s->term[n++]);
         put_number(&r, "same_top", s->same_top);
         put_number(&r, "gradient_norm", s->gradient_norm);
+        if (step->optim.skip_zscore > 0.0) put_number(&r, "loss_z", s->loss_z);
+        if (step->optim.skip_zscore > 0.0) put_number(&r, "norm_z", s->norm_z);
+        put_number(&r, "skipped", (double)result->skips);
         put_number(&r, "lr", s->lr);
         put_number(&r, "valid", (double)result->valid);
         put_number(&r, "tokens", (double)tokens);
@@ -192,7 +195,8 @@ void kd_log_header(const kd_step *step)
     for (int i = 0; i < step->objective.count; i++)
         if (step->objective.terms[i].student == step->objective.terms[0].student)
             put(&r, "  %8.8s", step->objective.terms[i].name);
-    put(&r, "    same    |grad|         lr    tok/s   device     host      left");
+    put(&r, "    same    |grad|%s         lr    tok/s   device     host      left",
+        step->optim.skip_zscore > 0.0 ? "       z" : "");
     kd_log(KD_LOG_INFO, "%s", r.text);
 }
 
@@ -214,8 +218,12 @@ void kd_log_step(const kd_step *step, const kd_step_result *result, double token
             put(&r, "       -");
         else
             put(&r, "  %5.1f%%", 100.0 * s->same_top);
-        put(&r, "  %8.3f  %9.2e  %7.0f  %7s  %7s  %8s", s->gradient_norm, s->lr, tokens_per_s,
-            device, host, left);
+        put(&r, "  %8.3f", s->gradient_norm);
+        /* The one that decides; the windows of both are full at the same step. */
+        if (step->optim.skip_zscore > 0.0 && isnan(s->loss_z)) put(&r, "       -");
+        if (step->optim.skip_zscore > 0.0 && !isnan(s->loss_z))
+            put(&r, "  %+6.2f", fmax(s->loss_z, s->norm_z));
+        put(&r, "  %9.2e  %7.0f  %7s  %7s  %8s", s->lr, tokens_per_s, device, host, left);
         if (live)
             kd_log_live("%s", r.text);
         else

@@ -18,6 +18,8 @@ static void expect_progress(const kd_progress *found, const kd_progress *wanted,
               "%s: counters differ", name);
     cr_assert(memcmp(&found->cursor, &wanted->cursor, sizeof found->cursor) == 0,
               "%s: the cursor differs", name);
+    cr_assert(memcmp(&found->guard, &wanted->guard, sizeof found->guard) == 0,
+              "%s: the guard differs", name);
     cr_assert(memcmp(&found->best, &wanted->best, sizeof found->best) == 0 &&
                   memcmp(&found->seconds, &wanted->seconds, sizeof found->seconds) == 0,
               "%s: best %a and seconds %a, expected %a and %a", name, found->best, found->seconds,
@@ -376,12 +378,12 @@ static void expect_other_refused(const char *dir, test_run_options options, cons
 static void expect_format_refused(const char *dir, test_run_options options)
 {
     json_t *state = read_json(dir, "engine/state.json");
-    json_object_set_new(state, "format", json_integer(2));
+    json_object_set_new(state, "format", json_integer(3));
     test_ok(kd_json_write(test_path(dir, "engine/state.json"), state));
     json_decref(state);
     cr_assert(unlink(test_path(dir, "MANIFEST.json")) == 0);
     test_ok(kd_manifest_write(dir));
-    expect_other_refused(dir, options, NULL, "format: found 2", "expected 1");
+    expect_other_refused(dir, options, NULL, "format: found 3", "expected 2");
 }
 
 Test(checkpoint, of_another_run_is_refused_naming_both)
