@@ -2,11 +2,9 @@
 #include "train/metrics.h"
 #include "train/session.h"
 
-#include <fcntl.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/file.h>
 #include <unistd.h>
 
 typedef struct interval {
@@ -77,19 +75,6 @@ static kd_status by_first(trainer *t, kd_status (*work)(trainer *t))
 
 /* ---- opening ---------------------------------------------------------------------------------- */
 
-/* Two runs in one folder would mix their checkpoints. */
-static kd_status lock_output(trainer *t)
-{
-    const char *path;
-    KD_TRY(kd_dir_create(t->out));
-    KD_TRY(kd_path_join(&path, t->session.run->arena, t->out, ".lock"));
-    t->lock = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-    if (t->lock < 0) return kd_fail(KD_EIO, "%s: cannot be opened", path);
-    if (flock(t->lock, LOCK_EX | LOCK_NB) != 0)
-        return kd_fail(KD_EFORMAT, "%s: another run writes here", t->out);
-    return KD_OK;
-}
-
 /* Passes over the data after `steps` updates. */
 static double epoch_of(const trainer *t, int64_t steps)
 {
@@ -136,12 +121,13 @@ static kd_status load_history(trainer *t, const char *dir)
     return KD_OK;
 }
 
-/* Locks the folder and looks what is there.  Answers with the newest checkpoint's step + 1; 0: there
+/* Takes the folder, since two runs in one would mix their checkpoints, and looks what is there.  Answers with the newest checkpoint's step + 1; 0: there
  * is none. */
 static kd_status open_output(trainer *t)
 {
     const char *wanted = t->session.run->run.resume, *finished;
-    KD_TRY(lock_output(t));
+    KD_TRY(kd_output_lock(&t->lock, t->out));
+    KD_TRY(kd_output_sweep(t->out));
     KD_TRY(kd_path_join(&finished, t->session.run->arena, t->out, "config.json"));
     if (kd_file_exists(finished))
         return kd_fail(KD_EFORMAT, "%s: holds a finished model; give another run.out", t->out);
@@ -410,6 +396,8 @@ static kd_status save(trainer *t)
     kd_progress progress = t->progress;
     progress.seconds += start - t->start;
     KD_TRY(take_logged(t));
+    KD_TRY(kd_output_check(t->lock, t->out));
+    KD_TRY(kd_metrics_sync(&t->metrics)); /* a run that goes on from here has the records before */
     kd_checkpoint checkpoint = checkpoint_of(t);
     checkpoint.progress = progress;
     KD_TRY(kd_checkpoint_save(&path, t->session.run->arena, t->out, &checkpoint));
@@ -510,6 +498,7 @@ static kd_status train(trainer *t)
 static kd_status finish(trainer *t)
 {
     const kd_checkpoint checkpoint = checkpoint_of(t);
+    KD_TRY(kd_output_check(t->lock, t->out));
     for (int i = t->student_count - 1; i >= 0; i--) {
         const char *dir = t->out;
         if (i > 0) KD_TRY(kd_arena_format(&dir, t->session.arena, "%s/students/%d", t->out, i));

@@ -120,7 +120,7 @@ static const char *const entries[][2] = {
     { "{\"bytes\":1,\"xxh3\":0}", "bytes or xxh3 missing" },
     { "{\"bytes\":9007199254740993,\"xxh3\":\"0\"}",
       "optimizer.safetensors: found |expected 9007199254740993" },
-    { "{\"bytes\":%lld,\"xxh3\":\"0\"}", "optimizer.safetensors: found xxh3 |expected 0" },
+    { "{\"bytes\":%lld,\"xxh3\":\"0\"}", "optimizer.safetensors: bytes 0 to |: found xxh3 |expected 0" },
     { "{\"bytes\":%lld,\"xxh3\":\"0\",\"tensors\":[]}", "tensors is no object" },
     { "{\"bytes\":%lld,\"xxh3\":\"0\",\"tensors\":{\"a\":{\"begin\":0,\"end\":1}}}",
       "a tensor without begin, end or xxh3" },
