@@ -11,6 +11,7 @@ static const test_run_options options = { .dtype = KD_BF16, .moments = 2, .count
 
 void test_scene_open(test_scene *s, int64_t before, int64_t after)
 {
+    s->no_exchange = false;
     test_log();
     snprintf(s->out, sizeof s->out, "%s", test_folder());
     test_run_open(&s->loaded, options);

@@ -13,6 +13,7 @@ typedef struct test_scene {
     test_run runs[2], loaded;
     void *bits[2];
     char out[128];
+    bool no_exchange; /* test_trace's */
 } test_scene;
 
 /* The two states at these steps; the second has taken 5 tokens. */

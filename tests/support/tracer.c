@@ -178,8 +178,21 @@ typedef struct stop {
     pid_t pid;
     test_call call;
     int64_t counted;
-    bool counting, harming;
+    bool counting;
+    int error; /* of a call that was not let through; 0: it was */
 } stop;
+
+static void set_registers(pid_t pid, struct user_regs_struct *registers)
+{
+    cr_assert(ptrace(PTRACE_SETREGS, pid, NULL, registers) == 0);
+}
+
+static void refuse(stop *s, struct user_regs_struct *registers, int error)
+{
+    s->error = error;
+    registers->orig_rax = (unsigned long long)-1; /* no call at all */
+    set_registers(s->pid, registers);
+}
 
 /* False: the child was killed. */
 static bool enter(test_trace *t, stop *s)
@@ -190,29 +203,33 @@ static bool enter(test_trace *t, stop *s)
                            .args = { r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9 } };
     find_paths(&s->call);
     s->counting = counts(t, &s->call);
+    if (t->no_exchange && s->call.number == SYS_renameat2) {
+        s->counting = false;
+        refuse(s, &r, EINVAL);
+    }
     if (!s->counting) return true;
     const int64_t number = s->counted++;
-    s->harming = t->harm != TEST_WATCH && (number == t->at || (t->onwards && number > t->at));
-    if (!s->harming) return true;
+    if (t->harm == TEST_WATCH || number < t->at || (number > t->at && !t->onwards)) return true;
     if (!t->hit) t->victim = s->call;
     t->hit = true;
     if (t->harm == TEST_KILL) return kill(s->pid, SIGKILL) != 0;
-    if (t->harm == TEST_SHORT)
+    if (t->harm == TEST_FAIL) {
+        refuse(s, &r, t->error);
+    } else {
         r.rdx /= 2;
-    else
-        r.orig_rax = (unsigned long long)-1; /* no call at all */
-    cr_assert(ptrace(PTRACE_SETREGS, s->pid, NULL, &r) == 0);
+        set_registers(s->pid, &r);
+    }
     return true;
 }
 
 static void leave(const test_trace *t, stop *s)
 {
     struct user_regs_struct r = registers_of(s->pid);
-    if (s->harming && t->harm == TEST_FAIL) {
-        r.rax = (unsigned long long)-t->error;
-        cr_assert(ptrace(PTRACE_SETREGS, s->pid, NULL, &r) == 0);
+    if (s->error) {
+        r.rax = (unsigned long long)-s->error;
+        set_registers(s->pid, &r);
+        s->error = 0;
     }
-    s->harming = false;
     s->call.result = (int64_t)r.rax;
     if (s->counting && t->seen && s->call.result >= 0) t->seen(t->context, &s->call);
 }

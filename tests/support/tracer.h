@@ -45,8 +45,9 @@ typedef struct test_trace {
     const char *below; /* calls on files in this folder count, and on itself; NULL: all */
     test_harm harm;
     int error;
-    int64_t at;   /* the call, of those that count */
-    bool onwards; /* and all after it */
+    int64_t at;       /* the call, of those that count */
+    bool onwards;     /* and all after it */
+    bool no_exchange; /* two names cannot be exchanged, as on some file systems */
     void (*seen)(void *context,
                  const test_call *call); /* after each call that succeeded; or NULL */
     void *context;

@@ -21,13 +21,16 @@ Test(faults, in_a_save_leave_the_old_or_the_new)
     test_scene s;
     if (!test_can_trace()) return;
     test_scene_open(&s, 1, 2);
-    for (int i = 0; i < TEST_FAULTS; i++) test_scene_fail(&s, &test_faults[i], i < 2 ? 1 : 9);
+    for (int i = 0; i < TEST_FAULTS; i++) test_scene_fail(&s, &test_faults[i], i < 2 ? 1 : 19);
     test_scene_close(&s);
 
     /* In place of a good folder of the same step, the only one there is. */
-    test_scene_open(&s, 2, 2);
-    for (int i = 0; i < TEST_FAULTS; i++) test_scene_fail(&s, &test_faults[i], i < 1 ? 1 : 9);
-    test_scene_close(&s);
+    for (int no_exchange = 0; no_exchange < 2; no_exchange++) {
+        test_scene_open(&s, 2, 2);
+        s.no_exchange = no_exchange;
+        for (int i = 0; i < TEST_FAULTS; i++) test_scene_fail(&s, &test_faults[i], i < 1 ? 1 : 19);
+        test_scene_close(&s);
+    }
 }
 
 static bool rotate_with(test_scene *s, const test_fault *f, int64_t at)

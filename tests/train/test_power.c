@@ -14,7 +14,9 @@ typedef void (*check)(test_scene *scene, const char *name, bool done);
 static void cut_everywhere(test_scene *s, test_job job, check judge)
 {
     test_disk *disk = test_disk_open(s->out);
-    test_trace t = { .below = s->out, .harm = TEST_WATCH, .seen = test_disk_see, .context = disk };
+    test_trace t = {
+        .below = s->out, .seen = test_disk_see, .context = disk, .no_exchange = s->no_exchange
+    };
     int64_t states = 0;
     const test_child *child = test_traced(&t, job, s);
     cr_assert(child->status == KD_OK, "%s", child->message);
@@ -62,10 +64,13 @@ Test(power, cut_in_a_save_leaves_the_old_or_the_new)
     test_scene_close(&s);
 
     /* In place of a good folder of the same step, the only one there is. */
-    test_scene_open(&s, 2, 2);
-    test_scene_reset(&s);
-    cut_everywhere(&s, test_scene_save, old_or_new);
-    test_scene_close(&s);
+    for (int no_exchange = 0; no_exchange < 2; no_exchange++) {
+        test_scene_open(&s, 2, 2);
+        s.no_exchange = no_exchange;
+        test_scene_reset(&s);
+        cut_everywhere(&s, test_scene_save, old_or_new);
+        test_scene_close(&s);
+    }
 }
 
 Test(power, cut_in_a_rotation_leaves_the_best_and_the_newest)
