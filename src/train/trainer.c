@@ -389,6 +389,12 @@ static kd_status evaluate(trainer *t)
     return KD_OK;
 }
 
+static kd_status rotate(const trainer *t)
+{
+    const int keep = (int)t->session.run->checkpoint.keep;
+    return kd_checkpoint_rotate(t->out, keep, t->progress.best_step);
+}
+
 static kd_status save(trainer *t)
 {
     const double start = kd_clock();
@@ -401,8 +407,7 @@ static kd_status save(trainer *t)
     kd_checkpoint checkpoint = checkpoint_of(t);
     checkpoint.progress = progress;
     KD_TRY(kd_checkpoint_save(&path, t->session.run->arena, t->out, &checkpoint));
-    KD_TRY(
-        kd_checkpoint_rotate(t->out, (int)t->session.run->checkpoint.keep, t->progress.best_step));
+    KD_TRY(rotate(t));
     kd_log(KD_LOG_INFO, "%6lld  %s written in %.1f s", (long long)t->progress.step, path,
            kd_clock() - start);
     return KD_OK;
@@ -499,6 +504,7 @@ static kd_status finish(trainer *t)
 {
     const kd_checkpoint checkpoint = checkpoint_of(t);
     KD_TRY(kd_output_check(t->lock, t->out));
+    KD_TRY(rotate(t)); /* who died between a save and its rotation left that to us */
     for (int i = t->student_count - 1; i >= 0; i--) {
         const char *dir = t->out;
         if (i > 0) KD_TRY(kd_arena_format(&dir, t->session.arena, "%s/students/%d", t->out, i));

@@ -19,7 +19,7 @@ Test(faults, at_every_call_of_a_run)
     if (!test_can_trace()) return;
     test_short_run_open(&r, KD_GOLDEN);
     for (int i = 0; i < TEST_FAULTS; i++)
-        test_short_run_fail(&r, &test_faults[i], i, i == 0 ? 1 : 13);
+        test_short_run_fail(&r, &test_faults[i], i, i == 0 ? 1 : 61);
     test_short_run_close(&r);
 }
 

@@ -133,11 +133,12 @@ static void wait_without_spinning(char **argv)
     execv(path, argv);
 }
 
-/* What is opened next must not become the stream that a caller has closed: the log would go there. */
+/* What is opened next must not become a stream that the caller has closed: the log would go there.
+ * Writing to one of these fails, as it should. */
 static void open_streams(void)
 {
     int fd;
-    do fd = open("/dev/null", O_RDWR);
+    do fd = open("/dev/null", O_RDONLY);
     while (fd >= 0 && fd <= STDERR_FILENO);
     if (fd >= 0) close(fd);
 }
