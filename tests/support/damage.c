@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 const char *const test_damage_files[TEST_DAMAGE_FILES] = {
+    "MANIFEST.json",
     "config.json",
     "model.safetensors",
     "trainer_state.json",
@@ -14,12 +15,13 @@ const char *const test_damage_files[TEST_DAMAGE_FILES] = {
     "engine/optimizer.safetensors",
     "students/pupil/config.json",
     "students/pupil/model.safetensors",
-    "MANIFEST.json",
 };
 
-void test_damage_open(test_damage *d)
+void test_damage_open(test_damage *d, int students)
 {
-    const test_run_options options = { .dtype = KD_BF16, .count = 2, .vocabulary = 3, .ffn = 1 };
+    const test_run_options options = {
+        .dtype = KD_BF16, .count = students, .vocabulary = 3, .ffn = 1
+    };
     snprintf(d->out, sizeof d->out, "%s", test_folder());
     snprintf(d->dir, sizeof d->dir, "%s/checkpoint-000002", d->out);
     test_run_open(&d->run, options);

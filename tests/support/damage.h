@@ -6,8 +6,10 @@
 
 #include "support/students.h"
 
-enum { TEST_DAMAGE_FILES = 9 };
-extern const char *const test_damage_files[TEST_DAMAGE_FILES]; /* the last is the manifest */
+enum { TEST_DAMAGE_FILES = 9, TEST_DAMAGE_OF_ONE = 7 };
+extern const char
+    *const test_damage_files[TEST_DAMAGE_FILES]; /* the first is the manifest; the last
+                                                                  two are of a second student */
 
 /* A good checkpoint of step 1, then one of step 2: damage is done to the second. */
 typedef struct test_damage {
@@ -15,7 +17,7 @@ typedef struct test_damage {
     char out[64], dir[96];
 } test_damage;
 
-void test_damage_open(test_damage *damage);
+void test_damage_open(test_damage *damage, int students);
 void test_damage_close(test_damage *damage);
 
 void test_xor_byte(const char *path, int64_t at, unsigned mask);

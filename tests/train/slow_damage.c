@@ -8,8 +8,8 @@ Test(damage, every_bit_and_every_length)
     test_damage d;
     int64_t bits = 0, lengths = 0;
     test_log();
-    test_damage_open(&d);
-    for (int i = 0; i < TEST_DAMAGE_FILES; i++) {
+    test_damage_open(&d, 1);
+    for (int i = 0; i < TEST_DAMAGE_OF_ONE; i++) {
         bits += test_damage_flip(&d, test_damage_files[i], 0, 1);
         lengths += test_damage_cut(&d, test_damage_files[i], 0, 1);
     }

@@ -85,9 +85,9 @@ Test(damage, is_found_and_named)
 {
     test_damage d;
     test_log();
-    test_damage_open(&d);
+    test_damage_open(&d, 2);
     for (int i = 0; i < TEST_DAMAGE_FILES; i++) {
-        const bool manifest = i == TEST_DAMAGE_FILES - 1; /* nothing else vouches for it */
+        const bool manifest = i == 0; /* nothing else vouches for it */
         test_damage_flip(&d, test_damage_files[i], i, manifest ? 9 : 131);
         test_damage_cut(&d, test_damage_files[i], 0, manifest ? 7 : 37);
     }
@@ -105,7 +105,7 @@ Test(damage, lets_nothing_of_a_folder_be_loaded)
     test_damage d;
     kd_progress progress;
     test_log();
-    test_damage_open(&d);
+    test_damage_open(&d, 2);
     void *copy = test_run_copy(&d.run);
     test_xor_byte(test_path(d.dir, "engine/optimizer.safetensors"), 4096, 4);
     test_refused(kd_checkpoint_load(&progress, d.dir, &d.run.checkpoint), KD_EFORMAT,
