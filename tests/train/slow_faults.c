@@ -8,7 +8,7 @@ Test(faults, at_every_call_of_a_save)
     for (int way = 0; way < 3; way++) { /* beside the old one, and in its place in two ways */
         test_scene_open(&s, way ? 2 : 1, 2);
         s.no_exchange = way == 2;
-        for (int i = 0; i < TEST_FAULTS; i++) test_scene_fail(&s, &test_faults[i], i < 2 ? 1 : 5);
+        for (int i = 0; i < TEST_FAULTS; i++) test_scene_fail(&s, &test_faults[i], 1);
         test_scene_close(&s);
     }
 }
