@@ -2,8 +2,8 @@
  * train.h - the training run: configuration, step, evaluation, checkpoints, metrics.
  *
  * run.c (sections of a run file) session.c (opens what a run names) step*.c trainer.c evaluate.c
- * profile.c checkpoint_*.c manifest.c (their own header: checkpoint.h) metrics.c tensorboard.c
- * estimate.c ranks.c
+ * profile.c checkpoint_*.c manifest.c output.c (their own header: checkpoint.h) metrics.c
+ * tensorboard.c estimate.c ranks.c
  */
 #ifndef KD_TRAIN_H
 #define KD_TRAIN_H

@@ -98,6 +98,7 @@ int64_t test_damage_flip(const test_damage *d, const char *name, int64_t first, 
 int64_t test_damage_cut(const test_damage *d, const char *name, int64_t first, int64_t stride)
 {
     char path[192], what[256], *whole;
+    const char *older;
     size_t bytes;
     int64_t tried = 0;
     snprintf(path, sizeof path, "%s/%s", d->dir, name);
@@ -106,6 +107,8 @@ int64_t test_damage_cut(const test_damage *d, const char *name, int64_t first, i
         snprintf(what, sizeof what, "%s cut to %lld bytes", name, (long long)length);
         cr_assert(truncate(path, length) == 0);
         expect_named(d, path, "", what);
+        test_ok(kd_checkpoint_latest(&older, d->run.arena, d->out));
+        cr_assert(kd_checkpoint_step(older) == 1, "%s: found %s", what, older);
         const int fd = open(path, O_WRONLY | O_CLOEXEC);
         const size_t left = bytes - (size_t)length;
         cr_assert(fd >= 0 && pwrite(fd, whole + length, left, length) == (ssize_t)left);

@@ -23,8 +23,8 @@ void test_damage_close(test_damage *damage);
 void test_xor_byte(const char *path, int64_t at, unsigned mask);
 
 /* Each flips every `stride`th bit of `file`, or cuts it to every `stride`th length, one at a time: it is
- * found, and named by file, by tensor or header where there are such, and by offset.  The file is whole
- * again afterwards.  Returns how many were tried. */
+ * found, and named by file, by tensor or header where there are such, and by offset; after
+ * a cut the other checkpoint is the latest.  The file is whole again afterwards.  Returns how many were tried. */
 int64_t test_damage_flip(const test_damage *damage, const char *file, int64_t first,
                          int64_t stride);
 int64_t test_damage_cut(const test_damage *damage, const char *file, int64_t first, int64_t stride);
