@@ -10,12 +10,12 @@
 
 typedef void (*check)(test_scene *scene, const char *name, bool done);
 
-/* Records `job` and gives `judge` each state. */
-static void cut_everywhere(test_scene *s, test_job job, check judge)
+/* Records `job` on `root` and gives `judge` each state. */
+static void cut_everywhere(test_scene *s, const char *root, test_job job, check judge)
 {
-    test_disk *disk = test_disk_open(s->out);
+    test_disk *disk = test_disk_open(root);
     test_trace t = {
-        .below = s->out, .seen = test_disk_see, .context = disk, .no_exchange = s->no_exchange
+        .below = root, .seen = test_disk_see, .context = disk, .no_exchange = s->no_exchange
     };
     int64_t states = 0;
     const test_child *child = test_traced(&t, job, s);
@@ -60,7 +60,7 @@ Test(power, cut_in_a_save_leaves_the_old_or_the_new)
     if (!test_can_trace()) return;
     test_scene_open(&s, 1, 2);
     test_scene_reset(&s);
-    cut_everywhere(&s, test_scene_save, old_or_new);
+    cut_everywhere(&s, s.out, test_scene_save, old_or_new);
     test_scene_close(&s);
 
     /* In place of a good folder of the same step, the only one there is. */
@@ -68,9 +68,31 @@ Test(power, cut_in_a_save_leaves_the_old_or_the_new)
         test_scene_open(&s, 2, 2);
         s.no_exchange = no_exchange;
         test_scene_reset(&s);
-        cut_everywhere(&s, test_scene_save, old_or_new);
+        cut_everywhere(&s, s.out, test_scene_save, old_or_new);
         test_scene_close(&s);
     }
+}
+
+/* Until then there was nothing, not even a folder. */
+static void only_the_new(test_scene *s, const char *name, bool done)
+{
+    if (!done) return;
+    test_ok(
+        kd_dir_create(s->out)); /* lets a folder that is lost be seen as one without checkpoints */
+    cr_assert(test_scene_found(s, name) == 1);
+}
+
+Test(power, cut_after_the_first_save_leaves_it)
+{
+    test_scene s;
+    char root[64];
+    if (!test_can_trace()) return;
+    test_scene_open(&s, 1, 2);
+    snprintf(root, sizeof root, "%.63s", s.out);
+    snprintf(s.out, sizeof s.out, "%s/deep/out", root);
+    cut_everywhere(&s, root, test_scene_save, only_the_new);
+    snprintf(s.out, sizeof s.out, "%s", root);
+    test_scene_close(&s);
 }
 
 Test(power, cut_in_a_rotation_leaves_the_best_and_the_newest)
@@ -82,6 +104,6 @@ Test(power, cut_in_a_rotation_leaves_the_best_and_the_newest)
     s.runs[0].checkpoint.progress.step = 2;
     test_ok(kd_checkpoint_save(NULL, NULL, s.out, &s.runs[0].checkpoint));
     test_ok(kd_checkpoint_save(NULL, NULL, s.out, &s.runs[1].checkpoint));
-    cut_everywhere(&s, test_scene_rotate, best_and_newest);
+    cut_everywhere(&s, s.out, test_scene_rotate, best_and_newest);
     test_scene_close(&s);
 }
