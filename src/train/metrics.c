@@ -81,9 +81,17 @@ kd_status kd_metrics_open(kd_metrics *metrics, kd_arena *arena, const char *out,
     KD_TRY(kd_path_join(&metrics->path, arena, out, "metrics.jsonl"));
     if (tensorboard) KD_TRY(kd_events_open(&metrics->events, arena, out, step));
     KD_TRY(keep_until(metrics, step, evaluated));
-    metrics->fd = open(metrics->path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
+    /* O_NONBLOCK: a FIFO that nobody reads is refused and does not hang. */
+    const int flags = O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NONBLOCK;
+    metrics->fd = open(metrics->path, flags, 0666);
     if (metrics->fd < 0) return kd_fail(KD_EIO, "%s: %s", metrics->path, strerror(errno));
-    return KD_OK;
+    return kd_file_fsync(out);
+}
+
+kd_status kd_metrics_sync(const kd_metrics *metrics)
+{
+    KD_TRY(kd_fsync(metrics->fd, metrics->path));
+    return metrics->events.path ? kd_fsync(metrics->events.fd, metrics->events.path) : KD_OK;
 }
 
 void kd_metrics_close(kd_metrics *metrics)

@@ -2,8 +2,8 @@
  * train.h - the training run: configuration, step, evaluation, checkpoints, metrics.
  *
  * run.c (sections of a run file) session.c (opens what a run names) step*.c trainer.c evaluate.c
- * profile.c checkpoint_*.c manifest.c (their own header: checkpoint.h) metrics.c tensorboard.c
- * estimate.c ranks.c
+ * profile.c checkpoint_*.c manifest.c output.c (their own header: checkpoint.h) metrics.c
+ * tensorboard.c estimate.c ranks.c
  */
 #ifndef KD_TRAIN_H
 #define KD_TRAIN_H
@@ -263,8 +263,8 @@ KD_MUST_CHECK kd_status kd_checkpoint_load(kd_progress *progress, const char *di
 #define KD_CHECKPOINT_NAME "checkpoint-%06lld"
 int64_t kd_checkpoint_step(const char *dir); /* -1: its name is none of a checkpoint */
 
-/* The newest folder whose manifest verifies; NULL: none.  Removes stagings that a dead run left and
- * says so, and warns of a damaged folder that it passes over. */
+/* The newest folder whose manifest verifies; NULL: there is no folder of a checkpoint's name.  Warns of
+ * a damaged one that it passes over; KD_EFORMAT when all are. */
 KD_MUST_CHECK kd_status kd_checkpoint_latest(const char **dir, kd_arena *arena, const char *out);
 
 /* Sizes and hashes of every file in MANIFEST.json; KD_EFORMAT names the first that differs, and for
@@ -273,5 +273,18 @@ KD_MUST_CHECK kd_status kd_checkpoint_verify(const char *dir);
 
 /* Keeps the newest `keep` and the one of `best_step` (-1: none). */
 KD_MUST_CHECK kd_status kd_checkpoint_rotate(const char *out, int keep, int64_t best_step);
+
+/* ---- the folder that a run writes ------------------------------------------------------------- */
+
+/* Makes `out` and takes it until `*lock` is closed or this process dies; out/.lock then says who we are.
+ * KD_EFORMAT names who has it. */
+KD_MUST_CHECK kd_status kd_output_lock(int *lock, const char *out);
+
+/* KD_EIO when `out` is no longer the folder that `lock` was taken in. */
+KD_MUST_CHECK kd_status kd_output_check(int lock, const char *out);
+
+/* Removes what runs that died left half written, a line for each, and puts back a checkpoint that was
+ * being replaced.  Whoever calls it holds the lock. */
+KD_MUST_CHECK kd_status kd_output_sweep(const char *out);
 
 #endif

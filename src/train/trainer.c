@@ -2,11 +2,9 @@
 #include "train/metrics.h"
 #include "train/session.h"
 
-#include <fcntl.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/file.h>
 #include <unistd.h>
 
 typedef struct interval {
@@ -80,19 +78,6 @@ static kd_status by_first(trainer *t, kd_status (*work)(trainer *t))
 
 /* ---- opening ---------------------------------------------------------------------------------- */
 
-/* Two runs in one folder would mix their checkpoints. */
-static kd_status lock_output(trainer *t)
-{
-    const char *path;
-    KD_TRY(kd_dir_create(t->out));
-    KD_TRY(kd_path_join(&path, t->session.run->arena, t->out, ".lock"));
-    t->lock = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-    if (t->lock < 0) return kd_fail(KD_EIO, "%s: cannot be opened", path);
-    if (flock(t->lock, LOCK_EX | LOCK_NB) != 0)
-        return kd_fail(KD_EFORMAT, "%s: another run writes here", t->out);
-    return KD_OK;
-}
-
 /* Passes over the data after `steps` updates. */
 static double epoch_of(const trainer *t, int64_t steps)
 {
@@ -139,12 +124,13 @@ static kd_status load_history(trainer *t, const char *dir)
     return KD_OK;
 }
 
-/* Locks the folder and looks what is there.  Answers with the newest checkpoint's step + 1; 0: there
+/* Takes the folder, since two runs in one would mix their checkpoints, and looks what is there.  Answers with the newest checkpoint's step + 1; 0: there
  * is none. */
 static kd_status open_output(trainer *t)
 {
     const char *wanted = t->session.run->run.resume, *finished;
-    KD_TRY(lock_output(t));
+    KD_TRY(kd_output_lock(&t->lock, t->out));
+    KD_TRY(kd_output_sweep(t->out));
     KD_TRY(kd_path_join(&finished, t->session.run->arena, t->out, "config.json"));
     if (kd_file_exists(finished))
         return kd_fail(KD_EFORMAT, "%s: holds a finished model; give another run.out", t->out);
@@ -387,6 +373,12 @@ static kd_status evaluate(trainer *t)
     return KD_OK;
 }
 
+static kd_status rotate(const trainer *t)
+{
+    const int keep = (int)t->session.run->checkpoint.keep;
+    return kd_checkpoint_rotate(t->out, keep, t->progress.best_step);
+}
+
 static kd_status save(trainer *t)
 {
     const double start = kd_clock();
@@ -395,11 +387,12 @@ static kd_status save(trainer *t)
     progress.seconds += start - t->start;
     KD_TRY(take_logged(t));
     KD_TRY(kd_step_save_guard(&progress.guard, &t->session.step));
+    KD_TRY(kd_output_check(t->lock, t->out));
+    KD_TRY(kd_metrics_sync(&t->metrics)); /* a run that goes on from here has the records before */
     kd_checkpoint checkpoint = checkpoint_of(t);
     checkpoint.progress = progress;
     KD_TRY(kd_checkpoint_save(&path, t->session.run->arena, t->out, &checkpoint));
-    KD_TRY(
-        kd_checkpoint_rotate(t->out, (int)t->session.run->checkpoint.keep, t->progress.best_step));
+    KD_TRY(rotate(t));
     kd_log(KD_LOG_INFO, "%6lld  %s%s written in %.1f s", (long long)t->progress.step,
            t->stopping ? "stopping: " : "", path, kd_clock() - start);
     return KD_OK;
@@ -537,6 +530,8 @@ static kd_status stop(trainer *t)
 static kd_status finish(trainer *t)
 {
     const kd_checkpoint checkpoint = checkpoint_of(t);
+    KD_TRY(kd_output_check(t->lock, t->out));
+    KD_TRY(rotate(t)); /* who died between a save and its rotation left that to us */
     for (int i = t->student_count - 1; i >= 0; i--) {
         const char *dir = t->out;
         if (i > 0) KD_TRY(kd_arena_format(&dir, t->session.arena, "%s/students/%d", t->out, i));
