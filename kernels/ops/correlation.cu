@@ -24,6 +24,18 @@ template <class S, class T> struct Correlation {
     int64_t rows, columns;
 };
 
+template <class P> __device__ __forceinline__ float weight_of(const P &p, int64_t row)
+{
+    return p.weight ? p.weight[row] : 1;
+}
+
+/* The next row from `row` on, in steps of 1 or -1, that counts; or one outside of the batch. */
+template <class P> __device__ __forceinline__ int64_t counted(const P &p, int64_t row, int64_t step)
+{
+    while (row >= 0 && row < p.rows && weight_of(p, row) == 0) row += step;
+    return row;
+}
+
 /* student - teacher of a row, or zeros. */
 template <int W, class S, class T>
 __device__ __forceinline__ void differences(float (&e)[W], const Correlation<S, T> &p, int64_t row,
@@ -44,20 +56,25 @@ template <class S, class T, int W>
 __global__ void __launch_bounds__(THREADS) correlation_kernel(Correlation<S, T> p)
 {
     KD_SHARED(double, share, [THREADS / KD_WARP]);
-    const double by = p.rows > 1 ? (double)p.rows / (double)(p.rows - 1) : 0;
+    double count = 0;
+    for (int64_t i = threadIdx.x; i < p.rows; i += THREADS) count += weight_of(p, i) != 0;
+    count = kd_block_sum<THREADS>(count, share);
+    const double by = count > 1 ? count / (count - 1) : 0;
     const float scale = p.d.data ? (float)(by * *p.scale) : 0;
     for (int64_t r = blockIdx.x; r < p.rows; r += gridDim.x) {
-        const float own = p.weight ? p.weight[r] : 1;
-        const float above = r == 0 ? 0 : p.weight ? p.weight[r - 1] : 1;
+        const float own = weight_of(p, r);
+        const int64_t previous = counted(p, r - 1, -1), next = counted(p, r + 1, 1);
+        const float above = previous < 0 ? 0 : weight_of(p, previous);
+        const int64_t columns = own != 0 ? p.columns : 0;
         double sum = 0;
-        for (int64_t at = threadIdx.x * W; at < p.columns; at += THREADS * W) {
+        for (int64_t at = threadIdx.x * W; at < columns; at += THREADS * W) {
             float before[W], e[W], after[W], to[W];
             differences(e, p, r, at);
-            differences(after, p, r + 1, at);
+            differences(after, p, next, at);
 #pragma unroll
             for (int k = 0; k < W; k++) sum += fabsf(e[k] * after[k]);
             if (!p.d.data) continue;
-            differences(before, p, r - 1, at);
+            differences(before, p, previous, at);
             S *d = p.d.row(r) + at;
             kd_load(to, d);
 #pragma unroll

@@ -1,8 +1,8 @@
 /*
- * Rows of length one and their gradient on CUDA; src/ops/normalise.c has the definitions.
+ * Rows kept, rows of length one and their gradient on CUDA; src/ops/normalise.c has the definitions.
  *
  * Grid      a block of 256 threads to a row, 4 elements a thread at a time where rows are aligned.
- * Traffic   normalise: x and y once; backward: x, dy and dx, dx twice.  The second reading of a row is
+ * Traffic   keep_rows, normalise: x and y once; backward: x, dy and dx, dx twice.  The second reading of a row is
  *           the cache's.
  * Numerics  sums in double, as on the CPU; elements in f32, divided as IEEE says.
  * Same bits the order of a sum depends on the length of the row alone.
@@ -149,7 +149,52 @@ template <class T> kd_status backward(kd_exec *exec, const kd_normalise_backward
                                      : backward_from<T, bf16>(exec, args);
 }
 
+/* ---- rows that count -------------------------------------------------------------------------- */
+
+template <class T> struct Keep {
+    kd_rows<const T> x;
+    kd_rows<float> y;
+    const float *weight;
+    float *part; /* weight over how many count */
+    int64_t rows, columns;
+};
+
+template <class T, int W> __global__ void __launch_bounds__(THREADS) keep_kernel(Keep<T> p)
+{
+    KD_SHARED(double, share, [THREADS / KD_WARP]);
+    double count = 0;
+    for (int64_t i = threadIdx.x; i < p.rows; i += THREADS) count += p.weight[i] != 0;
+    count = kd_block_sum<THREADS>(count, share);
+    for (int64_t r = blockIdx.x; r < p.rows; r += gridDim.x) {
+        const bool kept = p.weight[r] != 0;
+        const T *x = p.x.row(r);
+        float *y = p.y.row(r);
+        if (threadIdx.x == 0) p.part[r] = kept ? (float)(p.weight[r] / count) : 0;
+        for (int64_t at = threadIdx.x * W; at < p.columns; at += THREADS * W) {
+            float v[W] = {};
+            if (kept) kd_load(v, x + at);
+            kd_store(y + at, v);
+        }
+    }
+}
+
+template <class T> kd_status keep(kd_exec *exec, const kd_keep_rows_args *args)
+{
+    const Keep<T> p = { kd_rows_of<const T>(args->x),      kd_rows_of<float>(args->y),
+                        (const float *)args->weight->data, (float *)args->share->data,
+                        kd_tensor_rows(args->x),           kd_tensor_columns(args->x) };
+    return kd_launch(exec, "keep_rows",
+                     kd_rows_aligned(args->x, args->y) ? keep_kernel<T, WIDTH> : keep_kernel<T, 1>,
+                     grid_of(exec, p.rows), p);
+}
+
 } // namespace
+
+extern "C" kd_status kd_keep_rows_cuda(kd_exec *exec, const kd_keep_rows_args *args)
+{
+    if (kd_planning(exec) || kd_tensor_rows(args->x) == 0) return KD_OK;
+    return KD_BY_DTYPE(args->x->dtype, keep, exec, args);
+}
 
 extern "C" kd_status kd_normalise_cuda(kd_exec *exec, const kd_normalise_args *args)
 {

@@ -210,6 +210,20 @@ __device__ __forceinline__ float weight_of(const Pairs &p, int64_t row)
     return p.weight ? p.weight[row] : 1;
 }
 
+/* How many rows count, in every thread. */
+__device__ __forceinline__ double count_of(const Pairs &p, double *share)
+{
+    double count = 0;
+    for (int64_t i = threadIdx.x; i < p.rows; i += THREADS) count += weight_of(p, i) != 0;
+    return kd_block_sum<THREADS>(count, share);
+}
+
+/* Whether both rows count. */
+__device__ __forceinline__ bool counts(const Pairs &p, int64_t i, int64_t j)
+{
+    return weight_of(p, i) != 0 && weight_of(p, j) != 0;
+}
+
 __device__ __forceinline__ float clipped(float u) { return fminf(fmaxf(u, -1.0f), 1.0f); }
 
 __device__ __forceinline__ float huber(float u, float clip) { return clip * (u - 0.5f * clip); }
@@ -233,10 +247,12 @@ struct Distance {
     bool whole;
 };
 
-__device__ __forceinline__ void sum_distances(double *to, const float *s, int64_t n, double *share)
+__device__ __forceinline__ void sum_distances(double *to, const Pairs &p, const float *s,
+                                              double *share)
 {
     double sum = 0, positive = 0;
-    for (int64_t j = threadIdx.x; j < n; j += THREADS) {
+    for (int64_t j = threadIdx.x; j < p.rows; j += THREADS) {
+        if (!counts(p, blockIdx.x, j)) continue;
         sum += sqrtf(s[j]);
         positive += s[j] > 0;
     }
@@ -249,18 +265,18 @@ __global__ void __launch_bounds__(THREADS) distance_sums_kernel(Distance p)
 {
     KD_SHARED(double, share, [THREADS / KD_WARP]);
     double *const to = p.sums + (int64_t)blockIdx.x * ROW_SUMS;
-    sum_distances(to + S_SUM, p.pairs.student.row(blockIdx.x), p.pairs.rows, share);
-    sum_distances(to + T_SUM, p.pairs.teacher.row(blockIdx.x), p.pairs.rows, share);
+    sum_distances(to + S_SUM, p.pairs, p.pairs.student.row(blockIdx.x), share);
+    sum_distances(to + T_SUM, p.pairs, p.pairs.teacher.row(blockIdx.x), share);
 }
 
-/* 1 / mu of the side whose sums are `first` and the one after, and its M. */
+/* 1 / mu of the side whose sums are `first` and the one after, and its M; `rows` count. */
 __device__ __forceinline__ float inverse_mean(double *count, const Distance &p, int first,
-                                              double *share)
+                                              double rows, double *share)
 {
     const int64_t n = p.pairs.rows;
     const double sum = sum_of(p.sums + first, n, ROW_SUMS, share);
     const double positive = sum_of(p.sums + first + 1, n, ROW_SUMS, share);
-    *count = p.whole ? (double)n * (double)n : positive;
+    *count = p.whole ? rows * rows : positive;
     return sum > 0 ? (float)(*count / sum) : 0;
 }
 
@@ -270,9 +286,11 @@ __global__ void __launch_bounds__(THREADS) distance_loss_kernel(Distance p)
     const int64_t n = p.pairs.rows, row = blockIdx.x;
     const float *s = p.pairs.student.row(row), *t = p.pairs.teacher.row(row);
     double count, sum = 0, pull = 0;
-    const float s_inverse = inverse_mean(&count, p, S_SUM, share);
-    const float t_inverse = inverse_mean(&count, p, T_SUM, share);
+    const double counted = count_of(p.pairs, share);
+    const float s_inverse = inverse_mean(&count, p, S_SUM, counted, share);
+    const float t_inverse = inverse_mean(&count, p, T_SUM, counted, share);
     for (int64_t j = threadIdx.x; j < n; j += THREADS) {
+        if (!counts(p.pairs, row, j)) continue;
         const float psi = sqrtf(s[j]) * s_inverse, u = psi - sqrtf(t[j]) * t_inverse;
         const float clip = clipped(u);
         sum += huber(u, clip);
@@ -281,7 +299,7 @@ __global__ void __launch_bounds__(THREADS) distance_loss_kernel(Distance p)
     sum = kd_block_sum<THREADS>(sum, share);
     pull = kd_block_sum<THREADS>(pull, share);
     if (threadIdx.x) return;
-    const double by = (double)weight_of(p.pairs, row) / (double)n;
+    const double by = counted > 0 ? weight_of(p.pairs, row) / counted : 0;
     p.pairs.loss[row] = (float)(by * sum);
     p.sums[row * ROW_SUMS + PULL] = by * pull;
 }
@@ -293,15 +311,18 @@ __global__ void __launch_bounds__(THREADS) distance_gradient_kernel(Distance p)
     const float *s = p.pairs.student.row(row), *t = p.pairs.teacher.row(row);
     float *d = p.pairs.d.row(row);
     double t_count, count;
-    const float t_inverse = inverse_mean(&t_count, p, T_SUM, share);
-    const float s_inverse = inverse_mean(&count, p, S_SUM, share);
+    const double counted = count_of(p.pairs, share);
+    const float t_inverse = inverse_mean(&t_count, p, T_SUM, counted, share);
+    const float s_inverse = inverse_mean(&count, p, S_SUM, counted, share);
     const double pulls = sum_of(p.sums + PULL, n, ROW_SUMS, share);
     const float mean = count > 0 ? (float)(pulls / count) : 0;
-    const float by = weight_of(p.pairs, row) / (float)n, factor = 0.5f * *p.pairs.scale * s_inverse;
+    const float by = weight_of(p.pairs, row) / (float)counted;
+    const float factor = 0.5f * *p.pairs.scale * s_inverse;
     for (int64_t j = threadIdx.x; j < n; j += THREADS) {
         const float distance = sqrtf(s[j]);
         const float u = distance * s_inverse - sqrtf(t[j]) * t_inverse;
-        d[j] = s[j] > 0 ? factor * (by * clipped(u) - mean) / distance : 0;
+        const bool moves = s[j] > 0 && counts(p.pairs, row, j);
+        d[j] = moves ? factor * (by * clipped(u) - mean) / distance : 0;
     }
 }
 
@@ -322,17 +343,18 @@ struct Sides {
 
 __device__ __forceinline__ float inverse_of(float s) { return s >= FLT_MIN ? 1 / sqrtf(s) : 0; }
 
-__device__ __forceinline__ float element(const kd_rows<const float> &s, int64_t i, int64_t j,
-                                         int64_t rows)
+/* S_ij; 0, which takes it out of every sum, outside of the batch and where a row does not count. */
+__device__ __forceinline__ float element(const Pairs &p, const kd_rows<const float> &s, int64_t i,
+                                         int64_t j)
 {
-    return i < rows && j < rows ? s.row(i)[j] : 0;
+    return i < p.rows && j < p.rows && counts(p, i, j) ? s.row(i)[j] : 0;
 }
 
-__device__ __forceinline__ void load_sides(Sides *to, const kd_rows<const float> &s, int64_t first,
-                                           int64_t k, int64_t rows)
+__device__ __forceinline__ void load_sides(Sides *to, const Pairs &p, const kd_rows<const float> &s,
+                                           int64_t first, int64_t k)
 {
     for (int e = threadIdx.x; e < TILE * TILE; e += THREADS) {
-        const float v = element(s, first + e / TILE, k + e % TILE, rows);
+        const float v = element(p, s, first + e / TILE, k + e % TILE);
         to->s[e / TILE][e % TILE] = v;
         to->inverse[e / TILE][e % TILE] = inverse_of(v);
     }
@@ -364,6 +386,8 @@ template <bool GRADIENT> __global__ void __launch_bounds__(THREADS) angle_kernel
 {
     KD_SHARED(Sides, side, [4]); /* student's and teacher's rows i, then rows j */
     KD_SHARED(float, w, [TILE]);
+    KD_SHARED(double, share, [THREADS / KD_WARP]);
+    const double counted = GRADIENT ? count_of(p.pairs, share) : 0;
     const int64_t n = p.pairs.rows, i0 = (int64_t)blockIdx.y * TILE,
                   j0 = (int64_t)blockIdx.x * TILE;
     const int ty = threadIdx.x / ACROSS, tx = threadIdx.x % ACROSS;
@@ -374,15 +398,15 @@ template <bool GRADIENT> __global__ void __launch_bounds__(THREADS) angle_kernel
 #pragma unroll
         for (int q = 0; q < HELD; q++) {
             const int64_t i = i0 + ty + m * ACROSS, j = j0 + tx + q * ACROSS;
-            const float s = element(p.pairs.student, i, j, n);
-            const float t = element(p.pairs.teacher, i, j, n);
+            const float s = element(p.pairs, p.pairs.student, i, j);
+            const float t = element(p.pairs, p.pairs.teacher, i, j);
             corner[m][q] = { s, inverse_of(s), t, 0.5f * inverse_of(t) };
         }
     for (int64_t k0 = 0; k0 < n; k0 += TILE) {
-        load_sides(&side[0], p.pairs.student, i0, k0, n);
-        load_sides(&side[1], p.pairs.teacher, i0, k0, n);
-        load_sides(&side[2], p.pairs.student, j0, k0, n);
-        load_sides(&side[3], p.pairs.teacher, j0, k0, n);
+        load_sides(&side[0], p.pairs, p.pairs.student, i0, k0);
+        load_sides(&side[1], p.pairs, p.pairs.teacher, i0, k0);
+        load_sides(&side[2], p.pairs, p.pairs.student, j0, k0);
+        load_sides(&side[3], p.pairs, p.pairs.teacher, j0, k0);
         if (threadIdx.x < TILE)
             w[threadIdx.x] = k0 + threadIdx.x < n ? weight_of(p.pairs, k0 + threadIdx.x) : 0;
         __syncthreads();
@@ -415,7 +439,8 @@ template <bool GRADIENT> __global__ void __launch_bounds__(THREADS) angle_kernel
         const double total = kd_lanes_sum<ACROSS>(sum[m]);
         if (i < n && tx == 0) p.sums[i * p.tiles + blockIdx.x] = total;
         if (!GRADIENT || i >= n) continue;
-        const double scale = *p.pairs.scale / ((double)n * (double)n), own = weight_of(p.pairs, i);
+        const double scale = counted > 0 ? *p.pairs.scale / (counted * counted) : 0;
+        const double own = weight_of(p.pairs, i);
 #pragma unroll
         for (int q = 0; q < HELD; q++) {
             const int64_t j = j0 + tx + q * ACROSS;
@@ -429,11 +454,14 @@ template <bool GRADIENT> __global__ void __launch_bounds__(THREADS) angle_kernel
 /* A thread to a row. */
 __global__ void __launch_bounds__(THREADS) angle_loss_kernel(Angle p)
 {
-    const int64_t n = p.pairs.rows, row = (int64_t)blockIdx.x * THREADS + threadIdx.x;
-    if (row >= n) return;
+    KD_SHARED(double, share, [THREADS / KD_WARP]);
+    const double counted = count_of(p.pairs, share);
+    const int64_t row = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+    if (row >= p.pairs.rows) return;
     double sum = 0;
     for (int64_t t = 0; t < p.tiles; t++) sum += p.sums[row * p.tiles + t];
-    p.pairs.loss[row] = (float)(weight_of(p.pairs, row) / ((double)n * (double)n) * sum);
+    const double by = counted > 0 ? weight_of(p.pairs, row) / (counted * counted) : 0;
+    p.pairs.loss[row] = (float)(by * sum);
 }
 
 /* ---- PKT -------------------------------------------------------------------------------------- */
@@ -449,12 +477,17 @@ struct Pkt {
     float eps;
 };
 
-__device__ __forceinline__ float similarity(float g) { return fmaxf(0.5f * g + 0.5f, 0.0f); }
+/* K, where the column's weight is not 0. */
+__device__ __forceinline__ float similarity(float g, float w)
+{
+    return w != 0 ? fmaxf(0.5f * g + 0.5f, 0.0f) : 0;
+}
 
-__device__ __forceinline__ float inverse_sum(const float *gram, int64_t n, double *share)
+__device__ __forceinline__ float inverse_sum(const Pairs &p, const float *gram, double *share)
 {
     double sum = 0;
-    for (int64_t j = threadIdx.x; j < n; j += THREADS) sum += similarity(gram[j]);
+    for (int64_t j = threadIdx.x; j < p.rows; j += THREADS)
+        sum += similarity(gram[j], weight_of(p, j));
     sum = kd_block_sum<THREADS>(sum, share);
     return sum > 0 ? (float)(1 / sum) : 0;
 }
@@ -464,10 +497,13 @@ __global__ void __launch_bounds__(THREADS) pkt_loss_kernel(Pkt p)
     KD_SHARED(double, share, [THREADS / KD_WARP]);
     const int64_t n = p.pairs.rows, row = blockIdx.x;
     const float *s = p.pairs.student.row(row), *t = p.pairs.teacher.row(row), eps = p.eps;
-    const float s_inverse = inverse_sum(s, n, share), t_inverse = inverse_sum(t, n, share);
+    const float s_inverse = inverse_sum(p.pairs, s, share);
+    const float t_inverse = inverse_sum(p.pairs, t, share);
+    const double counted = count_of(p.pairs, share);
     double sum = 0, mean = 0;
     for (int64_t j = threadIdx.x; j < n; j += THREADS) {
-        const float a = similarity(s[j]) * s_inverse, b = similarity(t[j]) * t_inverse;
+        const float w = weight_of(p.pairs, j);
+        const float a = similarity(s[j], w) * s_inverse, b = similarity(t[j], w) * t_inverse;
         sum += b * logf((b + eps) / (a + eps));
         mean += ((a - b) + eps) / (a + eps) * a;
     }
@@ -475,26 +511,30 @@ __global__ void __launch_bounds__(THREADS) pkt_loss_kernel(Pkt p)
     mean = kd_block_sum<THREADS>(mean, share);
     if (threadIdx.x) return;
     p.of[row] = { s_inverse, t_inverse, (float)mean };
-    p.pairs.loss[row] = (float)(weight_of(p.pairs, row) / (double)n * sum);
+    p.pairs.loss[row] = counted > 0 ? (float)(weight_of(p.pairs, row) / counted * sum) : 0;
 }
 
 /* A of the head comment in src/ops/pairs.c, without its factor. */
 __device__ __forceinline__ float pkt_pull(float s, float t, const PktRow &of, float eps)
 {
-    const float a = similarity(s) * of.s, b = similarity(t) * of.t;
+    const float a = s * of.s, b = t * of.t;
     return of.s * (((a - b) + eps) / (a + eps) - of.mean);
 }
 
 __global__ void __launch_bounds__(THREADS) pkt_gradient_kernel(Pkt p)
 {
+    KD_SHARED(double, share, [THREADS / KD_WARP]);
     const int64_t n = p.pairs.rows, row = blockIdx.x;
     const float *s = p.pairs.student.row(row), *t = p.pairs.teacher.row(row);
-    const float scale = 0.5f * *p.pairs.scale / (float)n, own = weight_of(p.pairs, row);
+    const float own = weight_of(p.pairs, row), counted = (float)count_of(p.pairs, share);
+    const float scale = own != 0 ? 0.5f * *p.pairs.scale / counted : 0;
     const PktRow here = p.of[row];
     float *d = p.pairs.d.row(row);
-    for (int64_t j = threadIdx.x; j < n; j += THREADS)
-        d[j] = scale * (own * pkt_pull(s[j], t[j], here, p.eps) +
-                        weight_of(p.pairs, j) * pkt_pull(s[j], t[j], p.of[j], p.eps));
+    for (int64_t j = threadIdx.x; j < n; j += THREADS) {
+        const float w = weight_of(p.pairs, j), a = similarity(s[j], w), b = similarity(t[j], w);
+        const float sum = own * pkt_pull(a, b, here, p.eps) + w * pkt_pull(a, b, p.of[j], p.eps);
+        d[j] = w != 0 ? scale * sum : 0;
+    }
 }
 
 } // namespace

@@ -1,5 +1,9 @@
 /*
- * normalise - rows of length one, and their gradient.
+ * normalise - rows made ready for comparison: those that do not count taken out, all of length one.
+ *
+ *     keep_rows       y = x, or zeros where the row's weight is 0: such a row is not read
+ *                     share = weight / how many weights are not 0
+ *     normalise, and its gradient:
  *
  *     norm = |x|      s = max(norm, eps), or norm + eps when `added`      y = x / s
  *
@@ -124,6 +128,45 @@ kd_status kd_normalise_backward_cpu(kd_exec *exec, const kd_normalise_backward_a
         if (s == 0) continue;
         const float c = turns ? (float)(dot(x, dy, columns) / norm[r] / s) : 0;
         backward_row(kd_row_of(args->dx, r), dy, x, s, c, columns);
+    }
+    return KD_OK;
+}
+
+/* ---- rows that count -------------------------------------------------------------------------- */
+
+kd_status kd_keep_rows_check(const kd_keep_rows_args *args)
+{
+    KD_TRY(kd_expect_rows(args->x, "x"));
+    KD_TRY(kd_expect_rows_of(args->y, "y", KD_F32, kd_shape_of(args->x)));
+    KD_TRY(kd_expect_list(args->weight, "weight", KD_F32, kd_tensor_rows(args->x)));
+    return kd_expect_list(args->share, "share", KD_F32, kd_tensor_rows(args->x));
+}
+
+static void keep_row(float *to, kd_row x, int64_t columns)
+{
+    float buffer[KD_STRIP];
+    for (int64_t at = 0; at < columns; at += KD_STRIP) {
+        const int64_t n = kd_min_i64(KD_STRIP, columns - at);
+        memcpy(to + at, kd_row_load(buffer, x, at, n), (size_t)n * sizeof *to);
+    }
+}
+
+kd_status kd_keep_rows_cpu(kd_exec *exec, const kd_keep_rows_args *args)
+{
+    if (kd_planning(exec)) return KD_OK;
+    const int64_t rows = kd_tensor_rows(args->x), columns = kd_tensor_columns(args->x);
+    const float *weight = args->weight->data;
+    float *share = args->share->data;
+    double count = 0;
+    for (int64_t r = 0; r < rows; r++) count += weight[r] != 0;
+#pragma omp parallel for schedule(static) if (rows * columns > KD_PARALLEL_ABOVE)
+    for (int64_t r = 0; r < rows; r++) {
+        float *y = kd_row_of(args->y, r).data;
+        share[r] = weight[r] != 0 ? (float)(weight[r] / count) : 0;
+        if (weight[r] != 0)
+            keep_row(y, kd_row_of(args->x, r), columns);
+        else
+            memset(y, 0, (size_t)columns * sizeof *y);
     }
     return KD_OK;
 }

@@ -105,12 +105,16 @@ KD_OP(normalise, OUT(y) OUT(norm) IN(x) ARG(float, eps) ARG(bool, added))
 KD_OP(normalise_backward,
       INOUT(dx) IN(dy) IN(x) IN(norm) ARG(float, eps) ARG(bool, added)) /* dx += */
 
+/* y f32 = x, zeros in rows whose weight is 0, which are not read; share = weight / how many are not 0. */
+KD_OP(keep_rows, OUT(y) OUT(share) IN(x) IN(weight))
+
 /* Losses over all pairs of a batch of N.  y[N,N] f32 = |x_i - x_j|^2 of rows of x[N,D], exactly
  * symmetric with a diagonal of zeros; dx_i += 2 sum_j (dy_ij + dy_ji) (x_i - x_j).     pairs.c */
 KD_OP(pair_distances, OUT(y) IN(x))
 KD_OP(pair_distances_backward, INOUT(dx) IN(dy) IN(x))
 /* loss f32 [N] of row i, times weight[i]; d [N,N] = scale[0] times the gradient of their sum with
- * respect to `student`; d or absent, with it scale may be; weight f32 [N] or absent; all f32.
+ * respect to `student`; d or absent, with it scale may be; weight f32 [N] or absent, a row whose weight
+ * is 0 counting in no other's loss; all f32.
  * student and teacher: squared distances; `whole`: a mean distance counts all N^2 pairs. */
 KD_OP(rkd_distance, OUT(d) OUT(loss) IN(student) IN(teacher) IN(weight) IN(scale) ARG(bool, whole))
 KD_OP(rkd_angle, OUT(d) OUT(loss) IN(student) IN(teacher) IN(weight) IN(scale))

@@ -6,6 +6,9 @@
  *                   |a|^2 + |b|^2 - 2 a.b loses the digits of rows that lie close.
  *         backward  dx_i += 2 sum_j (dS_ij + dS_ji) (x_i - x_j)
  *
+ * In the losses a row of weight 0 does not count: N is how many do, and a sum, a mean or a pair is over
+ * those.  Its elements are read, so they have to be numbers; its loss and its d are 0.
+ *
  * h(u) = u^2 / 2 for |u| <= 1, |u| - 1/2 beyond: Huber's; its derivative clip(u) = min(max(u, -1), 1).
  *
  * rkd_distance      D = sqrt(S), mu = the mean of D over the M pairs with S > 0, or over all M = N^2;
@@ -38,8 +41,6 @@
 #include <math.h>
 
 static float *row_of(const kd_tensor *t, int64_t row) { return kd_row_of(t, row).data; }
-
-static const float *floats(const kd_tensor *t) { return kd_present(t) ? t->data : NULL; }
 
 /* ---- distances -------------------------------------------------------------------------------- */
 
@@ -195,11 +196,18 @@ kd_status kd_pair_distances_backward_cpu(kd_exec *exec, const kd_pair_distances_
 typedef struct pairs {
     const kd_tensor *d, *loss, *student, *teacher, *weight, *scale;
     int64_t rows;
+    const float *w; /* [N], ones where there is no weight */
+    double count;   /* of rows whose weight is not 0 */
 } pairs;
 
 #define PAIRS_OF(args)                                                                             \
-    ((pairs){ (args)->d, (args)->loss, (args)->student, (args)->teacher, (args)->weight,           \
-              (args)->scale, (args)->student->shape[0] })
+    ((pairs){ .d = (args)->d,                                                                      \
+              .loss = (args)->loss,                                                                \
+              .student = (args)->student,                                                          \
+              .teacher = (args)->teacher,                                                          \
+              .weight = (args)->weight,                                                            \
+              .scale = (args)->scale,                                                              \
+              .rows = (args)->student->shape[0] })
 
 static kd_status check_pairs(const pairs *a)
 {
@@ -218,6 +226,19 @@ static kd_status check_student(const kd_tensor *student)
     return kd_tensor_expect(student, "student", KD_F32, KD_SHAPE(-1, -1));
 }
 
+/* Sets w and count, in `scratch` of N floats. */
+static void weigh(pairs *a, const kd_tensor *scratch)
+{
+    float *w = scratch->data;
+    for (int64_t i = 0; i < a->rows; i++) {
+        w[i] = kd_list_at(a->weight, i, 1);
+        a->count += w[i] != 0;
+    }
+    a->w = w;
+}
+
+static float scale_of(const pairs *a) { return *(const float *)a->scale->data; }
+
 static inline float clipped(float u)
 {
     const float low = u < -1 ? -1 : u;
@@ -235,23 +256,26 @@ typedef struct mean_distance {
 } mean_distance;
 
 /* sums [N][2]: of a row's distances, and how many of them are positive. */
-static void sum_distances(double *sums, const kd_tensor *s, int64_t row)
+static void sum_distances(double *sums, const pairs *a, const kd_tensor *s, int64_t row)
 {
-    const float *v = row_of(s, row);
+    const float *v = row_of(s, row), *w = a->w;
     double total = 0, positive = 0;
+    if (w[row] != 0) {
 #pragma omp simd reduction(+ : total, positive)
-    for (int64_t j = 0; j < s->shape[1]; j++) {
-        total += sqrtf(v[j]);
-        positive += v[j] > 0 ? 1 : 0;
+        for (int64_t j = 0; j < a->rows; j++) {
+            const float kept = w[j] != 0 ? v[j] : 0;
+            total += sqrtf(kept);
+            positive += kept > 0 ? 1 : 0;
+        }
     }
     sums[2 * row] = total, sums[2 * row + 1] = positive;
 }
 
-static mean_distance mean_of(const double *sums, int64_t rows, bool whole)
+static mean_distance mean_of(const double *sums, const pairs *a, bool whole)
 {
     double total = 0, positive = 0;
-    for (int64_t i = 0; i < rows; i++) total += sums[2 * i], positive += sums[2 * i + 1];
-    const double count = whole ? (double)rows * (double)rows : positive;
+    for (int64_t i = 0; i < a->rows; i++) total += sums[2 * i], positive += sums[2 * i + 1];
+    const double count = whole ? a->count * a->count : positive;
     return (mean_distance){ total > 0 ? count / total : 0, count };
 }
 
@@ -259,16 +283,18 @@ static mean_distance mean_of(const double *sums, int64_t rows, bool whole)
 static float distance_loss(double *pull, const pairs *a, int64_t row, float s_inverse,
                            float t_inverse)
 {
-    const float *s = row_of(a->student, row), *t = row_of(a->teacher, row);
-    const double share = (double)kd_list_at(a->weight, row, 1) / (double)a->rows;
+    const float *s = row_of(a->student, row), *t = row_of(a->teacher, row), *w = a->w;
+    const double share = w[row] / a->count;
     double total = 0, pulls = 0;
+    *pull = 0;
+    if (w[row] == 0) return 0;
     for (int64_t at = 0; at < a->rows; at += KD_STRIP) {
         const int64_t end = kd_min_i64(at + KD_STRIP, a->rows);
         float strip = 0, pulled = 0;
 #pragma omp simd reduction(+ : strip, pulled)
         for (int64_t j = at; j < end; j++) {
-            const float psi = sqrtf(s[j]) * s_inverse, u = psi - sqrtf(t[j]) * t_inverse;
-            const float clip = clipped(u);
+            const float psi = sqrtf(s[j]) * s_inverse;
+            const float u = w[j] != 0 ? psi - sqrtf(t[j]) * t_inverse : 0, clip = clipped(u);
             strip += huber(u, clip);
             pulled += clip * psi;
         }
@@ -282,14 +308,15 @@ static void distance_gradient(const pairs *a, int64_t row, float s_inverse, floa
                               float scale, float pull)
 {
     const float *s = row_of(a->student, row), *t = row_of(a->teacher, row);
+    const float *w = a->w, share = w[row] / (float)a->count;
     float *d = row_of(a->d, row);
-    const float share = kd_list_at(a->weight, row, 1) / (float)a->rows;
     const float factor = 0.5f * scale * s_inverse;
 #pragma omp simd
     for (int64_t j = 0; j < a->rows; j++) {
         const float distance = sqrtf(s[j]);
         const float u = distance * s_inverse - sqrtf(t[j]) * t_inverse;
-        d[j] = s[j] > 0 ? factor * (share * clipped(u) - pull) / distance : 0;
+        const bool counts = s[j] > 0 && w[row] != 0 && w[j] != 0;
+        d[j] = counts ? factor * (share * clipped(u) - pull) / distance : 0;
     }
 }
 
@@ -302,20 +329,22 @@ kd_status kd_rkd_distance_check(const kd_rkd_distance_args *args)
 
 kd_status kd_rkd_distance_cpu(kd_exec *exec, const kd_rkd_distance_args *args)
 {
-    const pairs a = PAIRS_OF(args);
-    kd_tensor scratch; /* doubles, for which there is no element type */
+    pairs a = PAIRS_OF(args);
+    kd_tensor scratch, weight; /* scratch: doubles, for which there is no element type */
     KD_TRY(kd_push(&scratch, exec, "rkd_distance.sums", KD_I64, KD_SHAPE(4, a.rows)));
+    KD_TRY(kd_push(&weight, exec, "rkd_distance.weight", KD_F32, KD_SHAPE(a.rows)));
     if (kd_planning(exec)) return KD_OK;
+    weigh(&a, &weight);
     double *s_sums = scratch.data, *t_sums = s_sums + 2 * a.rows;
     float *loss = a.loss->data;
     const bool parallel = a.rows * a.rows > KD_PARALLEL_ABOVE;
 #pragma omp parallel for schedule(static) if (parallel)
     for (int64_t i = 0; i < a.rows; i++) {
-        sum_distances(s_sums, a.student, i);
-        sum_distances(t_sums, a.teacher, i);
+        sum_distances(s_sums, &a, a.student, i);
+        sum_distances(t_sums, &a, a.teacher, i);
     }
-    const mean_distance s = mean_of(s_sums, a.rows, args->whole);
-    const mean_distance t = mean_of(t_sums, a.rows, args->whole);
+    const mean_distance s = mean_of(s_sums, &a, args->whole);
+    const mean_distance t = mean_of(t_sums, &a, args->whole);
     const float s_inverse = (float)s.inverse, t_inverse = (float)t.inverse;
     double *pulls = s_sums, pull = 0; /* the sums are done with */
 #pragma omp parallel for schedule(static) if (parallel)
@@ -323,7 +352,7 @@ kd_status kd_rkd_distance_cpu(kd_exec *exec, const kd_rkd_distance_args *args)
         loss[i] = distance_loss(&pulls[i], &a, i, s_inverse, t_inverse);
     if (!kd_present(a.d)) return KD_OK;
     for (int64_t i = 0; i < a.rows; i++) pull += pulls[i];
-    const float mean = s.pairs > 0 ? (float)(pull / s.pairs) : 0, scale = *floats(a.scale);
+    const float mean = s.pairs > 0 ? (float)(pull / s.pairs) : 0, scale = scale_of(&a);
 #pragma omp parallel for schedule(static) if (parallel)
     for (int64_t i = 0; i < a.rows; i++)
         distance_gradient(&a, i, s_inverse, t_inverse, scale, mean);
@@ -342,12 +371,14 @@ static sides sides_of(const kd_tensor *s, const kd_tensor *inverse, int64_t i, i
     return (sides){ row_of(s, i), row_of(s, j), row_of(inverse, i), row_of(inverse, j) };
 }
 
-static void invert(const kd_tensor *inverse, const kd_tensor *s, int64_t row)
+/* 1 / D, or 0: which takes a side out of every sum. */
+static void invert(const kd_tensor *inverse, const pairs *a, const kd_tensor *s, int64_t row)
 {
-    const float *v = row_of(s, row);
+    const float *v = row_of(s, row), *w = a->w;
     float *to = row_of(inverse, row);
 #pragma omp simd
-    for (int64_t j = 0; j < s->shape[1]; j++) to[j] = v[j] >= FLT_MIN ? 1 / sqrtf(v[j]) : 0;
+    for (int64_t j = 0; j < a->rows; j++)
+        to[j] = v[j] >= FLT_MIN && w[row] != 0 && w[j] != 0 ? 1 / sqrtf(v[j]) : 0;
 }
 
 /* sum over k of h(u_ijk). */
@@ -399,9 +430,10 @@ static double angle_gradient(double *side, double *apex, sides s, sides t, const
     return total;
 }
 
-static void angle_row(const pairs *a, const kd_tensor inverse[2], const float *w, int64_t i)
+static void angle_row(const pairs *a, const kd_tensor inverse[2], int64_t i)
 {
-    const float share = w[i] / ((float)a->rows * (float)a->rows);
+    const double share = 1 / fmax(a->count * a->count, 1);
+    const float *w = a->w;
     double total = 0;
     for (int64_t j = 0; j < a->rows; j++) {
         const sides s = sides_of(a->student, &inverse[0], i, j);
@@ -410,12 +442,12 @@ static void angle_row(const pairs *a, const kd_tensor inverse[2], const float *w
             total += angle_loss(s, t, j, a->rows);
             continue;
         }
-        const double scale = (double)*floats(a->scale) / ((double)a->rows * (double)a->rows);
+        const double scale = share * scale_of(a);
         double side, apex;
         total += angle_gradient(&side, &apex, s, t, w, j, a->rows);
         row_of(a->d, i)[j] = (float)(scale * (w[i] * side * s.inverse_i[j] - 0.5 * apex));
     }
-    ((float *)a->loss->data)[i] = (float)(share * total);
+    ((float *)a->loss->data)[i] = (float)(share * w[i] * total);
 }
 
 kd_status kd_rkd_angle_check(const kd_rkd_angle_args *args)
@@ -427,46 +459,42 @@ kd_status kd_rkd_angle_check(const kd_rkd_angle_args *args)
 
 kd_status kd_rkd_angle_cpu(kd_exec *exec, const kd_rkd_angle_args *args)
 {
-    const pairs a = PAIRS_OF(args);
-    kd_tensor inverse[2], ones;
+    pairs a = PAIRS_OF(args);
+    kd_tensor inverse[2], weight;
     KD_TRY(kd_push(&inverse[0], exec, "rkd_angle.inverse", KD_F32, KD_SHAPE(a.rows, a.rows)));
     KD_TRY(kd_push(&inverse[1], exec, "rkd_angle.inverse", KD_F32, KD_SHAPE(a.rows, a.rows)));
-    KD_TRY(kd_push(&ones, exec, "rkd_angle.weight", KD_F32, KD_SHAPE(a.rows)));
+    KD_TRY(kd_push(&weight, exec, "rkd_angle.weight", KD_F32, KD_SHAPE(a.rows)));
     if (kd_planning(exec)) return KD_OK;
-    float *w = ones.data;
+    weigh(&a, &weight);
     for (int64_t i = 0; i < a.rows; i++) {
-        w[i] = kd_list_at(a.weight, i, 1);
-        invert(&inverse[0], a.student, i);
-        invert(&inverse[1], a.teacher, i);
+        invert(&inverse[0], &a, a.student, i);
+        invert(&inverse[1], &a, a.teacher, i);
     }
 #pragma omp parallel for schedule(static) if (a.rows * a.rows * a.rows > KD_PARALLEL_ABOVE)
-    for (int64_t i = 0; i < a.rows; i++) angle_row(&a, inverse, w, i);
+    for (int64_t i = 0; i < a.rows; i++) angle_row(&a, inverse, i);
     return KD_OK;
 }
 
 /* ---- PKT -------------------------------------------------------------------------------------- */
 
-static inline float similarity(float g)
+/* K, where the column's weight is not 0. */
+static inline float similarity(float g, float w)
 {
     const float k = 0.5f * g + 0.5f;
-    return k > 0 ? k : 0;
+    return k > 0 && w != 0 ? k : 0;
 }
 
 /* 1 / R of a row. */
-static float inverse_sum(const float *gram, int64_t columns)
+static float inverse_sum(const float *gram, const float *w, int64_t columns)
 {
     double total = 0;
 #pragma omp simd reduction(+ : total)
-    for (int64_t j = 0; j < columns; j++) total += similarity(gram[j]);
+    for (int64_t j = 0; j < columns; j++) total += similarity(gram[j], w[j]);
     return total > 0 ? (float)(1 / total) : 0;
 }
 
 /* H of the head comment. */
-static inline float pull_of(float s, float t, float s_inverse, float t_inverse, float eps)
-{
-    const float q = similarity(s) * s_inverse, p = similarity(t) * t_inverse;
-    return ((q - p) + eps) / (q + eps);
-}
+static inline float pull_of(float q, float p, float eps) { return ((q - p) + eps) / (q + eps); }
 
 /* Of a row: 1 / R^s, 1 / R^t, sum over k of H P^s. */
 typedef struct pkt_row {
@@ -475,36 +503,37 @@ typedef struct pkt_row {
 
 static void pkt_loss(pkt_row *row, const pairs *a, int64_t i, float eps)
 {
-    const float *s = row_of(a->student, i), *t = row_of(a->teacher, i);
-    const float s_inverse = inverse_sum(s, a->rows), t_inverse = inverse_sum(t, a->rows);
+    const float *s = row_of(a->student, i), *t = row_of(a->teacher, i), *w = a->w;
+    const float s_inverse = inverse_sum(s, w, a->rows), t_inverse = inverse_sum(t, w, a->rows);
     double total = 0, mean = 0;
     for (int64_t at = 0; at < a->rows; at += KD_STRIP) {
         const int64_t end = kd_min_i64(at + KD_STRIP, a->rows);
         float strip = 0, pulled = 0;
 #pragma omp simd reduction(+ : strip, pulled)
         for (int64_t j = at; j < end; j++) {
-            const float q = similarity(s[j]) * s_inverse, p = similarity(t[j]) * t_inverse;
+            const float q = similarity(s[j], w[j]) * s_inverse;
+            const float p = similarity(t[j], w[j]) * t_inverse;
             strip += p * kd_vlogf((p + eps) / (q + eps));
-            pulled += ((q - p) + eps) / (q + eps) * q;
+            pulled += pull_of(q, p, eps) * q;
         }
         total += strip, mean += pulled;
     }
     *row = (pkt_row){ s_inverse, t_inverse, (float)mean };
-    ((float *)a->loss->data)[i] = (float)(kd_list_at(a->weight, i, 1) / (double)a->rows * total);
+    ((float *)a->loss->data)[i] = (float)(w[i] / fmax(a->count, 1) * total);
 }
 
 static void pkt_gradient(const pairs *a, const pkt_row *of, int64_t i, float eps)
 {
-    const float *s = row_of(a->student, i), *t = row_of(a->teacher, i), *w = floats(a->weight);
-    const float scale = 0.5f * *floats(a->scale) / (float)a->rows, here = w ? w[i] : 1;
+    const float *s = row_of(a->student, i), *t = row_of(a->teacher, i), *w = a->w;
+    const float scale = w[i] != 0 ? 0.5f * scale_of(a) / (float)a->count : 0;
     const pkt_row own = of[i];
     float *d = row_of(a->d, i);
 #pragma omp simd
     for (int64_t j = 0; j < a->rows; j++) {
-        const float there = w ? w[j] : 1;
-        const float at_i = pull_of(s[j], t[j], own.s, own.t, eps) - own.mean;
-        const float at_j = pull_of(s[j], t[j], of[j].s, of[j].t, eps) - of[j].mean;
-        d[j] = scale * (here * own.s * at_i + there * of[j].s * at_j);
+        const float q = similarity(s[j], w[j]), p = similarity(t[j], w[j]);
+        const float at_i = pull_of(q * own.s, p * own.t, eps) - own.mean;
+        const float at_j = pull_of(q * of[j].s, p * of[j].t, eps) - of[j].mean;
+        d[j] = w[j] != 0 ? scale * (w[i] * own.s * at_i + w[j] * of[j].s * at_j) : 0;
     }
 }
 
@@ -519,10 +548,12 @@ kd_status kd_pkt_check(const kd_pkt_args *args)
 
 kd_status kd_pkt_cpu(kd_exec *exec, const kd_pkt_args *args)
 {
-    const pairs a = PAIRS_OF(args);
-    kd_tensor scratch;
+    pairs a = PAIRS_OF(args);
+    kd_tensor scratch, weight;
     KD_TRY(kd_push(&scratch, exec, "pkt.rows", KD_F32, KD_SHAPE(a.rows, 3)));
+    KD_TRY(kd_push(&weight, exec, "pkt.weight", KD_F32, KD_SHAPE(a.rows)));
     if (kd_planning(exec)) return KD_OK;
+    weigh(&a, &weight);
     pkt_row *of = scratch.data;
     const bool parallel = a.rows * a.rows > KD_PARALLEL_ABOVE;
 #pragma omp parallel for schedule(static) if (parallel)

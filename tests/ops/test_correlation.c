@@ -1,6 +1,7 @@
 /*
  * What the correlation of neighbours owes: the loss per row, the gradient added to what is there, no
- * neighbour for the last row and for a lone one, weights, either type on either side.
+ * neighbour for the last row and for a lone one, rows that do not count and are not read, weights, either
+ * type on either side.
  */
 #include "oracle/pairs.h"
 #include "support/support.h"
@@ -33,6 +34,15 @@ static kd_status run(kd_exec *exec, const operands *o, const kd_tensor *weight, 
                   .teacher = &o->teacher, .weight = weight, .scale = &o->scale);
 }
 
+/* A row that is not to be read. */
+static void leave_out(const operands *o, const kd_tensor *weight, int64_t row)
+{
+    const int64_t columns = o->student.shape[1];
+    if (!weight) return;
+    test_set(weight, row, 0);
+    for (int64_t i = 0; i < columns; i++) test_set(&o->student, row * columns + i, NAN);
+}
+
 Test(correlation, agrees_with_the_oracle)
 {
     static const int64_t rows[] = { 0, 1, 2, 5, 37 }, widths[] = { 1, 7, 513 };
@@ -44,6 +54,7 @@ Test(correlation, agrees_with_the_oracle)
         const operands o = make(&b, n, width, dtypes[c & 1], dtypes[c >> 1 & 1]);
         const kd_tensor *weight = c >> 2 & 1 ? &o.weight : NULL;
         if (n > 2) test_set(&o.student, 0, test_get(&o.teacher, 0));
+        if (n > 4) leave_out(&o, weight, 1), leave_out(&o, weight, 2), leave_out(&o, weight, n - 1);
         const oracle_pairs p = { test_doubles(&b, &o.student), test_doubles(&b, &o.teacher),
                                  weight ? test_doubles(&b, weight) : NULL, scale_of_d, n };
         double *loss = test_zeros(&b, n), *d = test_doubles(&b, &o.d);

@@ -93,6 +93,38 @@ Test(normalise, keeps_the_range_of_its_elements)
     test_close(&b);
 }
 
+/* What a row holds that does not count is not seen. */
+Test(normalise, rows_that_do_not_count_are_zeros)
+{
+    test_bench b;
+    test_open(&b, 0);
+    for (int t = 0; t < KD_COUNT(dtypes); t++)
+        for (int s = 0; s < KD_COUNT(shapes); s++) {
+            const int mark = test_mark(&b);
+            const kd_tensor x = test_filled(&b, dtypes[t], shapes[s], 3, -2, 2);
+            const int64_t rows = kd_tensor_rows(&x), columns = kd_tensor_columns(&x);
+            const kd_tensor y = test_tensor(&b, KD_F32, shapes[s], 1);
+            const kd_tensor weight = test_filled(&b, KD_F32, KD_SHAPE(rows), 0, 0.5, 2);
+            const kd_tensor share = test_tensor(&b, KD_F32, KD_SHAPE(rows), 0);
+            double *want = test_doubles(&b, &x), *shares = test_doubles(&b, &weight), count = 0;
+            for (int64_t r = 0; r < rows; r++) {
+                count += r % 3 != 1;
+                if (r % 3 != 1) continue;
+                test_set(&weight, r, 0);
+                shares[r] = 0;
+                for (int64_t i = r * columns; i < (r + 1) * columns; i++)
+                    want[i] = 0, test_set(&x, i, NAN);
+            }
+            for (int64_t r = 0; r < rows; r++) shares[r] /= count;
+            test_ok(
+                KD_RUN(&b.exec, keep_rows, .y = &y, .share = &share, .x = &x, .weight = &weight));
+            test_near(&y, want, 0, 0, "shape %d: y", s);
+            test_near(&share, shares, 0, 1, "shape %d: share", s);
+            test_release(&b, mark);
+        }
+    test_close(&b);
+}
+
 typedef struct context {
     double *x, *dy;
     double eps;
@@ -158,6 +190,7 @@ Test(normalise, plans_and_refuses)
     kd_stack counting;
     kd_exec plan = test_planning(&b, &counting);
     test_ok(KD_RUN(&plan, normalise, .y = &fx, .norm = &f4, .x = &fx));
+    test_ok(KD_RUN(&plan, keep_rows, .y = &fx, .share = &f4, .x = &fx, .weight = &f4));
     test_ok(KD_RUN(&plan, normalise_backward, .dx = &fx, .dy = &fx, .norm = &f4, .x = &fx));
     test_refused(KD_RUN(&b.exec, normalise, .y = &x, .norm = &six, .x = &x), KD_EINVAL,
                  "norm: found f32 [6], expected 4 elements");
@@ -165,6 +198,10 @@ Test(normalise, plans_and_refuses)
                  "eps is -1, expected a number from 0 on");
     test_refused(KD_RUN(&b.exec, normalise, .y = &six, .norm = &four, .x = &x), KD_EINVAL,
                  "normalise: y");
+    test_refused(KD_RUN(&b.exec, keep_rows, .y = &half, .share = &four, .x = &x, .weight = &four),
+                 KD_EINVAL, "keep_rows: y");
+    test_refused(KD_RUN(&b.exec, keep_rows, .y = &x, .share = &four, .x = &half, .weight = &six),
+                 KD_EINVAL, "weight: found");
     test_refused(KD_RUN(&b.exec, normalise_backward, .dx = &half, .dy = &x, .norm = &four, .x = &x),
                  KD_EINVAL, "normalise_backward: dx");
     test_close(&b);
