@@ -99,6 +99,12 @@ KD_OP(sum_squares, OUT(y) IN(x))   /* y[1] = sum of x^2; y f32, x f32 */
 KD_OP(row_loss, INOUT(student) OUT(loss) OUT(same_top) IN(teacher) IN(labels) IN(weight) IN(scalars)
                     ARG(const kd_row_terms *, terms) ARG(int64_t, classes))
 
+/* How far apart two rows are.  loss[n] = factor weight[n] value, d_student[n] += scale[0] times its
+ * gradient; student, teacher [N,D]; d_student [N,D] of the student's type, or absent; weight f32 [N], 0:
+ * the row is not read, or absent; loss f32 [N]; scale f32 [1].                    row_distance.c */
+KD_OP(row_distance, INOUT(d_student) OUT(loss) IN(student) IN(teacher) IN(weight) IN(scale)
+                        ARG(kd_distance, kind) ARG(float, factor))
+
 /* y = x / max(|x|, eps), or x / (|x| + eps) when `added`, over the last dimension; y f32 or bf16 of its
  * own; norm = |x|, f32, one per row.                                             normalise.c */
 KD_OP(normalise, OUT(y) OUT(norm) IN(x) ARG(float, eps) ARG(bool, added))
