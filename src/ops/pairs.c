@@ -308,14 +308,15 @@ static void distance_gradient(const pairs *a, int64_t row, float s_inverse, floa
                               float scale, float pull)
 {
     const float *s = row_of(a->student, row), *t = row_of(a->teacher, row);
-    const float *w = a->w, share = w[row] / (float)a->count;
-    float *d = row_of(a->d, row);
+    const float *w = a->w, own = w[row], share = own / (float)a->count;
     const float factor = 0.5f * scale * s_inverse;
+    const int64_t rows = a->rows;
+    float *restrict d = row_of(a->d, row);
 #pragma omp simd
-    for (int64_t j = 0; j < a->rows; j++) {
+    for (int64_t j = 0; j < rows; j++) {
         const float distance = sqrtf(s[j]);
         const float u = distance * s_inverse - sqrtf(t[j]) * t_inverse;
-        const bool counts = s[j] > 0 && w[row] != 0 && w[j] != 0;
+        const bool counts = (s[j] > 0) & (own != 0) & (w[j] != 0);
         d[j] = counts ? factor * (share * clipped(u) - pull) / distance : 0;
     }
 }
@@ -525,15 +526,16 @@ static void pkt_loss(pkt_row *row, const pairs *a, int64_t i, float eps)
 static void pkt_gradient(const pairs *a, const pkt_row *of, int64_t i, float eps)
 {
     const float *s = row_of(a->student, i), *t = row_of(a->teacher, i), *w = a->w;
-    const float scale = w[i] != 0 ? 0.5f * scale_of(a) / (float)a->count : 0;
+    const float scale = w[i] != 0 ? 0.5f * scale_of(a) / (float)a->count : 0, here = w[i];
     const pkt_row own = of[i];
-    float *d = row_of(a->d, i);
+    const int64_t rows = a->rows;
+    float *restrict d = row_of(a->d, i);
 #pragma omp simd
-    for (int64_t j = 0; j < a->rows; j++) {
+    for (int64_t j = 0; j < rows; j++) {
         const float q = similarity(s[j], w[j]), p = similarity(t[j], w[j]);
         const float at_i = pull_of(q * own.s, p * own.t, eps) - own.mean;
         const float at_j = pull_of(q * of[j].s, p * of[j].t, eps) - of[j].mean;
-        d[j] = w[j] != 0 ? scale * (w[i] * own.s * at_i + w[j] * of[j].s * at_j) : 0;
+        d[j] = w[j] != 0 ? scale * (here * own.s * at_i + w[j] * of[j].s * at_j) : 0;
     }
 }
 
