@@ -111,6 +111,31 @@ KD_OP(row_distance, INOUT(d_student) OUT(loss) IN(student) IN(teacher) IN(weight
 KD_OP(map_powers, OUT(y) IN(x) ARG(float, power) ARG(bool, channels))
 KD_OP(map_powers_backward, INOUT(dx) IN(dy) IN(x) ARG(float, power) ARG(bool, channels))
 
+/* y = x / max(|x|, eps), or x / (|x| + eps) when `added`, over the last dimension; y f32 or bf16 of its
+ * own; norm = |x|, f32, one per row.                                             normalise.c */
+KD_OP(normalise, OUT(y) OUT(norm) IN(x) ARG(float, eps) ARG(bool, added))
+KD_OP(normalise_backward,
+      INOUT(dx) IN(dy) IN(x) IN(norm) ARG(float, eps) ARG(bool, added)) /* dx += */
+
+/* y f32 = x, zeros in rows whose weight is 0, which are not read; share = weight / how many are not 0. */
+KD_OP(keep_rows, OUT(y) OUT(share) IN(x) IN(weight))
+
+/* Losses over all pairs of a batch of N.  y[N,N] f32 = |x_i - x_j|^2 of rows of x[N,D], exactly
+ * symmetric with a diagonal of zeros; dx_i += 2 sum_j (dy_ij + dy_ji) (x_i - x_j).     pairs.c */
+KD_OP(pair_distances, OUT(y) IN(x))
+KD_OP(pair_distances_backward, INOUT(dx) IN(dy) IN(x))
+/* loss f32 [N] of row i, times weight[i]; d [N,N] = scale[0] times the gradient of their sum with
+ * respect to `student`; d or absent, with it scale may be; weight f32 [N] or absent, a row whose weight
+ * is 0 counting in no other's loss; all f32.
+ * student and teacher: squared distances; `whole`: a mean distance counts all N^2 pairs. */
+KD_OP(rkd_distance, OUT(d) OUT(loss) IN(student) IN(teacher) IN(weight) IN(scale) ARG(bool, whole))
+KD_OP(rkd_angle, OUT(d) OUT(loss) IN(student) IN(teacher) IN(weight) IN(scale))
+/* student and teacher: products of normalised rows, symmetric; d_ij stands for ij and ji together. */
+KD_OP(pkt, OUT(d) OUT(loss) IN(student) IN(teacher) IN(weight) IN(scale) ARG(float, eps))
+/* Products of |student - teacher| of a row and the next; student, d_student and teacher [N,D]; d_student
+ * is added to, or absent.                                                        correlation.c */
+KD_OP(correlation, INOUT(d_student) OUT(loss) IN(student) IN(teacher) IN(weight) IN(scale))
+
 /* The update; every operand is a slab range [n].                                      update.c */
 /* Global norm, clip factor, loss and verdict into `scalars`, from sum_squares[1] and losses [terms]. */
 KD_OP(clip, INOUT(scalars) IN(sum_squares) IN(losses) ARG(float, max_norm))
