@@ -99,6 +99,15 @@ KD_OP(sum_squares, OUT(y) IN(x))   /* y[1] = sum of x^2; y f32, x f32 */
 KD_OP(row_loss, INOUT(student) OUT(loss) OUT(same_top) IN(teacher) IN(labels) IN(weight) IN(scalars)
                     ARG(const kd_row_terms *, terms) ARG(int64_t, classes))
 
+/* The same where the teacher is known at K classes of a row: teacher_ids i32 [n,K] with -1 where there is
+ * none, teacher_log_p [n,K] at temperature `capture`; teacher_sampling f32 [n,K], the probabilities that
+ * ids were drawn with, in that mode; teacher_tail f32 [n], the teacher's mass elsewhere, or absent: what
+ * is missing to 1.  K at most `classes`, but of draws.                          row_loss_topk.c */
+KD_OP(row_loss_topk,
+      INOUT(student) OUT(loss) OUT(same_top) IN(teacher_ids) IN(teacher_log_p) IN(teacher_sampling)
+          IN(teacher_tail) IN(labels) IN(weight) IN(scalars) ARG(const kd_row_terms *, terms)
+              ARG(int64_t, classes) ARG(kd_topk, mode) ARG(float, capture))
+
 /* How far apart two rows are.  loss[n] = factor weight[n] value, d_student[n] += scale[0] times its
  * gradient; student, teacher [N,D]; d_student [N,D] of the student's type, or absent; weight f32 [N], 0:
  * the row is not read, or absent; loss f32 [N]; scale f32 [1].                    row_distance.c */
