@@ -411,7 +411,7 @@ static const bench_shape attentions[] = {
 
 #define ROW(op, letters, work, list)                                                               \
     {                                                                                              \
-#op, letters, open_##op, NULL, work, list, KD_COUNT(list), -1, KD_OP_##op                  \
+#op, letters, open_##op, NULL, work, list, KD_COUNT(list), -1, KD_OP_##op, NULL            \
     }
 
 const bench_row kd_bench_rows_ops[] = {
