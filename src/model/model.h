@@ -96,8 +96,8 @@ typedef struct kd_model {
 
     /* The pass in flight, from forward to backward. */
     bool keeps_activations; /* there will be one */
-    kd_tensor *hidden;     /* [layers + 1] block inputs, then the last block's output */
-    kd_block_saved *saved; /* [layers] */
+    kd_tensor *hidden;      /* [layers + 1] block inputs, then the last block's output */
+    kd_block_saved *saved;  /* [layers] */
     kd_norm_saved final_saved;
 } kd_model;
 
