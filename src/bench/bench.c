@@ -4,7 +4,7 @@
 #include <stdlib.h>
 
 static const bench_row *const lists[] = { kd_bench_rows_programs, kd_bench_rows_train,
-                                          kd_bench_rows_ops };
+                                          kd_bench_rows_features, kd_bench_rows_ops };
 
 /* Of cards that are not here: measured elsewhere by others, as src/DECISIONS.md says. */
 static const struct {

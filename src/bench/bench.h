@@ -53,7 +53,8 @@ typedef struct bench_row {
 } bench_row;
 
 /* End with { 0 }. */
-extern const bench_row kd_bench_rows_ops[], kd_bench_rows_train[], kd_bench_rows_programs[];
+extern const bench_row kd_bench_rows_ops[], kd_bench_rows_train[], kd_bench_rows_features[],
+    kd_bench_rows_programs[];
 
 /* ---- one cell, set up ------------------------------------------------------------------------- */
 
