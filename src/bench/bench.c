@@ -171,14 +171,16 @@ static kd_status ask(bench_result *r, kd_device *device, bench_peers *peers,
 static kd_status run_program(bench_result *r, kd_device *device, bench_peers *peers,
                              const kd_bench_options *options)
 {
-    bench_program program = { .options = options, .shape = r->shape, .value = NAN };
+    bench_program program = { .options = options,
+                              .shape = r->shape,
+                              .value = NAN,
+                              .profiled = strcmp(device->type->name, "cpu") == 0 };
     KD_TRY(kd_bench_run_program(&program, r->row));
     r->value = program.value;
     KD_TRY(ask(r, device, peers, options));
     KD_TRY(kd_bench_run_program(&program, r->row));
     r->taken = program.peak;
-    if (strcmp(r->row->name, "step") == 0)
-        memcpy(r->op_seconds, program.op_seconds, sizeof program.op_seconds);
+    memcpy(r->op_seconds, program.op_seconds, sizeof program.op_seconds);
     r->time = kd_bench_statistics(program.seconds, program.count);
     return KD_OK;
 }

@@ -119,7 +119,8 @@ struct bench_program {
     int count;
     double peak;                    /* resident bytes; NaN: not told */
     double value;                   /* the first step's loss; NaN: none */
-    double op_seconds[KD_OP_COUNT]; /* of a step, all steps together */
+    bool profiled;                  /* the device waits for each op, whose time is its own then */
+    double op_seconds[KD_OP_COUNT]; /* of all that was run */
 };
 
 KD_MUST_CHECK kd_status kd_bench_run_program(bench_program *program, const bench_row *row);
@@ -172,7 +173,7 @@ typedef struct bench_result {
     double value;    /* NaN: none */
     bench_peer peers[BENCH_PEERS];
     int peer_count;
-    double *op_seconds; /* [KD_OP_COUNT] of a step; NULL: none */
+    double *op_seconds; /* [KD_OP_COUNT] of a program; NULL: none */
     char error[160];
 } bench_result;
 

@@ -96,9 +96,7 @@ static kd_status step(bench_program *p, kd_arena *arena)
     const char *out;
     if (!mkdtemp(folder)) return kd_fail(KD_EIO, "%s: cannot be made", folder);
     kd_status status = kd_path_join(&out, arena, folder, "out");
-    kd_ops_profile(p->op_seconds);
     if (status == KD_OK) status = train(p, out);
-    kd_ops_profile(NULL);
     if (status == KD_OK) status = read_steps(p, arena, out);
     const kd_status removed = kd_dir_remove(folder);
     return status == KD_OK ? removed : status;
@@ -152,7 +150,9 @@ kd_status kd_bench_run_program(bench_program *program, const bench_row *row)
     const bool reset = reset_peak();
     KD_TRY(kd_arena_create(&arena));
     kd_log_set_level(KD_LOG_WARN);
+    if (program->profiled) kd_ops_profile(program->op_seconds);
     const kd_status status = row->program(program, arena);
+    kd_ops_profile(NULL);
     kd_log_set_level(level);
     kd_arena_destroy(arena);
     take_peak(program, reset);

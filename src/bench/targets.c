@@ -21,7 +21,7 @@ typedef struct tally {
     int missed, met;
 } tally;
 
-/* Where the step's time went, the most first. */
+/* Where a program's time went, the most first. */
 static void print_profile(FILE *out, const bench_result *r)
 {
     bool shown[KD_OP_COUNT] = { false };
@@ -69,8 +69,10 @@ static void judge(FILE *out, tally *count, const bench_report *report, const ben
         count->met += target->memory > 0 && memory <= target->memory;
     }
     if (count->missed == before) return;
-    if (strcmp(r->row->name, "step") == 0) print_profile(out, r);
-    if (!r->row->program) print_traffic(out, report, r);
+    if (r->row->program)
+        print_profile(out, r);
+    else
+        print_traffic(out, report, r);
 }
 
 /* ---- bf16 beside f32 -------------------------------------------------------------------------- */
