@@ -9,7 +9,7 @@
  */
 #include "model/transformer.h"
 
-static bool keeps_activations(const kd_model *model) { return model->slab.trainable; }
+static bool keeps_activations(const kd_model *model) { return model->keeps_activations; }
 
 kd_status kd_block_save(kd_block_saved *saved, kd_model *model, kd_exec *exec,
                         const kd_block *block, const kd_tensor *x)
@@ -116,6 +116,7 @@ kd_status kd_model_forward(kd_model *model, kd_exec *exec, const kd_batch *batch
 {
     const int64_t layers = model->config.layers, rows = batch->tokens.shape[0];
     const kd_shape shape = KD_SHAPE(rows, model->config.width);
+    model->keeps_activations = model->slab.trainable && !taps->measured;
     open_head(model, taps);
     KD_TRY(open_taps(model, exec, taps, rows));
     KD_TRY(kd_push(&taps->head.hidden, exec, "head hidden", model->dtype, shape));

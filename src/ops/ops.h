@@ -200,6 +200,10 @@ extern const kd_op_info kd_op_infos[KD_OP_COUNT];
  * name before the message of a failure. */
 KD_MUST_CHECK kd_status kd_op_run(kd_exec *exec, kd_op_id op, const void *args);
 
+/* From now on adds each op's seconds to to[op], in all of this process; NULL ends it.  For a device
+ * whose calls wait for their work: elsewhere it is the time of enqueueing. */
+void kd_ops_profile(double to[KD_OP_COUNT]);
+
 #define KD_RUN(exec, op, ...) kd_op_run((exec), KD_OP_##op, &(const kd_##op##_args){ __VA_ARGS__ })
 
 #endif

@@ -200,6 +200,7 @@ enum { KD_MAX_TAPS = 64 };
 typedef struct kd_taps {
     kd_tap items[KD_MAX_TAPS];
     int count;
+    bool measured; /* no backward pass follows: nothing is kept for one */
     kd_head head;
 } kd_taps;
 
