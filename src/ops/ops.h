@@ -52,6 +52,30 @@ extern const kd_row_type kd_row_types[KD_ROW_COUNT];
 
 enum { KD_MAX_NORMED_HEAD = 256 }; /* elements of a head that qk_norm_rope takes */
 
+/* ---- relations between the rows of a document --------------------------------------------------- */
+
+/* s = cap(scale a b'), cap(x) = softcap tanh(x / softcap); softcap 0: none. */
+typedef struct kd_scoring {
+    float scale, softcap;
+} kd_scoring;
+
+typedef enum kd_relation_kind {
+    KD_RELATION_KL,  /* softmax of the teacher's scores against that of the student's */
+    KD_RELATION_MSE, /* squared differences of the scores */
+    KD_RELATION_COUNT
+} kd_relation_kind;
+
+typedef struct kd_relation {
+    kd_relation_kind kind;
+    kd_scoring student, teacher;
+    float temperature; /* scores are divided by it on both sides */
+    bool t_squared;    /* the loss is multiplied with T^2 */
+    bool causal;
+    int64_t window;
+    float floor;   /* MSE: a score at or below it counts as 0; 0: none does */
+    int64_t pairs; /* MSE: what a row's sum is divided by; 0: the keys that the row sees */
+} kd_relation;
+
 /* ---- what changes from step to step; lives in device memory ----------------------------------- */
 
 typedef struct kd_term_scalars {
