@@ -15,7 +15,7 @@
  *     da_i += sum_j g_ij b_j                      db_j += sum_i g_ij a_i
  *
  * With b = a and one tensor for both gradients that is (g + g') a.  A score that counted as 0 has no
- * gradient.  A row that sees no key, or of weight 0, has loss 0, adds nothing and is not read as a query.
+ * gradient.  A row that sees no key, or of weight 0, has loss 0 and adds nothing, whatever its scores.
  * p log p is 0 where p is.
  *
  * Order of work: a task is one head of one document, tiles of keys outside, of queries inside; sums of
