@@ -108,17 +108,18 @@ static kd_relation_args arguments(const relation_case *c, const operands *x)
 }
 
 /*
- * Scores have a standard deviation of size^2 / 3 and are errors of the divergence; a squared
- * difference, twice their square.  Tensor cores take ds rounded to bf16, a relative 2^-9 of each term
- * of a sum of one row, at most 2 |b| max |ds| / sqrt(d) for the KL; and da and db are rounded before
- * they are added to where they are one tensor, or where launches follow each other.
+ * Scores have a standard deviation of size^2 / 3; a divergence has the errors of two of them and of two
+ * log-sum-exps, a squared difference those of two times their size.  Tensor cores take ds rounded to
+ * bf16, a relative 2^-9 of each term of a sum of one row, at most 2 |b| max |ds| / sqrt(d) for the KL;
+ * and da and db are rounded before they are added to where they are one tensor, or where launches follow
+ * each other.
  */
 static double scale_of_errors(const relation_case *c, kd_dtype dtype, double length)
 {
-    const double size = c->size > 0 ? c->size : 1,
-                 f32 = size * size * (c->relation.kind ? size * size : 1);
+    const double size = c->size > 0 ? c->size : 1;
+    const double f32 = 4 * size * size * (c->relation.kind ? size * size : 1);
     if (dtype == KD_F32) return f32;
-    return f32 + 0x1p-8 * f32 * size / FLT_EPSILON / sqrt(length);
+    return f32 + 0x1p-8 * f32 / 4 * size / FLT_EPSILON / sqrt(length);
 }
 
 static void check(parity *p, const relation_case *c, kd_dtype dtype, kd_dtype teacher_dtype)
