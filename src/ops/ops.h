@@ -76,6 +76,15 @@ typedef struct kd_relation {
     int64_t pairs; /* MSE: what a row's sum is divided by; 0: the keys that the row sees */
 } kd_relation;
 
+/* What row_distance measures between x and y; x', y' are x / |x|, y / |y|. */
+typedef enum kd_distance {
+    KD_DISTANCE_SQUARED,         /* |x - y|^2 */
+    KD_DISTANCE_COSINE,          /* 1 - x' y' */
+    KD_DISTANCE_NORMALISED,      /* |x' - y'|^2 */
+    KD_DISTANCE_NORMALISED_ROOT, /* |x' - y'| */
+    KD_DISTANCE_COUNT
+} kd_distance;
+
 /* ---- what changes from step to step; lives in device memory ----------------------------------- */
 
 typedef struct kd_term_scalars {
