@@ -12,5 +12,8 @@ KD_FEATURE(normalised_mse)
 /* relations */
 
 /* transformers */
+KD_FEATURE(attention_kl)
+KD_FEATURE(attention_mse)
+KD_FEATURE(minilm_relation)
 
 /* clang-format on */
