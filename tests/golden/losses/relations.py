@@ -67,6 +67,15 @@ def attention_mse(student_q, student_k, teacher_q, teacher_k, documents, causal=
     return ((s - t) ** 2 * mask).sum(2).mean(0) / per_row
 
 
+def tinybert(student_q, student_k, teacher_q, teacher_k, documents, causal, floor):
+    """TinyBERT's MSELoss of clamped scores [B, H, L, L], of documents of one length, row by row."""
+    shape = (len(documents) - 1, -1, *student_q.shape[1:])
+    s, t = ((q.reshape(shape).transpose(1, 2) @ k.reshape(shape).permute(0, 2, 3, 1))
+            / math.sqrt(q.shape[2]) for q, k in ((student_q, student_k), (teacher_q, teacher_k)))
+    s, t = (torch.where(x <= -1e2, torch.zeros_like(x), x) for x in (s, t))
+    return F.mse_loss(s, t, reduction="none").mean((1, 3)).flatten()
+
+
 def minilm_relation(student, teacher, documents, causal=True, window=0, relation_heads=0,
                     temperature=1.0):
     x, y = heads(student, relation_heads), heads(teacher, relation_heads)
@@ -120,6 +129,9 @@ CASES = [
      attention_mse),
     ("attention_mse", "clamp", {"causal": False, "floor": -1.0, "pairs": 12},
      maps(2, 2, 8, 2, 8, 2.0), attention_mse),
+    ("attention_mse", "tinybert", {"causal": False, "floor": -100.0},
+     {**maps(3, 3, 16, 3, 16, 6.0), "documents": torch.tensor([0, 23], dtype=torch.int32)},
+     tinybert),
     ("attention_mse", "softcap", {"softcap": 1.5}, maps(2, 1, 8, 2, 8, 2.0), attention_mse),
     ("minilm_relation", "values", {"causal": False}, values(3, 16, 3, 24), minilm_relation),
     ("minilm_relation", "relation_heads", {"causal": False, "relation_heads": 6},
