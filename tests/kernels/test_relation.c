@@ -110,16 +110,21 @@ static kd_relation_args arguments(const relation_case *c, const operands *x)
 /*
  * Scores have a standard deviation of size^2 / 3; a divergence has the errors of two of them and of two
  * log-sum-exps, a squared difference those of two times their size.  Tensor cores take ds rounded to
- * bf16, a relative 2^-9 of each term of a sum of one row, at most 2 |b| max |ds| / sqrt(d) for the KL;
- * and da and db are rounded before they are added to where they are one tensor, or where launches follow
- * each other.
+ * bf16, a relative 2^-9 of each term: ds of a row, without the factors behind, sum up to 2 in absolute
+ * value for the KL and to twice the scores' difference for the MSE, and heads of a group are
+ * independent.  What is there before (0.01), and between launches, is rounded too.
  */
 static double scale_of_errors(const relation_case *c, kd_dtype dtype, double length)
 {
-    const double size = c->size > 0 ? c->size : 1;
-    const double f32 = 4 * size * size * (c->relation.kind ? size * size : 1);
+    const kd_relation r = relation_of(c);
+    const double size = c->size > 0 ? c->size : 1, t = (double)r.temperature;
+    const double mse = r.kind == KD_RELATION_MSE ? size * size / t : 1;
+    const double f32 = 4 * size * size * mse;
     if (dtype == KD_F32) return f32;
-    return f32 + 0x1p-8 * f32 / 4 * size / FLT_EPSILON / sqrt(length);
+    const double factor = (r.t_squared ? t : 1 / t) * 0.6;
+    const double group = c->self ? 2 : sqrt((double)(c->heads / c->groups));
+    const double ds = factor * (double)r.student.scale / (double)c->heads * mse * size * group;
+    return f32 + 0x1p-8 * (0.01 + ds) / FLT_EPSILON / sqrt(length);
 }
 
 static void check(parity *p, const relation_case *c, kd_dtype dtype, kd_dtype teacher_dtype)
