@@ -100,11 +100,15 @@ static const bench_shape relations[] = {
     { BENCH_GPU, "", KD_BF16, { 8, 2048, 16, 128 } },
     { BENCH_GPU, "mse", KD_BF16, { 8, 2048, 16, 64 } },
     { BENCH_GPU, "self", KD_BF16, { 8, 2048, 64, 32 } },
-    { BENCH_CPU, "", KD_F32, { 4, 256, 9, 64 } }, { BENCH_CPU, "mse", KD_F32, { 4, 256, 9, 64 } },
+    { BENCH_CPU, "", KD_F32, { 4, 256, 9, 64 } },
+    { BENCH_CPU, "mse", KD_F32, { 4, 256, 9, 64 } },
     { BENCH_CPU, "self", KD_F32, { 4, 256, 9, 64 } },
-    /* x once; backward x again, and dx read and written. */
-    static bench_work work_map_powers(const bench_shape *s){
-        return (bench_work){ .bytes = element(s) * product(s, 3) };
+};
+
+/* x once; backward x again, and dx read and written. */
+static bench_work work_map_powers(const bench_shape *s)
+{
+    return (bench_work){ .bytes = element(s) * product(s, 3) };
 }
 
 static bench_work work_map_powers_backward(const bench_shape *s)
