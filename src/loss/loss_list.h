@@ -21,5 +21,8 @@ KD_FEATURE(sp)
 /* relations */
 
 /* transformers */
+KD_FEATURE(attention_kl)
+KD_FEATURE(attention_mse)
+KD_FEATURE(minilm_relation)
 
 /* clang-format on */

@@ -73,6 +73,18 @@ KD_OP(attention_backward,
       OUT(dq) OUT(dk) OUT(dv) IN(dout) IN(o) IN(lse) IN(q) IN(k) IN(v) IN(cu_q) IN(cu_k)
           ARG(float, scale) ARG(bool, causal) ARG(int64_t, window) ARG(float, softcap))
 
+/* How rows of one document relate in two models, by tiles: no [N, N] anywhere.  a [N,R,d] are queries,
+ * b [N,Rb,d] keys (Rb divides R; b may be a); documents, causal and window as in attention.
+ * lse[R,N] f32 of scores cap(scale a b') / temperature.                            relation.c */
+KD_OP(relation_lse, OUT(lse) IN(a) IN(b) IN(cu) ARG(kd_scoring, scores) ARG(float, temperature)
+                        ARG(bool, causal) ARG(int64_t, window))
+/* loss[n] f32 = weight[n] times the mean over heads of row n's divergence from the teacher's;
+ * da, db += scale[0] d sum(loss) / d a, b, of the type of a; each absent, or both one tensor.  The
+ * teacher has R heads too, of any size and grouping, f32 or bf16 whatever the student has.  lse,
+ * teacher_lse: of the KL alone.  weight f32 [N] or absent; scale f32 [1], absent with da and db. */
+KD_OP(relation, OUT(loss) INOUT(da) INOUT(db) IN(a) IN(b) IN(teacher_a) IN(teacher_b) IN(lse)
+                    IN(teacher_lse) IN(cu) IN(weight) IN(scale) ARG(kd_relation, relation))
+
 /* y[n] = table[ids[n]] (+ add[n]); ids i32 in [0, V); add or absent, may be y.     embedding.c */
 KD_OP(embedding, OUT(y) IN(table) IN(ids) IN(add))
 /* dtable[ids[n]] += dy[n], f32, same order of additions whatever the threads. */
