@@ -18,8 +18,6 @@ KD_FEATURE(rkd_angle)
 KD_FEATURE(rkd_distance)
 KD_FEATURE(sp)
 
-/* relations */
-
 /* transformers */
 KD_FEATURE(attention_kl)
 KD_FEATURE(attention_mse)

@@ -20,7 +20,7 @@
  * Elsewhere The authors' code, RepDistiller, mdistiller and torchdistill are the same; the paper's conditional
  *           probability leaves out the diagonal.
  */
-#include "loss/relation.h"
+#include "loss/pairs.h"
 
 typedef struct options {
     double eps;
@@ -38,10 +38,10 @@ static kd_status back(kd_exec *exec, const kd_feature_args *args, const kd_tenso
     kd_tensor dx, d_unit;
     KD_TRY(kd_push(&d_unit, exec, "pkt.d_unit", KD_F32, kd_shape_of(x)));
     KD_TRY(KD_RUN(exec, matmul, .y = &d_unit, .a = d, .b = unit));
-    KD_TRY(kd_relation_gradient(&dx, exec, &args->d_student));
+    KD_TRY(kd_pairs_gradient(&dx, exec, &args->d_student));
     KD_TRY(KD_RUN(exec, normalise_backward, .dx = &dx, .dy = &d_unit, .x = x, .norm = norm,
                   .eps = eps, .added = true));
-    return kd_relation_finish(exec, &args->d_student, &dx);
+    return kd_pairs_finish(exec, &args->d_student, &dx);
 }
 
 static kd_status run(kd_exec *exec, const kd_feature_args *args)
@@ -49,14 +49,14 @@ static kd_status run(kd_exec *exec, const kd_feature_args *args)
     const float eps = (float)((const options *)args->options)->eps;
     const int64_t n = args->student.shape[0];
     kd_tensor x, unit, norm, gram, t_x, t_unit, t_norm, t_gram, share, d = { 0 };
-    KD_TRY(kd_relation_check(args));
+    KD_TRY(kd_pairs_check(args));
     if (n == 0) return KD_OK;
-    KD_TRY(kd_relation_rows(&x, &share, exec, &args->student, &args->weight));
-    KD_TRY(kd_relation_rows(&t_x, &share, exec, &args->teacher, &args->weight));
-    KD_TRY(kd_relation_unit(&unit, &norm, exec, &x, eps, true));
-    KD_TRY(kd_relation_unit(&t_unit, &t_norm, exec, &t_x, eps, true));
-    KD_TRY(kd_relation_gram(&gram, exec, &unit));
-    KD_TRY(kd_relation_gram(&t_gram, exec, &t_unit));
+    KD_TRY(kd_pairs_rows(&x, &share, exec, &args->student, &args->weight));
+    KD_TRY(kd_pairs_rows(&t_x, &share, exec, &args->teacher, &args->weight));
+    KD_TRY(kd_pairs_unit(&unit, &norm, exec, &x, eps, true));
+    KD_TRY(kd_pairs_unit(&t_unit, &t_norm, exec, &t_x, eps, true));
+    KD_TRY(kd_pairs_gram(&gram, exec, &unit));
+    KD_TRY(kd_pairs_gram(&t_gram, exec, &t_unit));
     if (kd_present(&args->d_student)) KD_TRY(kd_push(&d, exec, "pkt.d", KD_F32, KD_SHAPE(n, n)));
     KD_TRY(KD_RUN(exec, pkt, .d = &d, .loss = &args->loss, .student = &gram, .teacher = &t_gram,
                   .weight = &args->weight, .scale = &args->scale, .eps = eps));

@@ -15,29 +15,29 @@
  * Weight    3000 in the paper and RepDistiller.
  * Elsewhere The same in RepDistiller, mdistiller and torchdistill.
  */
-#include "loss/relation.h"
+#include "loss/pairs.h"
 
 static kd_status back(kd_exec *exec, const kd_feature_args *args, const kd_tensor *d,
                       const kd_tensor *x)
 {
     const kd_tensor turned = kd_tensor_transposed(d);
     kd_tensor dx;
-    KD_TRY(kd_relation_gradient(&dx, exec, &args->d_student));
+    KD_TRY(kd_pairs_gradient(&dx, exec, &args->d_student));
     KD_TRY(KD_RUN(exec, matmul_add, .y = &dx, .a = d, .b = x));
     KD_TRY(KD_RUN(exec, matmul_add, .y = &dx, .a = &turned, .b = x));
-    return kd_relation_finish(exec, &args->d_student, &dx);
+    return kd_pairs_finish(exec, &args->d_student, &dx);
 }
 
 static kd_status run(kd_exec *exec, const kd_feature_args *args)
 {
     const int64_t n = args->student.shape[0];
     kd_tensor x, gram, t_x, t_gram, share, d = { 0 };
-    KD_TRY(kd_relation_check(args));
+    KD_TRY(kd_pairs_check(args));
     if (n == 0) return KD_OK;
-    KD_TRY(kd_relation_rows(&x, &share, exec, &args->student, &args->weight));
-    KD_TRY(kd_relation_rows(&t_x, &share, exec, &args->teacher, &args->weight));
-    KD_TRY(kd_relation_gram(&gram, exec, &x));
-    KD_TRY(kd_relation_gram(&t_gram, exec, &t_x));
+    KD_TRY(kd_pairs_rows(&x, &share, exec, &args->student, &args->weight));
+    KD_TRY(kd_pairs_rows(&t_x, &share, exec, &args->teacher, &args->weight));
+    KD_TRY(kd_pairs_gram(&gram, exec, &x));
+    KD_TRY(kd_pairs_gram(&t_gram, exec, &t_x));
     if (kd_present(&args->d_student)) {
         KD_TRY(kd_push(&d, exec, "sp.d", KD_F32, KD_SHAPE(n, n)));
         KD_TRY(KD_RUN(exec, fill, .y = &d, .value = 0));
