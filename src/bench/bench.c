@@ -3,8 +3,22 @@
 #include <math.h>
 #include <stdlib.h>
 
-static const bench_row *const lists[] = { kd_bench_rows_train, kd_bench_rows_features,
-                                          kd_bench_rows_ops };
+static const bench_row *const lists[] = { kd_bench_rows_programs, kd_bench_rows_train,
+                                          kd_bench_rows_features, kd_bench_rows_ops };
+
+/* Of cards that are not here: measured elsewhere by others, as src/DECISIONS.md says. */
+static const struct {
+    const char *name;
+    bench_rates rates;
+} known[] = { { "h100-80g", { 3.0e12, 51e12, 798e12, "predicted" } },
+              { "h200-141g", { 4.3e12, 51e12, 790e12, "predicted" } } };
+
+static const bench_rates *known_rates(const char *device)
+{
+    for (int i = 0; i < KD_COUNT(known); i++)
+        if (strcmp(known[i].name, device) == 0) return &known[i].rates;
+    return NULL;
+}
 
 /* ---- which cells ------------------------------------------------------------------------------ */
 
@@ -16,6 +30,12 @@ static const bench_row *find_row(const char *name)
     return NULL;
 }
 
+/* What a program takes on a card that is not here, nobody has modelled. */
+static bool runs_programs(const kd_bench_options *o)
+{
+    return o->teacher && o->student && o->data && !known_rates(o->device);
+}
+
 static kd_status check_rows(const kd_bench_options *options)
 {
     const char *names[KD_OP_COUNT + 8] = { NULL };
@@ -24,9 +44,17 @@ static kd_status check_rows(const kd_bench_options *options)
         for (const bench_row *row = lists[l]; row->name && n < KD_COUNT(names) - 1; row++)
             names[n++] = row->name;
     for (int i = 0; i < options->row_count; i++) {
-        if (find_row(options->rows[i])) continue;
+        const bench_row *row = find_row(options->rows[i]);
+        if (row && row->program && !runs_programs(options))
+            return kd_fail(KD_EINVAL,
+                           "bench row \"%s\" wants --teacher, --student and --data, and a "
+                           "device that is here",
+                           row->name);
+        if (row) continue;
         const char *near = kd_nearest(options->rows[i], names);
-        return kd_fail(KD_EINVAL, "no bench row \"%s\"%s%s; kd list ops names them, and \"head\"",
+        return kd_fail(KD_EINVAL,
+                       "no bench row \"%s\"%s%s; kd list ops names them, and \"head\", "
+                       "\"step\", \"prefill\", \"decode\"",
                        options->rows[i], near ? "; nearest: " : "", near ? near : "");
     }
     return KD_OK;
@@ -53,7 +81,8 @@ static void add_rows(bench_report *report, const kd_bench_options *options, unsi
     for (int i = 0; i < options->row_count; i++)
         add_cells(report, find_row(options->rows[i]), where);
     for (int l = 0; l < KD_COUNT(lists) && options->row_count == 0; l++)
-        for (const bench_row *row = lists[l]; row->name; row++) add_cells(report, row, where);
+        for (const bench_row *row = lists[l]; row->name; row++)
+            if (!row->program || runs_programs(options)) add_cells(report, row, where);
 }
 
 static kd_status choose(bench_report *report, kd_arena *arena, const kd_bench_options *options,
@@ -62,6 +91,9 @@ static kd_status choose(bench_report *report, kd_arena *arena, const kd_bench_op
     add_rows(report, options, where);
     KD_TRY(KD_ARENA_ARRAY(&report->results, arena, kd_max_i64(report->count, 1)));
     add_rows(report, options, where);
+    for (int i = 0; i < report->count; i++)
+        if (report->results[i].row->program)
+            KD_TRY(KD_ARENA_ARRAY(&report->results[i].op_seconds, arena, KD_OP_COUNT));
     return KD_OK;
 }
 
@@ -95,20 +127,6 @@ static kd_status measure_rates(bench_rates *rates, kd_device *device, bool gpu, 
     return KD_OK;
 }
 
-/* Of cards that are not here: measured elsewhere by others, as src/DECISIONS.md says. */
-static const struct {
-    const char *name;
-    bench_rates rates;
-} known[] = { { "h100-80g", { 3.0e12, 51e12, 798e12, "predicted" } },
-              { "h200-141g", { 4.3e12, 51e12, 790e12, "predicted" } } };
-
-static const bench_rates *known_rates(const char *device)
-{
-    for (int i = 0; i < KD_COUNT(known); i++)
-        if (strcmp(known[i].name, device) == 0) return &known[i].rates;
-    return NULL;
-}
-
 /* ---- one cell --------------------------------------------------------------------------------- */
 
 static kd_status value_of(double *value, bench_run *run)
@@ -140,16 +158,43 @@ done:
     return status;
 }
 
+static kd_status ask(bench_result *r, kd_device *device, bench_peers *peers,
+                     const kd_bench_options *options)
+{
+    if (!peers) return KD_OK;
+    const bench_question question = { r->row,           r->shape, device->type->name,
+                                      options->seconds, r->value, options };
+    return kd_bench_peers_ask(r->peers, &r->peer_count, peers, &question);
+}
+
+/* As run_cell does. */
+static kd_status run_program(bench_result *r, kd_device *device, bench_peers *peers,
+                             const kd_bench_options *options)
+{
+    bench_program program = { .options = options,
+                              .shape = r->shape,
+                              .value = NAN,
+                              .profiled = strcmp(device->type->name, "cpu") == 0 };
+    KD_TRY(kd_bench_run_program(&program, r->row));
+    r->value = program.value;
+    KD_TRY(ask(r, device, peers, options));
+    KD_TRY(kd_bench_run_program(&program, r->row));
+    r->taken = program.peak;
+    memcpy(r->op_seconds, program.op_seconds, sizeof program.op_seconds);
+    r->time = kd_bench_statistics(program.seconds, program.count);
+    return KD_OK;
+}
+
 /* Ours, theirs, ours again: the better half of ours is not chosen, both are one sample.  What ours takes
  * is given back in between, so that a peer has the whole memory, too. */
-static kd_status run_cell(bench_result *r, kd_device *device, bench_peers *peers, double seconds)
+static kd_status run_cell(bench_result *r, kd_device *device, bench_peers *peers,
+                          const kd_bench_options *options)
 {
     bench_time first, again;
+    const double seconds = options->seconds;
+    if (r->row->program) return run_program(r, device, peers, options);
     KD_TRY(time_ours(&first, r, device, seconds / 2));
-    if (peers) {
-        const bench_question question = { r->row, r->shape, device->type->name, seconds, r->value };
-        KD_TRY(kd_bench_peers_ask(r->peers, &r->peer_count, peers, &question));
-    }
+    KD_TRY(ask(r, device, peers, options));
     KD_TRY(time_ours(&again, r, device, seconds / 2));
     r->time = (bench_time){ fmin(first.low, again.low), (first.median + again.median) / 2,
                             fmax(first.high, again.high), first.samples + again.samples };
@@ -163,7 +208,7 @@ static kd_status run_one(bench_report *report, bench_result *r, kd_device *devic
     char name[128];
     kd_log(KD_LOG_INFO, "%s", kd_bench_cell_name(name, sizeof name, r->row, r->shape));
     r->error[0] = '\0';
-    if (run_cell(r, device, peers, options->seconds) != KD_OK)
+    if (run_cell(r, device, peers, options) != KD_OK)
         snprintf(r->error, sizeof r->error, "%s", kd_last_error());
     kd_bench_print_cell(stderr, report, r);
     return options->json ? kd_bench_write(options->json, report) : KD_OK;

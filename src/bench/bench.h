@@ -1,7 +1,7 @@
 /*
  * bench.h - cells, how they are set up, timed, compared with peers and reported.
  *
- * bench.c rows_ops.c rows_train.c setup.c measure.c peers.c report.c
+ * bench.c rows_ops.c rows_train.c programs.c setup.c measure.c peers.c report.c targets.c
  */
 #ifndef KD_BENCH_INTERNAL_H
 #define KD_BENCH_INTERNAL_H
@@ -36,6 +36,7 @@ typedef struct bench_work {
 } bench_work;
 
 typedef struct bench_run bench_run;
+typedef struct bench_program bench_program;
 
 typedef struct bench_row {
     const char *name, *letters; /* "row_loss", "NV" */
@@ -47,10 +48,13 @@ typedef struct bench_row {
     int shape_count;
     int restored; /* tensor of each set that a run spoils and that is put back between samples; -1 */
     int op;       /* kd_op_id; -1: none of its own */
+    /* A cell that opens models itself, in place of all of the above but the shapes; else NULL. */
+    kd_status (*program)(bench_program *program, kd_arena *arena);
 } bench_row;
 
 /* End with { 0 }. */
-extern const bench_row kd_bench_rows_ops[], kd_bench_rows_train[], kd_bench_rows_features[];
+extern const bench_row kd_bench_rows_ops[], kd_bench_rows_train[], kd_bench_rows_features[],
+    kd_bench_rows_programs[];
 
 /* ---- one cell, set up ------------------------------------------------------------------------- */
 
@@ -103,6 +107,26 @@ KD_MUST_CHECK kd_status kd_bench_measure(bench_time *time, bench_run *run, doubl
 
 bench_time kd_bench_statistics(double *samples, int count); /* sorts them */
 
+/* ---- programs --------------------------------------------------------------------------------- */
+
+enum { BENCH_SECONDS = 16 };
+
+/* A cell of kd_bench_rows_programs; runs add to what is there. */
+struct bench_program {
+    const kd_bench_options *options; /* models and data */
+    const bench_shape *shape;
+    double seconds[BENCH_SECONDS];
+    int count;
+    double peak;                    /* resident bytes; NaN: not told */
+    double value;                   /* the first step's loss; NaN: none */
+    bool profiled;                  /* the device waits for each op, whose time is its own then */
+    double op_seconds[KD_OP_COUNT]; /* of all that was run */
+};
+
+KD_MUST_CHECK kd_status kd_bench_run_program(bench_program *program, const bench_row *row);
+double kd_bench_tokens(const bench_row *row,
+                       const bench_shape *shape); /* of one time of a program */
+
 /* ---- peers ------------------------------------------------------------------------------------ */
 
 enum { BENCH_PEERS = 8 };
@@ -110,7 +134,7 @@ enum { BENCH_PEERS = 8 };
 typedef struct bench_peer {
     char name[32], error[96]; /* why it did not run; "": it did */
     bench_time time;
-    double bytes; /* that it took beyond its inputs; NaN: not said */
+    double bytes; /* that it took beyond its inputs, a program in all; NaN: not said */
     bool differs; /* its loss is not ours: the comparison means nothing */
 } bench_peer;
 
@@ -120,7 +144,8 @@ typedef struct bench_question {
     const bench_row *row;
     const bench_shape *shape;
     const char *device;
-    double seconds, value; /* NaN: there is none to compare */
+    double seconds, value;           /* NaN: there is none to compare */
+    const kd_bench_options *options; /* a program's models and data */
 } bench_question;
 
 /* Starts `command` with the shell.  One JSON line to it per cell, one back.  Where its process ended
@@ -144,10 +169,11 @@ typedef struct bench_result {
     int rank;        /* which of its row's cells it is */
     bench_time time; /* median 0: not run, see `error` */
     double floor;    /* seconds */
-    double taken;    /* bytes beyond the operands */
+    double taken;    /* bytes beyond the operands; of a program the resident peak */
     double value;    /* NaN: none */
     bench_peer peers[BENCH_PEERS];
     int peer_count;
+    double *op_seconds; /* [KD_OP_COUNT] of a program; NULL: none */
     char error[160];
 } bench_result;
 
@@ -161,6 +187,13 @@ typedef struct bench_report {
     bench_result *results;
     int count;
 } bench_report;
+
+/* Theirs over ours: above 1 we are faster, or take less.  NaN where there is nothing to compare. */
+double kd_bench_ratio(const bench_result *result, const bench_peer *peer);
+double kd_bench_memory_ratio(const bench_result *result, const bench_peer *peer);
+
+/* Targets on a CPU: those missed, each with its profile, those met, and what cannot be said here. */
+void kd_bench_print_targets(FILE *out, const bench_report *report);
 
 void kd_bench_print_cell(FILE *out, const bench_report *report, const bench_result *result);
 void kd_bench_print(FILE *out, const bench_report *report);

@@ -2,10 +2,12 @@
  * The peers' process: other programs' answer to the same cells, on the same machine, in turn with ours.
  *
  * One JSON object per line.  To it
- *     {"row", "variant", "dtype", "dims": {"N": 8192, ...}, "device": "cuda", "seconds", "value"}
+ *     {"row", "variant", "dtype", "dims": {"N": 8192, ...}, "device": "cuda", "seconds", "value",
+ *      "teacher", "student", "data"}
  * and back
  *     {"peers": [{"name", "low", "median", "high", "samples", "bytes", "value"} or {"name", "error"}]}
- * with times in seconds.  `value` is the sum of the cell's losses, null where there is none.
+ * with times in seconds.  `value` is the sum of the cell's losses, null where there is none; models and
+ * data are null but for programs, whose `bytes` are a process's resident peak.
  */
 #include "bench/bench.h"
 
@@ -102,10 +104,11 @@ static kd_status send(bench_peers *peers, const bench_question *q)
         const char letter[2] = { q->row->letters[i], '\0' };
         (void)json_object_set_new(dims, letter, json_integer(s->dim[i]));
     }
-    json_t *question =
-        json_pack("{s:s, s:s, s:s, s:o, s:s, s:f, s:o}", "row", q->row->name, "variant", s->variant,
-                  "dtype", kd_dtype_name(s->dtype), "dims", dims, "device", q->device, "seconds",
-                  q->seconds, "value", isfinite(q->value) ? json_real(q->value) : json_null());
+    json_t *question = json_pack(
+        "{s:s, s:s, s:s, s:o, s:s, s:f, s:o, s:s?, s:s?, s:s?}", "row", q->row->name, "variant",
+        s->variant, "dtype", kd_dtype_name(s->dtype), "dims", dims, "device", q->device, "seconds",
+        q->seconds, "value", isfinite(q->value) ? json_real(q->value) : json_null(), "teacher",
+        q->options->teacher, "student", q->options->student, "data", q->options->data);
     const bool sent = question && json_dumpf(question, peers->to, JSON_COMPACT) == 0 &&
                       fputc('\n', peers->to) != EOF && fflush(peers->to) == 0;
     json_decref(question);
@@ -129,7 +132,8 @@ static void read_peer(bench_peer *peer, const json_t *from, double value)
                                (int)json_integer_value(json_object_get(from, "samples")) };
     if (!error && !(peer->time.median > 0)) error = "gave no time";
     if (error) snprintf(peer->error, sizeof peer->error, "%s", error);
-    /* bf16 products differ in the order of their sums; a wrong loss differs in its first digits. */
+    /* bf16 products differ in the order of their sums, and a step's first loss in what attention may
+     * see across documents; a wrong loss differs in its first digits. */
     peer->differs = isfinite(value) && !(fabs(theirs - value) <= 1e-2 * fabs(value));
 }
 

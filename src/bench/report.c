@@ -24,17 +24,22 @@ const char *kd_bench_cell_name(char *name, size_t size, const bench_row *row,
 
 /* ---- the table -------------------------------------------------------------------------------- */
 
-/* Theirs over ours: above 1 we are faster.  NaN where there is nothing to compare. */
-static double ratio(const bench_result *r, const bench_peer *peer)
+double kd_bench_ratio(const bench_result *r, const bench_peer *peer)
 {
     if (peer->error[0] || peer->differs || !(r->time.median > 0)) return NAN;
     return peer->time.median / r->time.median;
 }
 
+double kd_bench_memory_ratio(const bench_result *r, const bench_peer *peer)
+{
+    if (!r->row->program || peer->error[0] || !(r->taken > 0)) return NAN;
+    return peer->bytes / r->taken;
+}
+
 static double least_ratio(const bench_result *r)
 {
     double least = NAN;
-    for (int i = 0; i < r->peer_count; i++) least = fmin(least, ratio(r, &r->peers[i]));
+    for (int i = 0; i < r->peer_count; i++) least = fmin(least, kd_bench_ratio(r, &r->peers[i]));
     return least;
 }
 
@@ -45,7 +50,7 @@ static void print_lost(FILE *out, const bench_report *report)
     for (int i = 0; i < report->count; i++) {
         const bench_result *r = &report->results[i];
         for (int p = 0; p < r->peer_count; p++) {
-            const double x = ratio(r, &r->peers[p]);
+            const double x = kd_bench_ratio(r, &r->peers[p]);
             compared += !isnan(x);
             if (!(x < 1)) continue;
             if (!lost++) fprintf(out, "lost\n");
@@ -69,11 +74,14 @@ void kd_bench_print_cell(FILE *out, const bench_report *report, const bench_resu
     const double seconds = predicted ? r->floor : r->time.median;
     fprintf(out, "%-52s %10.4f ms", name, 1e3 * seconds);
     if (!predicted) fprintf(out, " [%.4f, %.4f]", 1e3 * r->time.low, 1e3 * r->time.high);
-    if (work.flops > 0)
+    if (r->row->program)
+        fprintf(out, " %8.1f tokens/s", kd_bench_tokens(r->row, r->shape) / seconds);
+    else if (work.flops > 0)
         fprintf(out, " %8.2f TFLOP/s", 1e-12 * work.flops / seconds);
     else
         fprintf(out, " %8.1f GB/s   ", 1e-9 * work.bytes / seconds);
-    fprintf(out, predicted ? " predicted" : " %3.0f %% of floor", 100 * r->floor / seconds);
+    if (!r->row->program)
+        fprintf(out, predicted ? " predicted" : " %3.0f %% of floor", 100 * r->floor / seconds);
     if (r->taken > 0) fprintf(out, " %.0f MB", 1e-6 * r->taken);
     for (int p = 0; p < r->peer_count; p++) {
         const bench_peer *peer = &r->peers[p];
@@ -82,8 +90,11 @@ void kd_bench_print_cell(FILE *out, const bench_report *report, const bench_resu
         else if (peer->differs)
             fprintf(out, "; %s: another loss", peer->name);
         else
-            fprintf(out, "; %s %.2f x", peer->name, ratio(r, peer));
-        if (!peer->error[0] && isfinite(peer->bytes)) fprintf(out, " %.0f MB", 1e-6 * peer->bytes);
+            fprintf(out, "; %s %.2f x", peer->name, kd_bench_ratio(r, peer));
+        if (peer->error[0] || !isfinite(peer->bytes)) continue;
+        fprintf(out, " %.0f MB", 1e-6 * peer->bytes);
+        const double memory = kd_bench_memory_ratio(r, peer);
+        if (isfinite(memory)) fprintf(out, " (%.1f %%)", 100 / memory);
     }
     fputc('\n', out);
 }
@@ -112,6 +123,7 @@ void kd_bench_print(FILE *out, const bench_report *report)
             report->device.name, 1e-9 * rates->copy, 1e-12 * rates->flops_f32,
             1e-12 * rates->flops_bf16, rates->how);
     print_lost(out, report);
+    kd_bench_print_targets(out, report);
     for (int i = 0; i < report->count; i++) kd_bench_print_cell(out, report, &report->results[i]);
     print_means(out, report);
 }
@@ -139,13 +151,16 @@ static json_t *cell_json(const bench_result *r)
     kd_bench_cell_name(name, sizeof name, r->row, r->shape);
     if (r->error[0]) return json_pack("{s:s, s:s}", "cell", name, "error", r->error);
     const bench_work work = r->row->work(r->shape);
-    json_t *peers = json_array();
+    json_t *peers = json_array(), *ops = json_object();
+    for (int op = 0; op < KD_OP_COUNT && r->op_seconds; op++)
+        if (r->op_seconds[op] > 0)
+            (void)json_object_set_new(ops, kd_op_infos[op].name, json_real(r->op_seconds[op]));
     for (int p = 0; p < r->peer_count; p++)
         (void)json_array_append_new(peers, peer_json(&r->peers[p]));
-    return json_pack("{s:s, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "cell", name, "seconds",
+    return json_pack("{s:s, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "cell", name, "seconds",
                      time_json(&r->time), "floor", real(r->floor), "bytes", real(work.bytes),
                      "flops", real(work.flops), "taken", real(r->taken), "value", real(r->value),
-                     "peers", peers);
+                     "ops", ops, "peers", peers);
 }
 
 kd_status kd_bench_write(const char *path, const bench_report *report)

@@ -38,7 +38,7 @@ static inline bool is(const bench_run *r, const char *variant)
 /* A row that is timed by running one op. */
 #define OP_ROW(op, letters, work, list)                                                            \
     {                                                                                              \
-#op, letters, open_##op, NULL, work, list, KD_COUNT(list), -1, KD_OP_##op                  \
+#op, letters, open_##op, NULL, work, list, KD_COUNT(list), -1, KD_OP_##op, NULL            \
     }
 
 #endif

@@ -217,6 +217,7 @@ static const bench_shape logits[] = {
     { BENCH_CPU, "kl", KD_F32, { 64, 49152 } },
     { BENCH_CPU, "ce+kl", KD_F32, { 64, 151936 } },
     { BENCH_CPU, "kl", KD_BF16, { 64, 49152 } },
+    { BENCH_CPU, "kl", KD_BF16, { 64, 151936 } },
     { BENCH_CPU, "jsd", KD_F32, { 64, 49152 } },
 };
 
@@ -446,13 +447,13 @@ static const bench_shape few[] = {
 
 #define ROW(op, letters, work, list, restored)                                                     \
     {                                                                                              \
-#op, letters, open_##op, NULL, work, list, KD_COUNT(list), restored, KD_OP_##op            \
+#op, letters, open_##op, NULL, work, list, KD_COUNT(list), restored, KD_OP_##op, NULL      \
     }
 
 const bench_row kd_bench_rows_train[] = {
     ROW(row_loss, "NV", work_row_loss, logits, 0),
     ROW(row_loss_topk, "NVK", work_row_loss_topk, known_classes, 0),
-    { "head", "NstV", open_head, run_head, work_head, heads, KD_COUNT(heads), -1, -1 },
+    { "head", "NstV", open_head, run_head, work_head, heads, KD_COUNT(heads), -1, -1, NULL },
     ROW(adamw, "n", work_adamw, updates, -1),
     ROW(sgd, "n", work_sgd, updates, -1),
     ROW(clip, "n", work_clip, few, -1),

@@ -68,6 +68,11 @@ static void cpu_describe(kd_device_info *info, const kd_device *device)
     snprintf(info->name, sizeof info->name, "%s, %d threads", processor, info->threads);
 }
 
+int64_t kd_cpu_rows(const kd_device_info *info)
+{
+    return kd_max_i64(256, 128 * (int64_t)info->threads);
+}
+
 static kd_status cpu_alloc(void **out, kd_device *device, size_t bytes)
 {
     (void)device;

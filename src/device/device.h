@@ -123,6 +123,10 @@ static inline kd_status kd_push(kd_tensor *out, kd_exec *exec, const char *name,
     return kd_stack_push(out, exec->stack, name, dtype, shape);
 }
 
+/* Rows beyond which a CPU's matrix products gain nothing: 256, more where many threads share them.
+ * Memory that grows with rows is planned for no more. */
+int64_t kd_cpu_rows(const kd_device_info *info);
+
 /* Bytes that are free now; kd_device_info.memory is what was free when the device was opened. */
 size_t kd_device_available(kd_device *device);
 

@@ -30,21 +30,19 @@ static kd_tensor joint_view(const kd_tensor *t, const kd_attention *layer)
 
 static bool normalised(const kd_attention *layer) { return layer->q_norm.weight >= 0; }
 
-/* q [N, H, d], k and v [N, G, d]: `qk` has the first two, `qkv` the last; they may be the same. */
-static void views(kd_tensor *q, kd_tensor *k, kd_tensor *v, const kd_tensor *qk,
-                  const kd_tensor *qkv, const kd_attention *layer)
+/* `qk` has the first two, `qkv` the last; they may be the same. */
+static kd_attention_heads views(const kd_tensor *qk, const kd_tensor *qkv,
+                                const kd_attention *layer)
 {
     const int64_t nq = query_columns(layer), nk = key_columns(layer), d = layer->head_size;
-    *q = heads_view(qk, 0, nq, d);
-    *k = heads_view(qk, nq, nk, d);
-    *v = heads_view(qkv, nq + nk, nk, d);
+    return (kd_attention_heads){ .q = heads_view(qk, 0, nq, d),
+                                 .k = heads_view(qk, nq, nk, d),
+                                 .v = heads_view(qkv, nq + nk, nk, d) };
 }
 
-/* What attention sees of a forward pass. */
-static void saved_views(kd_tensor *q, kd_tensor *k, kd_tensor *v, const kd_attention_saved *saved,
-                        const kd_attention *layer)
+kd_attention_heads kd_attention_views(const kd_attention_saved *saved, const kd_attention *layer)
 {
-    views(q, k, v, normalised(layer) ? &saved->qk : &saved->qkv, &saved->qkv, layer);
+    return views(normalised(layer) ? &saved->qk : &saved->qkv, &saved->qkv, layer);
 }
 
 kd_status kd_attention_save(kd_attention_saved *saved, kd_exec *exec, const kd_attention *layer,
@@ -89,10 +87,9 @@ kd_status kd_attention_forward(kd_exec *exec, const kd_tensor *y, const kd_atten
 {
     const kd_weight out = kd_linear_weight(slab, layer->out);
     const kd_tensor o = kd_tensor_split(&saved->out, layer->head_size);
-    kd_tensor q, k, v;
-    saved_views(&q, &k, &v, saved, layer);
+    const kd_attention_heads in = kd_attention_views(saved, layer);
     KD_TRY(project(exec, saved, x, &geometry->positions, slab, layer));
-    KD_TRY(KD_RUN(exec, attention, .o = &o, .lse = &saved->lse, .q = &q, .k = &k, .v = &v,
+    KD_TRY(KD_RUN(exec, attention, .o = &o, .lse = &saved->lse, .q = &in.q, .k = &in.k, .v = &in.v,
                   .cu_q = &geometry->cu, .cu_k = &geometry->cu, .scale = score_scale(layer),
                   .causal = layer->causal, .window = layer->window, .softcap = layer->softcap));
     return kd_linear_forward(exec, y, &saved->out, &out);
@@ -121,27 +118,35 @@ static kd_status project_backward(kd_exec *exec, const kd_tensor *d_qkv,
                   .scale = layer->rope_scale, .backward = true);
 }
 
+static kd_status add_gradient(kd_exec *exec, const kd_tensor *to, const kd_tensor *more)
+{
+    return kd_present(more) ? KD_RUN(exec, add, .y = to, .a = to, .b = more) : KD_OK;
+}
+
 kd_status kd_attention_backward(kd_exec *exec, const kd_tensor *dx, const kd_tensor *dy,
                                 const kd_tensor *x, const kd_attention_saved *saved,
-                                const kd_geometry *geometry, const kd_slab *slab,
-                                const kd_attention *layer)
+                                const kd_attention_heads *more, const kd_geometry *geometry,
+                                const kd_slab *slab, const kd_attention *layer)
 {
     const kd_weight qkv = kd_linear_weight(slab, layer->qkv);
     const kd_weight out = kd_linear_weight(slab, layer->out);
     const kd_mark mark = kd_stack_mark(exec->stack);
-    kd_tensor d_out, d_qkv, q, k, v, dq, dk, dv;
+    kd_tensor d_out, d_qkv;
     KD_TRY(kd_push(&d_qkv, exec, "d qkv", x->dtype, kd_shape_of(&saved->qkv)));
     KD_TRY(kd_push(&d_out, exec, "d attention out", x->dtype, kd_shape_of(&saved->out)));
     const kd_tensor o = kd_tensor_split(&saved->out, layer->head_size);
     const kd_tensor d_o = kd_tensor_split(&d_out, layer->head_size);
-    saved_views(&q, &k, &v, saved, layer);
-    views(&dq, &dk, &dv, &d_qkv, &d_qkv, layer);
+    const kd_attention_heads in = kd_attention_views(saved, layer);
+    const kd_attention_heads d = views(&d_qkv, &d_qkv, layer);
 
     KD_TRY(kd_linear_backward(exec, &d_out, dy, &saved->out, &out));
-    KD_TRY(KD_RUN(exec, attention_backward, .dq = &dq, .dk = &dk, .dv = &dv, .dout = &d_o, .o = &o,
-                  .lse = &saved->lse, .q = &q, .k = &k, .v = &v, .cu_q = &geometry->cu,
-                  .cu_k = &geometry->cu, .scale = score_scale(layer), .causal = layer->causal,
-                  .window = layer->window, .softcap = layer->softcap));
+    KD_TRY(KD_RUN(exec, attention_backward, .dq = &d.q, .dk = &d.k, .dv = &d.v, .dout = &d_o,
+                  .o = &o, .lse = &saved->lse, .q = &in.q, .k = &in.k, .v = &in.v,
+                  .cu_q = &geometry->cu, .cu_k = &geometry->cu, .scale = score_scale(layer),
+                  .causal = layer->causal, .window = layer->window, .softcap = layer->softcap));
+    KD_TRY(add_gradient(exec, &d.q, &more->q));
+    KD_TRY(add_gradient(exec, &d.k, &more->k));
+    KD_TRY(add_gradient(exec, &d.v, &more->v));
     KD_TRY(project_backward(exec, &d_qkv, saved, &geometry->positions, slab, layer));
     KD_TRY(kd_linear_backward(exec, dx, &d_qkv, x, &qkv));
     kd_stack_release(exec->stack, mark);
@@ -157,9 +162,8 @@ kd_status kd_attention_extend(kd_exec *exec, const kd_tensor *y, const kd_tensor
     const kd_weight out = kd_linear_weight(slab, layer->out);
     const kd_mark mark = kd_stack_mark(exec->stack);
     kd_attention_saved saved;
-    kd_tensor q, k, v;
     KD_TRY(kd_attention_save(&saved, exec, layer, x->dtype, n));
-    saved_views(&q, &k, &v, &saved, layer);
+    const kd_attention_heads in = kd_attention_views(&saved, layer);
     KD_TRY(project(exec, &saved, x, positions, slab, layer));
 
     const kd_tensor new_k = kd_tensor_slice(&cache->k, 0, length, n);
@@ -167,9 +171,9 @@ kd_status kd_attention_extend(kd_exec *exec, const kd_tensor *y, const kd_tensor
     const kd_tensor all_k = kd_tensor_slice(&cache->k, 0, 0, length + n);
     const kd_tensor all_v = kd_tensor_slice(&cache->v, 0, 0, length + n);
     const kd_tensor o = kd_tensor_split(&saved.out, layer->head_size);
-    KD_TRY(KD_RUN(exec, copy, .y = &new_k, .x = &k));
-    KD_TRY(KD_RUN(exec, copy, .y = &new_v, .x = &v));
-    KD_TRY(KD_RUN(exec, attention, .o = &o, .lse = &saved.lse, .q = &q, .k = &all_k, .v = &all_v,
+    KD_TRY(KD_RUN(exec, copy, .y = &new_k, .x = &in.k));
+    KD_TRY(KD_RUN(exec, copy, .y = &new_v, .x = &in.v));
+    KD_TRY(KD_RUN(exec, attention, .o = &o, .lse = &saved.lse, .q = &in.q, .k = &all_k, .v = &all_v,
                   .cu_q = cu_q, .cu_k = cu_k, .scale = score_scale(layer), .causal = layer->causal,
                   .window = layer->window, .softcap = layer->softcap));
     KD_TRY(kd_linear_forward(exec, y, &saved.out, &out));

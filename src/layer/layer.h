@@ -98,9 +98,20 @@ KD_MUST_CHECK kd_status kd_attention_forward(kd_exec *exec, const kd_tensor *y,
                                              const kd_attention_saved *saved, const kd_tensor *x,
                                              const kd_geometry *geometry, const kd_slab *slab,
                                              const kd_attention *layer);
+
+/* q [N, H, d], k and v [N, G, d], as attention has seen them: after QK-norm and position, unscaled. */
+typedef struct kd_attention_heads {
+    kd_tensor q, k, v;
+} kd_attention_heads;
+
+/* Views of what a forward pass saved. */
+kd_attention_heads kd_attention_views(const kd_attention_saved *saved, const kd_attention *layer);
+
+/* `more`: what others than attention have left as gradients of q, k and v; each may be absent. */
 KD_MUST_CHECK kd_status kd_attention_backward(kd_exec *exec, const kd_tensor *dx,
                                               const kd_tensor *dy, const kd_tensor *x,
                                               const kd_attention_saved *saved,
+                                              const kd_attention_heads *more,
                                               const kd_geometry *geometry, const kd_slab *slab,
                                               const kd_attention *layer);
 

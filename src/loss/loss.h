@@ -144,8 +144,8 @@ typedef struct kd_objective {
 /*
  * Rows of the head in one chunk, at most `rows` rounded up.  `row_bytes` is what a row of both models'
  * logits takes, `width` that of the student's hidden rows.  On a CPU a multiple of 64, within 1/64 of
- * its memory; elsewhere a multiple of 128, within 1/16 and no more than makes products efficient;
- * both between 64 MB and 1 GB.
+ * its memory; elsewhere a multiple of 128, within 1/16; both between 64 MB and 1 GB, and no more than
+ * makes products efficient.
  */
 int64_t kd_objective_chunk(int64_t rows, int64_t row_bytes, int64_t width,
                            const kd_device_info *device);

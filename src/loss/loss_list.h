@@ -11,8 +11,16 @@ KD_FEATURE(hidden_mse)
 KD_FEATURE(hint)
 KD_FEATURE(normalised_mse)
 
-/* relations */
+/* relations: pairs */
+KD_FEATURE(cc)
+KD_FEATURE(pkt)
+KD_FEATURE(rkd_angle)
+KD_FEATURE(rkd_distance)
+KD_FEATURE(sp)
 
 /* transformers */
+KD_FEATURE(attention_kl)
+KD_FEATURE(attention_mse)
+KD_FEATURE(minilm_relation)
 
 /* clang-format on */

@@ -19,7 +19,7 @@ int64_t kd_objective_chunk(int64_t rows, int64_t row_bytes, int64_t width,
     const int64_t budget = clamp(memory / (cpu ? 64 : 16), 64 << 20, 1 << 30);
     /* On a GPU d hidden has rows * width outputs in tiles of 128 x 256, of which 132 processors want
      * one each; and adding to an f32 d weight is bound by its memory below some 1100 rows. */
-    const int64_t enough = cpu ? INT64_MAX : kd_max_i64(132 * 128 * 256 / width, 2048);
+    const int64_t enough = cpu ? kd_cpu_rows(device) : kd_max_i64(132 * 128 * 256 / width, 2048);
     const int64_t fits = kd_min_i64(budget / row_bytes, enough) / step * step;
     return clamp(fits, step, kd_ceil_div(rows, step) * step);
 }

@@ -95,8 +95,9 @@ typedef struct kd_model {
     kd_tensor frequencies; /* f32 [r / 2] in device memory */
 
     /* The pass in flight, from forward to backward. */
-    kd_tensor *hidden;     /* [layers + 1] block inputs, then the last block's output */
-    kd_block_saved *saved; /* [layers] */
+    bool keeps_activations; /* there will be one */
+    kd_tensor *hidden;      /* [layers + 1] block inputs, then the last block's output */
+    kd_block_saved *saved;  /* [layers] */
     kd_norm_saved final_saved;
 } kd_model;
 
@@ -134,7 +135,7 @@ typedef struct kd_batch {
 } kd_batch;
 
 /* Fills `taps` (head included).  On a trainable model everything that backward needs stays on the
- * stack above the caller's mark; on a frozen one only the taps stay. */
+ * stack above the caller's mark; on a frozen one, or where taps->measured, only the taps stay. */
 KD_MUST_CHECK kd_status kd_model_forward(kd_model *model, kd_exec *exec, const kd_batch *batch,
                                          kd_taps *taps);
 

@@ -3,8 +3,9 @@
 
 /* dx holds d block(x) and becomes dx, in place. */
 static kd_status block_backward(kd_model *model, kd_exec *exec, const kd_tensor *dx,
-                                const kd_block_saved *saved, const kd_tensor *x,
-                                const kd_geometry *geometry, const kd_block *block)
+                                const kd_block_saved *saved, const kd_attention_heads *more,
+                                const kd_tensor *x, const kd_geometry *geometry,
+                                const kd_block *block)
 {
     const kd_mark mark = kd_stack_mark(exec->stack);
     kd_norm_saved again = saved->norm2; /* norms are computed again: cheaper than kept */
@@ -19,7 +20,7 @@ static kd_status block_backward(kd_model *model, kd_exec *exec, const kd_tensor 
                             &block->norm2));
     again = saved->norm1;
     KD_TRY(kd_norm_forward(exec, &h, &again, NULL, x, NULL, &model->slab, &block->norm1));
-    KD_TRY(kd_attention_backward(exec, &dh, dx, &h, &saved->attention, geometry, &model->slab,
+    KD_TRY(kd_attention_backward(exec, &dh, dx, &h, &saved->attention, more, geometry, &model->slab,
                                  &block->attention));
     KD_TRY(kd_norm_backward(exec, dx, &dh, x, &saved->norm1, dx, &model->slab, &block->norm1));
 
@@ -27,29 +28,37 @@ static kd_status block_backward(kd_model *model, kd_exec *exec, const kd_tensor 
     return KD_OK;
 }
 
-static kd_status undo_block(kd_model *model, kd_exec *exec, const kd_tensor *dx, int64_t l,
-                            const kd_geometry *geometry)
+static kd_tensor gradient_of(kd_taps *taps, kd_tap_kind kind, int layer)
 {
+    const kd_tap *tap = kd_taps_find(taps, kind, layer);
+    return tap ? tap->gradient : (kd_tensor){ 0 };
+}
+
+static kd_status undo_block(kd_model *model, kd_exec *exec, const kd_tensor *dx, kd_taps *taps,
+                            int l, const kd_geometry *geometry)
+{
+    const kd_attention_heads more = { .q = gradient_of(taps, KD_TAP_QUERY, l),
+                                      .k = gradient_of(taps, KD_TAP_KEY, l),
+                                      .v = gradient_of(taps, KD_TAP_VALUE, l) };
     const kd_block *block = &model->blocks[l];
     kd_block_saved *saved = &model->saved[l];
     const kd_tensor *x = &model->hidden[l];
     const kd_mark mark = kd_stack_mark(exec->stack);
-    KD_TRY(kd_params_acquire(model, (int)l));
+    KD_TRY(kd_params_acquire(model, l));
     if (model->recompute == KD_RECOMPUTE_BLOCKS) {
         KD_TRY(kd_block_save(saved, model, exec, block, x));
         KD_TRY(kd_block_forward(model, exec, NULL, saved, x, geometry, block));
     }
-    KD_TRY(block_backward(model, exec, dx, saved, x, geometry, block));
-    kd_params_release(model, (int)l);
+    KD_TRY(block_backward(model, exec, dx, saved, &more, x, geometry, block));
+    kd_params_release(model, l);
     kd_stack_release(exec->stack, mark);
     return KD_OK;
 }
 
 static kd_status add_tap_gradient(kd_exec *exec, const kd_tensor *dx, kd_taps *taps, int layer)
 {
-    const kd_tap *tap = kd_taps_find(taps, KD_TAP_HIDDEN, layer);
-    if (!tap || !kd_present(&tap->gradient)) return KD_OK;
-    return KD_RUN(exec, add, .y = dx, .a = dx, .b = &tap->gradient);
+    const kd_tensor gradient = gradient_of(taps, KD_TAP_HIDDEN, layer);
+    return kd_present(&gradient) ? KD_RUN(exec, add, .y = dx, .a = dx, .b = &gradient) : KD_OK;
 }
 
 static kd_status embed_backward(kd_model *model, kd_exec *exec, const kd_tensor *dx,
@@ -80,7 +89,7 @@ kd_status kd_model_backward(kd_model *model, kd_exec *exec, const kd_batch *batc
                             &model->final_saved, NULL, &model->slab, &model->final_norm));
     KD_TRY(tell(done, context, layers));
     for (int l = layers - 1; l >= 0; l--) {
-        KD_TRY(undo_block(model, exec, &dx, l, &batch->geometry));
+        KD_TRY(undo_block(model, exec, &dx, taps, l, &batch->geometry));
         KD_TRY(add_tap_gradient(exec, &dx, taps, l));
         KD_TRY(tell(done, context, l));
     }

@@ -185,6 +185,8 @@ done:
 
 /* ---- loading ---------------------------------------------------------------------------------- */
 
+enum { PIECE_ELEMENTS = 1 << 20 };
+
 /* One tensor of the checkpoint and where it goes. */
 typedef struct target {
     kd_tensor weights, master; /* the rows of the parameter; master absent when weights are f32 */
@@ -235,27 +237,55 @@ static kd_status upload(kd_exec *exec, const kd_tensor *to, const float *values,
     return kd_sync(exec);
 }
 
+/* Rows that pass through the host at a time: memory that only loading and saving take stays small.  A
+ * tensor that is turned needs all of its rows at once. */
+static int64_t rows_at_once(const target *t, bool transposed)
+{
+    const int64_t some = kd_max_i64(1, PIECE_ELEMENTS / kd_max_i64(1, t->columns));
+    return transposed ? t->rows : kd_min_i64(some, t->rows);
+}
+
+static kd_tensor cut(const kd_tensor *of, int64_t first, int64_t count)
+{
+    return kd_present(of) ? kd_tensor_slice(of, 0, first, count) : (kd_tensor){ 0 };
+}
+
+static target rows_of(const target *t, int64_t first, int64_t count)
+{
+    return (target){ .weights = cut(&t->weights, first, count),
+                     .master = cut(&t->master, first, count),
+                     .scales = cut(&t->scales, first, count),
+                     .rows = count,
+                     .columns = t->columns };
+}
+
+/* `values` has room for t's elements three times, as read, turned and converted, and a float per row. */
+static kd_status load_rows(kd_exec *exec, const kd_st_file *file, const kd_st_entry *entry,
+                           const target *t, int64_t first, bool transposed, float *values)
+{
+    const int64_t n = t->rows * t->columns;
+    float *turned = values + n, *converted = turned + n;
+    KD_TRY(kd_st_read(values, KD_F32, file, entry, first, n));
+    KD_TRY(kd_st_check_finite(file, entry, first, values, n));
+    if (transposed) transpose(turned, values, t->rows, t->columns);
+    float *final = transposed ? turned : values;
+    if (kd_present(&t->scales)) return upload_e4m3(exec, t, final, converted);
+    KD_TRY(upload(exec, &t->weights, final, converted));
+    return kd_present(&t->master) ? upload(exec, &t->master, final, converted) : KD_OK;
+}
+
 static kd_status load_tensor(kd_exec *exec, const kd_st_file *file, const kd_st_entry *entry,
                              const target *t, bool transposed)
 {
-    const int64_t n = t->rows * t->columns;
-    const size_t bytes = (size_t)(3 * n + t->rows) * sizeof(float);
-    float *values = malloc(bytes); /* as read, turned, converted */
-    kd_status status = KD_OK;
+    const int64_t rows = rows_at_once(t, transposed);
+    const size_t bytes = (size_t)(rows * (3 * t->columns + 1)) * sizeof(float);
+    float *values = malloc(bytes);
     if (!values) return kd_fail(KD_ENOMEM, "%s: %zu bytes to read it", entry->name, bytes);
-    float *turned = values + n, *converted = turned + n;
-    KD_TRY_GOTO(kd_st_read(values, KD_F32, file, entry, 0, entry->elements), status, done);
-    KD_TRY_GOTO(kd_st_check_finite(file, entry, 0, values, entry->elements), status, done);
-    if (transposed) transpose(turned, values, t->rows, t->columns);
-    float *final = transposed ? turned : values;
-    if (kd_present(&t->scales)) {
-        status = upload_e4m3(exec, t, final, converted);
-        goto done;
+    kd_status status = KD_OK;
+    for (int64_t at = 0; at < t->rows && status == KD_OK; at += rows) {
+        const target some = rows_of(t, at, kd_min_i64(rows, t->rows - at));
+        status = load_rows(exec, file, entry, &some, at * t->columns, transposed, values);
     }
-    KD_TRY_GOTO(upload(exec, &t->weights, final, converted), status, done);
-    if (kd_present(&t->master))
-        KD_TRY_GOTO(upload(exec, &t->master, final, converted), status, done);
-done:
     free(values);
     return status;
 }
@@ -316,26 +346,35 @@ static kd_status declare_tensor(const kd_model *model, kd_st_writer *writer, con
     return kd_st_writer_declare(writer, name, dtype, shape.rank, shape.dim);
 }
 
+/* `values` as for load_rows. */
+static kd_status write_rows(kd_exec *exec, kd_st_writer *writer, const char *name, const target *t,
+                            bool transposed, kd_dtype dtype, float *values)
+{
+    const kd_tensor *from = kd_present(&t->master) ? &t->master : &t->weights;
+    const int64_t n = t->rows * t->columns;
+    float *turned = values + n, *out = turned + n;
+    KD_TRY(kd_download(exec, out, from));
+    KD_TRY(kd_sync(exec));
+    KD_TRY(kd_convert(values, KD_F32, out, from->dtype, n));
+    if (transposed) transpose(turned, values, t->columns, t->rows);
+    KD_TRY(kd_convert(out, dtype, transposed ? turned : values, KD_F32, n));
+    return kd_st_writer_write(writer, name, out, (size_t)n * kd_dtype_size(dtype));
+}
+
 static kd_status write_tensor(const kd_model *model, kd_st_writer *writer, const char *name,
                               const kd_name_row *row, int param, kd_dtype dtype)
 {
     const target t = target_of(model, row, param);
-    const kd_tensor *from = kd_present(&t.master) ? &t.master : &t.weights;
-    const int64_t n = t.rows * t.columns;
+    const int64_t rows = rows_at_once(&t, row->transposed);
     kd_stack stack = { 0 };
     kd_exec exec = { .device = model->slab.device, .stack = &stack };
     kd_status status = KD_OK;
-    float *values = malloc(3 * (size_t)n * sizeof *values);
+    float *values = malloc(3 * (size_t)(rows * t.columns) * sizeof *values);
     if (!values) return kd_fail(KD_ENOMEM, "%s: no memory to write it", name);
-    float *turned = values + n, *out = turned + n;
-    KD_TRY_GOTO(kd_download(&exec, out, from), status, done);
-    KD_TRY_GOTO(kd_sync(&exec), status, done);
-    KD_TRY_GOTO(kd_convert(values, KD_F32, out, from->dtype, n), status, done);
-    if (row->transposed) transpose(turned, values, t.columns, t.rows);
-    KD_TRY_GOTO(kd_convert(out, dtype, row->transposed ? turned : values, KD_F32, n), status, done);
-    KD_TRY_GOTO(kd_st_writer_write(writer, name, out, (size_t)n * kd_dtype_size(dtype)), status,
-                done);
-done:
+    for (int64_t at = 0; at < t.rows && status == KD_OK; at += rows) {
+        const target some = rows_of(&t, at, kd_min_i64(rows, t.rows - at));
+        status = write_rows(&exec, writer, name, &some, row->transposed, dtype, values);
+    }
     free(values);
     return status;
 }

@@ -1,6 +1,7 @@
 /*
  * attention_tiles.h - what both directions of attention are made of: products of tiles in
- * registers, who sees whom, tiles in and out of f32.  Of attention.c and attention_backward.c alone.
+ * registers, who sees whom, tiles in and out of f32.  Of attention.c, attention_backward.c and
+ * relation.c alone.
  */
 #ifndef KD_OPS_ATTENTION_TILES_H
 #define KD_OPS_ATTENTION_TILES_H
@@ -234,12 +235,68 @@ static inline float sum_of(float lanes[LANES])
     return lanes[0];
 }
 
+/* Scores become weights e^(s - m), zero where hidden; m, l and the sums in o move to the new m. */
+static inline void soften_row(float *s, span panels, span seen, float *m, float *l, float *o,
+                              int64_t ld)
+{
+    const int first = (int)seen.begin, end = (int)seen.end; /* as wide as what they select */
+    for (int j = (int)panels.begin; j < panels.end; j++)
+        s[j] = j >= first && j < end ? s[j] : -INFINITY;
+    float top[LANES];
+    for (int i = 0; i < LANES; i++) top[i] = -INFINITY;
+    for (int64_t j = panels.begin; j < panels.end; j += LANES)
+        for (int i = 0; i < LANES; i++) top[i] = s[j + i] > top[i] ? s[j + i] : top[i];
+    const float high = max_of(top), next = high > *m ? high : *m;
+    const float base = next == -INFINITY ? 0 : next; /* all scores -inf: weights 0, not NaN */
+    const float shrink = kd_vexpf(*m - base);
+    for (int64_t j = panels.begin; j < panels.end; j++) s[j] = kd_vexpf(s[j] - base);
+    vec sum = { 0 };
+    for (int64_t j = panels.begin; j < panels.end; j += LANES) sum += *(const vec *)(s + j);
+    *l = *l * shrink + sum_of((float *)&sum);
+    *m = next;
+    if (shrink != 1)
+        for (int64_t j = 0; j < ld; j++) o[j] *= shrink;
+}
+
 /* ---- setting up ------------------------------------------------------------------------------- */
 
 static inline void set_window(problem *p, bool causal, int64_t window)
 {
     p->left = window > 0 ? window - 1 : unlimited;
     p->right = causal ? 0 : p->left;
+}
+
+/* Blocks of TILE queries of all documents. */
+static inline int64_t blocks_of(const problem *p)
+{
+    int64_t blocks = 0;
+    for (int64_t i = 0; i < p->documents; i++) blocks += kd_ceil_div(document_of(p, i).tq, TILE);
+    return blocks;
+}
+
+/* The document and first query of the block of TILE queries with this number; false past the
+ * last. */
+static inline bool find_block(document *t, int64_t *i0, const problem *p, int64_t block)
+{
+    for (int64_t i = 0; i < p->documents; i++) {
+        *t = document_of(p, i);
+        const int64_t blocks = kd_ceil_div(t->tq, TILE);
+        if (block < blocks) {
+            *i0 = block * TILE;
+            return true;
+        }
+        block -= blocks;
+    }
+    return false;
+}
+
+/* Rows of no document see nothing. */
+static inline void clear_stranger_lse(const kd_tensor *lse, const int32_t *cu, int64_t documents)
+{
+    for (int64_t head = 0; head < lse->shape[0]; head++)
+        for (int64_t row = 0; row < lse->shape[1]; row++)
+            if (row < cu[0] || row >= cu[documents])
+                ((float *)lse->data)[head * lse->stride[0] + row * lse->stride[1]] = -INFINITY;
 }
 
 /* The next `count` floats of a thread's scratch. */

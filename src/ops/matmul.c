@@ -3,8 +3,12 @@
  *
  * A layer y = x W' with W [N,K] reads W with exchanged strides; its backward pass is dx = dy W and
  * dW += dy' x.  No form copies or transposes a matrix first: the library packs panels as it goes.
+ * For a single row that would move W three times: there y[n] is the dot product of x and W[n], in an
+ * order that K alone decides.
  */
 #include "ops/rowio.h"
+
+#include <stdalign.h>
 
 static kd_status check_dtype(const kd_tensor *t, const char *what, kd_dtype first, kd_dtype second)
 {
@@ -36,8 +40,76 @@ kd_status kd_matmul_check(const kd_matmul_args *args)
     return KD_OK;
 }
 
+/* ---- one row ---------------------------------------------------------------------------------- */
+
+enum { LANES = 64 };
+
+static bool is_one_row(const kd_matmul_args *args)
+{
+    const kd_tensor *a = args->a, *b = args->b;
+    return a->shape[0] == 1 && a->shape[1] > 0 && a->stride[1] == 1 && b->stride[0] == 1;
+}
+
+static float sum_lanes(float *restrict lane)
+{
+    for (int half = LANES / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; i++) lane[i] += lane[i + half];
+    return lane[0];
+}
+
+static float dot_f32(const float *restrict w, const float *restrict x, int64_t k)
+{
+    alignas(64) float lane[LANES] = { 0 };
+    int64_t at = 0;
+    for (; at + LANES <= k; at += LANES)
+        for (int i = 0; i < LANES; i++) lane[i] += w[at + i] * x[at + i];
+    for (int i = 0; at + i < k; i++) lane[i] += w[at + i] * x[at + i];
+    return sum_lanes(lane);
+}
+
+static float dot_bf16(const uint16_t *restrict w, const float *restrict x, int64_t k)
+{
+    alignas(64) float lane[LANES] = { 0 };
+    int64_t at = 0;
+    for (; at + LANES <= k; at += LANES)
+        for (int i = 0; i < LANES; i++) lane[i] += kd_bf16_to_f32(w[at + i]) * x[at + i];
+    for (int i = 0; at + i < k; i++) lane[i] += kd_bf16_to_f32(w[at + i]) * x[at + i];
+    return sum_lanes(lane);
+}
+
+static float element(const kd_tensor *t, int64_t i)
+{
+    return t->dtype == KD_F32 ? ((const float *)t->data)[i]
+                              : kd_bf16_to_f32(((const uint16_t *)t->data)[i]);
+}
+
+static kd_status one_row(kd_exec *exec, const kd_matmul_args *args)
+{
+    const kd_tensor *y = args->y, *b = args->b;
+    const int64_t k = args->a->shape[1], n = b->shape[1];
+    const bool biased = kd_present(args->bias), f32 = b->dtype == KD_F32;
+    kd_tensor x = *args->a;
+    if (!f32) KD_TRY(kd_push(&x, exec, "matmul.row", KD_F32, KD_SHAPE(k)));
+    if (kd_planning(exec)) return KD_OK;
+    if (!f32) KD_TRY(kd_convert(x.data, KD_F32, args->a->data, KD_BF16, k));
+#pragma omp parallel for schedule(static) if (n * k > KD_PARALLEL_ABOVE)
+    for (int64_t j = 0; j < n; j++) {
+        const void *w = (const char *)b->data + j * b->stride[1] * (f32 ? 4 : 2);
+        float value = f32 ? dot_f32(w, x.data, k) : dot_bf16(w, x.data, k);
+        if (biased) value += element(args->bias, j);
+        if (y->dtype == KD_F32)
+            ((float *)y->data)[j * y->stride[1]] = value;
+        else
+            ((uint16_t *)y->data)[j * y->stride[1]] = kd_f32_to_bf16(value);
+    }
+    return KD_OK;
+}
+
+/* ---- any -------------------------------------------------------------------------------------- */
+
 kd_status kd_matmul_cpu(kd_exec *exec, const kd_matmul_args *args)
 {
+    if (is_one_row(args)) return one_row(exec, args);
     return kd_dnn_matmul(kd_cpu_dnn(exec->device), exec, args->y, args->a, args->b, args->bias,
                          false);
 }

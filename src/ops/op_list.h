@@ -73,6 +73,18 @@ KD_OP(attention_backward,
       OUT(dq) OUT(dk) OUT(dv) IN(dout) IN(o) IN(lse) IN(q) IN(k) IN(v) IN(cu_q) IN(cu_k)
           ARG(float, scale) ARG(bool, causal) ARG(int64_t, window) ARG(float, softcap))
 
+/* How rows of one document relate in two models, by tiles: no [N, N] anywhere.  a [N,R,d] are queries,
+ * b [N,Rb,d] keys (Rb divides R; b may be a); documents, causal and window as in attention.
+ * lse[R,N] f32 of scores cap(scale a b') / temperature.                            relation.c */
+KD_OP(relation_lse, OUT(lse) IN(a) IN(b) IN(cu) ARG(kd_scoring, scores) ARG(float, temperature)
+                        ARG(bool, causal) ARG(int64_t, window))
+/* loss[n] f32 = weight[n] times the mean over heads of row n's divergence from the teacher's;
+ * da, db += scale[0] d sum(loss) / d a, b, of the type of a; each absent, or both one tensor.  The
+ * teacher has R heads too, of any size and grouping, f32 or bf16 whatever the student has.  lse,
+ * teacher_lse: of the KL alone.  weight f32 [N] or absent; scale f32 [1], absent with da and db. */
+KD_OP(relation, OUT(loss) INOUT(da) INOUT(db) IN(a) IN(b) IN(teacher_a) IN(teacher_b) IN(lse)
+                    IN(teacher_lse) IN(cu) IN(weight) IN(scale) ARG(kd_relation, relation))
+
 /* y[n] = table[ids[n]] (+ add[n]); ids i32 in [0, V); add or absent, may be y.     embedding.c */
 KD_OP(embedding, OUT(y) IN(table) IN(ids) IN(add))
 /* dtable[ids[n]] += dy[n], f32, same order of additions whatever the threads. */
@@ -119,6 +131,31 @@ KD_OP(row_distance, INOUT(d_student) OUT(loss) IN(student) IN(teacher) IN(weight
  *                                                                                    maps.c */
 KD_OP(map_powers, OUT(y) IN(x) ARG(float, power) ARG(bool, channels))
 KD_OP(map_powers_backward, INOUT(dx) IN(dy) IN(x) ARG(float, power) ARG(bool, channels))
+
+/* y = x / max(|x|, eps), or x / (|x| + eps) when `added`, over the last dimension; y f32 or bf16 of its
+ * own; norm = |x|, f32, one per row.                                             normalise.c */
+KD_OP(normalise, OUT(y) OUT(norm) IN(x) ARG(float, eps) ARG(bool, added))
+KD_OP(normalise_backward,
+      INOUT(dx) IN(dy) IN(x) IN(norm) ARG(float, eps) ARG(bool, added)) /* dx += */
+
+/* y f32 = x, zeros in rows whose weight is 0, which are not read; share = weight / how many are not 0. */
+KD_OP(keep_rows, OUT(y) OUT(share) IN(x) IN(weight))
+
+/* Losses over all pairs of a batch of N.  y[N,N] f32 = |x_i - x_j|^2 of rows of x[N,D], exactly
+ * symmetric with a diagonal of zeros; dx_i += 2 sum_j (dy_ij + dy_ji) (x_i - x_j).     pairs.c */
+KD_OP(pair_distances, OUT(y) IN(x))
+KD_OP(pair_distances_backward, INOUT(dx) IN(dy) IN(x))
+/* loss f32 [N] of row i, times weight[i]; d [N,N] = scale[0] times the gradient of their sum with
+ * respect to `student`; d or absent, with it scale may be; weight f32 [N] or absent, a row whose weight
+ * is 0 counting in no other's loss; all f32.
+ * student and teacher: squared distances; `whole`: a mean distance counts all N^2 pairs. */
+KD_OP(rkd_distance, OUT(d) OUT(loss) IN(student) IN(teacher) IN(weight) IN(scale) ARG(bool, whole))
+KD_OP(rkd_angle, OUT(d) OUT(loss) IN(student) IN(teacher) IN(weight) IN(scale))
+/* student and teacher: products of normalised rows, symmetric; d_ij stands for ij and ji together. */
+KD_OP(pkt, OUT(d) OUT(loss) IN(student) IN(teacher) IN(weight) IN(scale) ARG(float, eps))
+/* Products of |student - teacher| of a row and the next; student, d_student and teacher [N,D]; d_student
+ * is added to, or absent.                                                        correlation.c */
+KD_OP(correlation, INOUT(d_student) OUT(loss) IN(student) IN(teacher) IN(weight) IN(scale))
 
 /* The update; every operand is a slab range [n].                                      update.c */
 /* Global norm, clip factor, loss and verdict into `scalars`, from sum_squares[1] and losses [terms]. */

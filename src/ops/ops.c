@@ -214,8 +214,13 @@ kd_status kd_ops_named(uint64_t *bits, const char *names)
 
 static bool is_on_cpu(const kd_device *device, int op) { return device->on_cpu >> op & 1; }
 
+static double *profile; /* see kd_ops_profile */
+
+void kd_ops_profile(double to[KD_OP_COUNT]) { profile = to; }
+
 kd_status kd_op_run(kd_exec *exec, kd_op_id op, const void *args)
 {
+    const double start = profile ? kd_clock() : 0.0;
     const kd_op_info *info = &kd_op_infos[op];
     const kd_device *device = exec->device;
     const kd_mark mark = kd_stack_mark(exec->stack);
@@ -224,6 +229,7 @@ kd_status kd_op_run(kd_exec *exec, kd_op_id op, const void *args)
     if (status == KD_OK)
         status = is_on_cpu(device, op) ? run_on_cpu(exec, info, args)
                                        : info->call(device->ops, exec, args);
+    if (profile && !kd_planning(exec)) profile[op] += kd_clock() - start;
     kd_stack_release(exec->stack, mark); /* an op's scratch dies with it */
     if (status != KD_OK) status = kd_fail(status, "%s: %s", info->name, kd_last_error());
     return status;

@@ -70,6 +70,29 @@ typedef enum kd_topk {
     KD_TOPK_SAMPLED,      /* K draws: an estimate without bias */
     KD_TOPK_COUNT
 } kd_topk;
+/* ---- relations between the rows of a document --------------------------------------------------- */
+
+/* s = cap(scale a b'), cap(x) = softcap tanh(x / softcap); softcap 0: none. */
+typedef struct kd_scoring {
+    float scale, softcap;
+} kd_scoring;
+
+typedef enum kd_relation_kind {
+    KD_RELATION_KL,  /* softmax of the teacher's scores against that of the student's */
+    KD_RELATION_MSE, /* squared differences of the scores */
+    KD_RELATION_COUNT
+} kd_relation_kind;
+
+typedef struct kd_relation {
+    kd_relation_kind kind;
+    kd_scoring student, teacher;
+    float temperature; /* scores are divided by it on both sides */
+    bool t_squared;    /* the loss is multiplied with T^2 */
+    bool causal;
+    int64_t window;
+    float floor;   /* MSE: a score at or below it counts as 0; 0: none does */
+    int64_t pairs; /* MSE: what a row's sum is divided by; 0: the keys that the row sees */
+} kd_relation;
 
 /* What row_distance measures between x and y; x', y' are x / |x|, y / |y|. */
 typedef enum kd_distance {
@@ -199,6 +222,10 @@ extern const kd_op_info kd_op_infos[KD_OP_COUNT];
 /* Runs one op: checks its operands, poisons its outputs on a debug device, gives its scratch back, and puts the op's
  * name before the message of a failure. */
 KD_MUST_CHECK kd_status kd_op_run(kd_exec *exec, kd_op_id op, const void *args);
+
+/* From now on adds each op's seconds to to[op], in all of this process; NULL ends it.  For a device
+ * whose calls wait for their work: elsewhere it is the time of enqueueing. */
+void kd_ops_profile(double to[KD_OP_COUNT]);
 
 #define KD_RUN(exec, op, ...) kd_op_run((exec), KD_OP_##op, &(const kd_##op##_args){ __VA_ARGS__ })
 

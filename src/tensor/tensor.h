@@ -166,7 +166,7 @@ void kd_params_layout(kd_params *params);
 
 typedef enum kd_tap_kind {
     KD_TAP_HIDDEN,   /* [N, D]; layer 0 = embeddings, L = after the final norm (Hugging Face) */
-    KD_TAP_QUERY,    /* [N, H, d] after QK-norm and position, unscaled */
+    KD_TAP_QUERY,    /* [N, H, d] of block `layer`, after QK-norm and position, unscaled */
     KD_TAP_KEY,      /* [N, KV, d] */
     KD_TAP_VALUE,    /* [N, KV, d] */
     KD_TAP_FEATURES, /* [B, C, H, W] */
@@ -180,7 +180,7 @@ typedef struct kd_tap {
     bool wants_gradient;
     kd_tensor value;
     kd_tensor gradient; /* same shape; losses add, the owner zeroed it; absent on a frozen model */
-    kd_tensor lse;      /* of attention taps: [H, N] f32 */
+    kd_tensor lse; /* of query taps: [H, N] f32, of the scores that attention has made of them */
 } kd_tap;
 
 /*
@@ -200,6 +200,7 @@ enum { KD_MAX_TAPS = 64 };
 typedef struct kd_taps {
     kd_tap items[KD_MAX_TAPS];
     int count;
+    bool measured; /* no backward pass follows: nothing is kept for one */
     kd_head head;
 } kd_taps;
 

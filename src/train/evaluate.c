@@ -126,7 +126,11 @@ kd_status kd_step_measure(kd_step *step, const kd_micro_batch *micro, unsigned w
         taps[m] = &step->members[m].taps;
         if (!(wanted >> m & 1u) && m != reference) continue;
         const double start = kd_clock();
-        KD_TRY(kd_model_forward(step->members[m].model, &step->exec, &step->batch, taps[m]));
+        taps[m]->measured = true;
+        const kd_status status =
+            kd_model_forward(step->members[m].model, &step->exec, &step->batch, taps[m]);
+        taps[m]->measured = false;
+        KD_TRY(status);
         KD_TRY(kd_sync(&step->exec));
         out[m].seconds = kd_clock() - start;
     }

@@ -48,7 +48,8 @@ static const kd_option batch_rows[] = {
     { "samples", KD_INT, offsetof(kd_batch_section, samples), "0", 0, 1e9, "samples",
       "the same as samples" },
     { "micro", KD_STRING, offsetof(kd_batch_section, micro), "auto", 0, 0, "samples",
-      "of one forward pass; auto: the largest that fits and divides" },
+      "of one forward pass; auto: the largest that fits, divides and, on a CPU, still gains "
+      "speed" },
     { "chunk", KD_INT, offsetof(kd_batch_section, chunk), "0", 0, 1 << 20, "rows",
       "of the head at a time; 0: chosen" },
     { 0 },

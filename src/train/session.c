@@ -95,6 +95,16 @@ static bool fits(const kd_session *s)
     return (double)kd_session_bytes(s) <= kd_session_usable(s);
 }
 
+/* Samples of a micro-batch beyond which memory is all that grows. */
+static int64_t most_samples(const kd_session *s)
+{
+    kd_device_info info;
+    kd_device_describe(&info, s->device);
+    const int64_t all = s->step_samples / s->comm->size;
+    if (strcmp(info.type, "cpu") != 0) return all;
+    return kd_min_i64(all, kd_ceil_div(kd_cpu_rows(&info), s->run->data.sequence));
+}
+
 /* The largest micro-batch up to `most` that divides the step's samples and fits; none may. */
 static kd_status plan_largest(kd_session *s, int64_t most)
 {
@@ -113,8 +123,7 @@ static kd_status plan_micro(kd_session *s, int64_t micro)
     if (s->step_samples % s->comm->size != 0)
         return kd_fail(KD_EINVAL, "batch: %lld samples do not divide into %d ranks",
                        (long long)s->step_samples, s->comm->size);
-    if (micro == 0 && strcmp(text, "auto") == 0)
-        return plan_largest(s, s->step_samples / s->comm->size);
+    if (micro == 0 && strcmp(text, "auto") == 0) return plan_largest(s, most_samples(s));
     if (micro == 0) {
         char *end;
         micro = strtoll(text, &end, 10);

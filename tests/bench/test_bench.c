@@ -1,6 +1,7 @@
 /* The bench: every op has a row that runs, the floors are the models', and a slower cell is found. */
 #include "bench/bench.h"
 #include "support/support.h"
+#include "support/text_file.h"
 
 #include <math.h>
 #include <unistd.h>
@@ -160,6 +161,99 @@ Test(bench, goes_on_without_its_peers_and_stops_in_time)
                  "mayfly", NULL);
     expect_cells("exit 3", 0, "peers", NULL);
     expect_cells("exec cat", 1e-9, NULL, "not reached");
+}
+
+/* Whole programs on a model of a few kilobytes, and a peer that took as long and a gigabyte. */
+Test(bench, runs_programs_and_holds_their_memory_against_their_peers)
+{
+    static const char answer[] =
+        "while read -r line; do case $line in *'\"student\":\"/'*) echo '{\"peers\": [{\"name\": "
+        "\"eager\", \"low\": 9, \"median\": 10, \"high\": 11, \"samples\": 3, \"bytes\": 1e9}]}';; "
+        "esac; done";
+    static const char *const rows[] = { "step", "prefill", "decode" };
+    int64_t tokens[400];
+    char path[] = "/tmp/kd-bench-XXXXXX", text[4096];
+    for (int i = 0; i < KD_COUNT(tokens); i++) tokens[i] = i * i % 101;
+    const test_text data = { .dtype = "U16", .tokens = tokens, .count = KD_COUNT(tokens) };
+    kd_bench_options options = { .device = "cpu",
+                                 .rows = rows,
+                                 .row_count = KD_COUNT(rows),
+                                 .quick = true,
+                                 .peers = answer,
+                                 .json = path,
+                                 .teacher = KD_GOLDEN "/models/llama_tied",
+                                 .student = KD_GOLDEN "/models/llama_tied" };
+    close(mkstemp(path));
+    FILE *out = tmpfile();
+    cr_assert_not_null(out);
+    test_refused(kd_bench(out, &options), KD_EINVAL, "bench row \"step\" wants --teacher");
+    options.data = test_text_write("bench", &data);
+    test_ok(kd_bench(out, &options));
+    rewind(out);
+    text[fread(text, 1, sizeof text - 1, out)] = '\0';
+    fclose(out);
+    cr_expect(strstr(text, "tokens/s") && strstr(text, "0 of 3 targets missed"), "%s", text);
+    json_t *root;
+    test_ok(kd_json_read(&root, path));
+    for (size_t i = 0; i < KD_COUNT(rows); i++) {
+        const json_t *cell = json_array_get(json_object_get(root, "cells"), i);
+        const json_t *samples = json_object_get(json_object_get(cell, "seconds"), "samples");
+        const double taken = json_number_value(json_object_get(cell, "taken"));
+        cr_expect_eq(json_integer_value(samples), 6, "%s", rows[i]);
+        cr_expect(taken > 1e6 && taken < 2e9, "%s: %g bytes", rows[i], taken);
+        cr_expect_gt(json_object_size(json_object_get(cell, "ops")), 5, "%s", rows[i]);
+        cr_expect_eq(json_is_number(json_object_get(cell, "value")), i == 0, "%s", rows[i]);
+    }
+    json_decref(root);
+    unlink(path);
+    test_text_remove();
+}
+
+/* Just met and just missed, each side of each bound, and only beside the peer that is meant. */
+Test(bench, names_missed_targets_with_their_profile)
+{
+    static const struct {
+        const char *row, *peer;
+        double speed, memory; /* theirs over ours */
+        const char *want;     /* NULL: nothing is missed */
+    } cases[] = {
+        { "step", "eager", 1.11, 2.01, NULL },
+        { "step", "compile", 1.09, 2.01, "1.09 x as fast, target 1.1 x" },
+        { "step", "eager", 1.11, 1.9, "takes 52.6 % of its memory, target 50 %" },
+        { "step", "eager", 1.0, 2.01, "profile: matmul 75.0 %, add 25.0 % of the time in ops" },
+        { "decode", "compile", 0.99, 9, "0.99 x as fast" },
+        { "row_loss", "eager", 3.9, 1, "profile: " },
+        { "row_loss", "compile", 3.9, 1, NULL },
+    };
+    double ops[KD_OP_COUNT] = { [KD_OP_matmul] = 3, [KD_OP_add] = 1 };
+    for (int i = 0; i < KD_COUNT(cases); i++) {
+        const bench_row *row =
+            strcmp(cases[i].row, "row_loss") == 0 ? kd_bench_rows_train : kd_bench_rows_programs;
+        while (strcmp(row->name, cases[i].row) != 0) row++;
+        bench_result result = { .row = row,
+                                .shape = row->shapes,
+                                .time = { 1, 1, 1, 6 },
+                                .taken = 1e9,
+                                .op_seconds = ops,
+                                .peer_count = 1 };
+        bench_peer *peer = &result.peers[0];
+        *peer = (bench_peer){ .time = { 1, cases[i].speed, 1, 3 }, .bytes = 1e9 * cases[i].memory };
+        snprintf(peer->name, sizeof peer->name, "%s", cases[i].peer);
+        bench_report report = { .device = { .type = "cpu" },
+                                .results = &result,
+                                .count = 1,
+                                .rates = { .copy = 1e9, .how = "measured" } };
+        char text[2048];
+        FILE *out = tmpfile();
+        cr_assert_not_null(out);
+        kd_bench_print_targets(out, &report);
+        rewind(out);
+        text[fread(text, 1, sizeof text - 1, out)] = '\0';
+        fclose(out);
+        cr_expect_eq(strstr(text, "missed\n  ") != NULL, cases[i].want != NULL, "case %d: %s", i,
+                     text);
+        cr_expect(!cases[i].want || strstr(text, cases[i].want), "case %d: %s", i, text);
+    }
 }
 
 /* Slower by a tenth is found where both times are sharp, and is noise where one is not. */

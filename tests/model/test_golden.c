@@ -257,6 +257,27 @@ Test(golden, saved_models_come_back_bit_for_bit)
     test_ok(kd_dir_remove(folder));
 }
 
+/* Weights pass through the host some rows at a time; this table takes more than once. */
+Test(golden, a_large_table_comes_back_bit_for_bit)
+{
+    static const char config[] =
+        "{\"model_type\":\"llama\",\"architectures\":[\"LlamaForCausalLM\"],\"hidden_size\":400,"
+        "\"num_hidden_layers\":1,\"num_attention_heads\":4,\"num_key_value_heads\":2,"
+        "\"intermediate_size\":16,\"vocab_size\":5303,\"max_position_embeddings\":64,"
+        "\"rms_norm_eps\":1e-5,\"rope_theta\":10000,\"hidden_act\":\"silu\","
+        "\"initializer_range\":0.4,\"tie_word_embeddings\":true}";
+    const char *folder = test_folder();
+    const char *path = test_path(folder, "large.json");
+    golden_case c = { .name = "large", .dir = test_path(folder, "large") };
+    FILE *file = fopen(path, "w");
+    cr_assert(file && fputs(config, file) >= 0 && fclose(file) == 0, "%s", path);
+    test_ok(kd_init_fresh(c.dir, path, NULL, KD_F32, 7));
+    test_ok(kd_device_open(&c.device, "cpu"));
+    for (int k = 0; k < 4; k++) save_and_load(&c, folder, k & 1 ? KD_BF16 : KD_F32, k & 2);
+    kd_device_close(c.device);
+    test_ok(kd_dir_remove(folder));
+}
+
 /* What transformers shall find: the directory, and kd's own logits and continuations from it. */
 static void write_saved(const golden_case *c, const char *folder)
 {

@@ -1,7 +1,8 @@
 /*
- * Hidden taps: values are the residual stream as Hugging Face counts it, and gradients that losses
- * leave in them reach every parameter.  L = sum over taps of <c, hidden>, and its derivative along a
- * direction through all weights at once is held against a central difference.
+ * Taps: hidden ones are the residual stream as Hugging Face counts it, attention's are queries, keys and
+ * values after QK-norm and position; gradients that losses leave in them reach every parameter.
+ * L = sum over taps of <c, value>, and its derivative along a direction through all weights at once is
+ * held against a central difference.
  */
 #include "model/model.h"
 #include "support/students.h"
@@ -9,7 +10,7 @@
 #include <math.h>
 #include <stdlib.h>
 
-enum { ROWS = 12, LAYERS_MOST = 8 };
+enum { ROWS = 12 };
 
 typedef struct tapped {
     kd_device *device;
@@ -19,12 +20,24 @@ typedef struct tapped {
     kd_exec exec;
     kd_taps taps;
     kd_batch batch;
-    int layers;
 } tapped;
 
-static double coefficient(int layer, int64_t i)
+static double coefficient(int tap, int64_t i)
 {
-    return kd_random_normal(7, (uint64_t)layer, (uint64_t)i);
+    return kd_random_normal(7, (uint64_t)tap, (uint64_t)i);
+}
+
+/* <c, value>, whose gradient is added to the tap's. */
+static double weigh(const kd_tap *tap, int number)
+{
+    double sum = 0.0;
+    for (int64_t i = 0; i < kd_tensor_elements(&tap->value); i++) {
+        const double c = coefficient(number, i);
+        sum += c * test_get(&tap->value, i);
+        if (kd_present(&tap->gradient))
+            test_set(&tap->gradient, i, test_get(&tap->gradient, i) + c);
+    }
+    return sum;
 }
 
 /* One pass; the sum of all taps against their coefficients, and with `train` the gradients. */
@@ -45,38 +58,40 @@ static kd_status pass(double *loss, tapped *t, bool train)
                    kd_shape_of(&t->taps.head.hidden)));
     KD_TRY(KD_RUN(&t->exec, fill, .y = &t->taps.head.d_hidden, .value = 0.0f));
     *loss = 0.0;
-    for (int l = 0; l <= t->layers && !kd_planning(&t->exec); l++) {
-        const kd_tap *tap = kd_taps_find(&t->taps, KD_TAP_HIDDEN, l);
-        const float *value = tap->value.data;
-        float *gradient = tap->gradient.data;
-        for (int64_t i = 0; i < kd_tensor_elements(&tap->value); i++) {
-            *loss += coefficient(l, i) * value[i];
-            gradient[i] += (float)coefficient(l, i);
-        }
-    }
+    for (int i = 0; i < t->taps.count && !kd_planning(&t->exec); i++)
+        *loss += weigh(&t->taps.items[i], i);
     if (train) KD_TRY(kd_model_backward(t->model, &t->exec, &t->batch, &t->taps, NULL, NULL));
     kd_stack_release(&t->stack, mark);
     return KD_OK;
 }
 
-static void open_tapped(tapped *t, const char *name, kd_recompute recompute)
+static void request(tapped *t, bool attention)
+{
+    const int layers = (int)t->model->config.layers;
+    for (int l = 0; l <= layers && !attention; l++)
+        test_ok(kd_taps_request(&t->taps, KD_TAP_HIDDEN, l, true));
+    for (int l = 0; l < layers && attention; l++)
+        for (int kind = KD_TAP_QUERY; kind <= KD_TAP_VALUE; kind++)
+            test_ok(kd_taps_request(&t->taps, (kd_tap_kind)kind, l, true));
+}
+
+static void open_tapped(tapped *t, const char *name, bool attention, bool trainable,
+                        kd_recompute recompute)
 {
     char dir[512];
     double loss;
     const kd_model_options options = { .label = "tapped",
-                                       .trainable = true,
+                                       .trainable = trainable,
                                        .recompute = recompute };
     snprintf(dir, sizeof dir, KD_GOLDEN "/models/%s", name);
-    *t = (tapped){ .layers = 0 };
+    *t = (tapped){ .device = NULL };
     test_ok(kd_arena_create(&t->arena));
     test_ok(kd_device_open(&t->device, "cpu"));
     test_ok(kd_model_open(&t->model, t->device, dir, &options));
-    t->layers = (int)t->model->config.layers;
-    cr_assert(t->layers <= LAYERS_MOST);
-    for (int l = 0; l <= t->layers; l++) test_ok(kd_taps_request(&t->taps, KD_TAP_HIDDEN, l, true));
+    request(t, attention);
     test_ok(kd_stack_plan(&t->stack, t->arena));
     t->exec = (kd_exec){ .device = t->device, .stack = &t->stack };
-    test_ok(pass(&loss, t, true));
+    test_ok(pass(&loss, t, trainable));
     test_ok(kd_stack_open(&t->stack, t->device));
 }
 
@@ -125,17 +140,65 @@ static void check_direction(tapped *t, const char *name, uint64_t seed)
               analytic);
 }
 
-Test(taps, gradients_left_in_hidden_states_reach_every_weight)
+static void check_gradients(bool attention)
 {
     static const char *const names[] = { "llama_tied", "qwen3", "gpt2" };
     for (int i = 0; i < KD_COUNT(names); i++) {
         for (int recompute = 0; recompute < 2; recompute++) {
             tapped t;
             double loss;
-            open_tapped(&t, names[i], (kd_recompute)recompute);
+            open_tapped(&t, names[i], attention, true, (kd_recompute)recompute);
             test_ok(pass(&loss, &t, true));
             for (uint64_t seed = 1; seed <= 3; seed++) check_direction(&t, names[i], seed);
             close_tapped(&t);
         }
     }
+}
+
+Test(taps, gradients_left_in_hidden_states_reach_every_weight) { check_gradients(false); }
+
+Test(taps, gradients_left_in_queries_keys_and_values_reach_every_weight) { check_gradients(true); }
+
+/* Views of what is kept and copies of what is not have the same bits: L is one number.  The queries' lse
+ * is that of scores made of the taps. */
+Test(taps, show_the_same_whatever_is_kept)
+{
+    double loss[3];
+    for (int form = 0; form < 3; form++) {
+        tapped t;
+        open_tapped(&t, "qwen3", true, form > 0,
+                    form == 2 ? KD_RECOMPUTE_BLOCKS : KD_RECOMPUTE_NONE);
+        test_ok(pass(&loss[form], &t, false)); /* what it gave back to the stack still lies there */
+        const kd_tap *q = kd_taps_find(&t.taps, KD_TAP_QUERY, 1);
+        const kd_tap *k = kd_taps_find(&t.taps, KD_TAP_KEY, 1);
+        const kd_attention *layer = &t.model->blocks[1].attention;
+        const int64_t d = layer->head_size, group = layer->heads / layer->kv_heads;
+        for (int64_t h = 0; h < layer->heads; h++) { /* the second document's third row: 3 keys */
+            double sum = 0.0;
+            for (int64_t key = 5; key < 8; key++) {
+                double s = 0.0;
+                for (int64_t c = 0; c < d; c++)
+                    s += test_get(&q->value, (7 * layer->heads + h) * d + c) *
+                         test_get(&k->value, (key * layer->kv_heads + h / group) * d + c);
+                sum += exp(s / sqrt((double)d));
+            }
+            test_near_value(test_get(&q->lse, h * ROWS + 7), log(sum), KD_F32, 1, 1, (double)d,
+                            "form %d, head %lld", form, (long long)h);
+        }
+        close_tapped(&t);
+    }
+    cr_assert(loss[0] == loss[1] && loss[1] == loss[2], "%.17g, %.17g, %.17g", loss[0], loss[1],
+              loss[2]);
+}
+
+Test(taps, refuse_what_is_not_there)
+{
+    tapped t;
+    double loss;
+    open_tapped(&t, "llama_tied", true, false, KD_RECOMPUTE_NONE);
+    t.taps.items[0].layer = 99;
+    test_refused(pass(&loss, &t, false), KD_EINVAL, "query[99] asked for; it has query[0..");
+    t.taps.items[0] = (kd_tap){ .kind = KD_TAP_POOLED };
+    test_refused(pass(&loss, &t, false), KD_ENOTSUP, "offers hidden, query, key and value taps");
+    close_tapped(&t);
 }

@@ -20,6 +20,29 @@ static void check(test_bench *bench, const product_case *c)
     test_release(bench, mark);
 }
 
+/* What a decoder's products are: no library's. */
+static void check_row(void *context, const product_case *c)
+{
+    test_bench *bench = context;
+    if (c->m != 1 || c->accumulate) return;
+    const int mark = test_mark(bench);
+    const product p = product_open(bench, c);
+    double *want = test_zeros(bench, c->n);
+    test_ok(KD_RUN(&bench->exec, matmul, .y = &p.y, .a = &p.a, .b = &p.b, .bias = &p.bias));
+    oracle_matmul(want, test_doubles(bench, &p.a), test_doubles(bench, &p.b),
+                  c->bias ? test_doubles(bench, &p.bias) : NULL, 1, c->k, c->n);
+    test_near(&p.y, want, product_scale(c), (double)c->k + 1, "row of %s", product_name(c));
+    test_release(bench, mark);
+}
+
+Test(matmul, one_row)
+{
+    test_bench bench;
+    test_open(&bench, 1u << 20);
+    product_each(check_row, &bench);
+    test_close(&bench);
+}
+
 Test(matmul, gelu)
 {
     test_bench bench;

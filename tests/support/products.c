@@ -50,8 +50,9 @@ double product_scale(const product_case *c) { return 1 + sqrt((double)c->k) / 3;
 
 static const int64_t shapes[][3] = {
     /* m, k, n */
-    { 1, 1, 1 }, { 1, 7, 1 }, { 5, 1, 3 },    { 1, 33, 17 },  { 65, 31, 1 },  { 3, 0, 5 },
-    { 0, 4, 3 }, { 4, 3, 0 }, { 17, 64, 33 }, { 64, 96, 48 }, { 7, 130, 19 }, { 129, 65, 70 },
+    { 1, 1, 1 },    { 1, 7, 1 },     { 5, 1, 3 },    { 1, 33, 17 },  { 65, 31, 1 },
+    { 3, 0, 5 },    { 0, 4, 3 },     { 4, 3, 0 },    { 17, 64, 33 }, { 64, 96, 48 },
+    { 7, 130, 19 }, { 129, 65, 70 }, { 1, 200, 21 },
 };
 
 void product_each(void (*visit)(void *context, const product_case *c), void *context)

@@ -22,7 +22,8 @@ Test(head, a_chunk_fits_its_budget_and_is_no_longer_than_products_want)
         { "plan", (size_t)8 << 30, 8192, 128256, 4096, 1024 }, /* half a GB */
         { "cuda", (size_t)80 << 30, 300, 128256, 4096, 384 },
         { "cuda", (size_t)1 << 20, 8192, 10000000, 4096, 128 }, /* never less */
-        { "cpu", (size_t)32 << 30, 8192, 50257, 768, 2624 },    /* half a GB; all that fits */
+        { "cpu", (size_t)32 << 30, 8192, 50257, 768, 256 },     /* half a GB is 2624 rows */
+        { "cpu", (size_t)32 << 30, 8192, 1000000, 768, 128 },   /* 134 rows */
         { "cpu", (size_t)32 << 30, 100, 50257, 768, 128 },
     };
     for (int i = 0; i < KD_COUNT(cases); i++) {

@@ -18,6 +18,8 @@ What each peer is
              RMSNorm, LayerNorm and SwiGLU
     sdpa     scaled_dot_product_attention with its flash kernel, and with cuDNN's
     fused    torch.optim.AdamW(fused=True)
+    eager and compile of a step, a prompt that is read and a text that is made: step.py's, each in a
+    process of its own, whose resident peak is told
 
 Times are the GPU's own: a sample's calls queue up behind a kernel that only passes time, so that what
 Python takes to launch them is not counted.  Compilation, autotuning and warm-up come before.
@@ -32,6 +34,7 @@ import sys
 import torch
 import torch.nn.functional as F
 
+import step
 import wheels
 from clock import Cell, Run, measured
 
@@ -437,6 +440,36 @@ def gelu_of(cell):
     return lambda x: F.gelu(x, approximate=form)
 
 
+# ---- programs ---------------------------------------------------------------------------------
+
+PROGRAM_STEPS = (1, 3)  # to warm up, to time
+
+
+def program(question, options):
+    """Answers for rows that open models: a process for each engine."""
+    dims = question["dims"]
+    generated = {"prefill": (dims.get("P"), 0), "decode": (dims.get("P"), dims.get("N"))}
+    asked = argparse.Namespace(
+        teacher=question["teacher"], student=question["student"], data=question["data"], kd=None,
+        threads=options.threads or torch.get_num_threads(), kd_device=None, wheels=None, verbose=False,
+        device="cpu" if options.device == "cpu" else question["device"], sequence=dims.get("T"),
+        samples=dims.get("B"), steps=PROGRAM_STEPS, generate=generated.get(question["row"]))
+    peers = []
+    for name, engine in (("eager", "torch eager"), ("compile", "torch compiled")):
+        if options.peers and name not in options.peers.split(","):
+            continue
+        found = step.run_apart(asked, engine, question["dtype"], options.patience)
+        if "error" in found:
+            peers.append({"name": name, "error": found["error"][:90]})
+            continue
+        times = sorted(found["step_s"])
+        n = len(times)
+        peers.append({"name": name, "low": times[n // 5], "median": times[n // 2],
+                      "high": times[n - 1 - n // 5], "samples": n, "bytes": found["rss"],
+                      "value": found["loss"]})
+    return {"peers": peers}
+
+
 # ---- the conversation -------------------------------------------------------------------------
 
 
@@ -455,6 +488,8 @@ def reason(error):
 
 def answer(question, options):
     """The reply, and whether this process can go on: an error of the card stays with it."""
+    if question["row"] in ("step", "prefill", "decode"):
+        return program(question, options), True
     cell = Cell(question)
     cell.device = options.device or cell.device
     torch._dynamo.reset()

@@ -16,6 +16,8 @@ student and 2 for the teacher against --peak.
 
 Peers: PyTorch eager; its models and loss compiled; the same with the head in chunks that are recomputed;
 and with Liger's kernels and fused losses.
+
+`kd bench` asks for PyTorch's cells through peers.py: steps, and with --generate the student's inference.
 """
 
 import argparse
@@ -32,8 +34,9 @@ import time
 
 import wheels
 
-STEPS = {"cpu": (2, 5), "cuda": (5, 20)}  # to warm up, to time
+STEPS = {"cpu": (2, 5), "cuda": (5, 20)}  # to warm up (two at least), to time
 BATCH = {"cpu": (256, 4), "cuda": (1024, 16)}  # tokens of a sample, samples of a step
+GENERATIONS = 3  # of which the median is taken, after one to warm up
 CHUNK_ELEMENTS = 1 << 28  # of the logits that a chunked head holds at a time
 KL, CE, LR = 0.9, 0.1, 3e-4
 
@@ -122,7 +125,7 @@ def run_torch(options, dtype, engine):
     from safetensors.torch import load_file
 
     device, sequence, samples = options.device, options.sequence, options.samples
-    warm, steps = STEPS[device]
+    warm, steps = options.steps or STEPS[device]
     torch.set_num_threads(options.threads)
     torch.set_float32_matmul_precision("highest" if dtype == "f32" else "high")
     kind = {"f32": torch.float32, "bf16": torch.bfloat16}[dtype]
@@ -169,7 +172,60 @@ def run_torch(options, dtype, engine):
             torch.cuda.empty_cache()
     allocated = torch.cuda.max_memory_allocated() if device == "cuda" else None
     return {"step_s": found[0], "loss": found[1], "micro": micro, "allocated": allocated,
-            "rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+            "rss": resident_peak()}
+
+
+def caches_of(model, room, compiled):
+    """Calls give a cache for a new text; what is compiled wants one of a fixed size."""
+    from transformers import DynamicCache, StaticCache
+    if not compiled:
+        return lambda: DynamicCache(config=model.config)
+    cache = StaticCache(config=model.config, max_cache_len=room)
+
+    def cleared():
+        cache.reset()
+        return cache
+
+    return cleared
+
+
+def run_generation(options, dtype, engine):
+    """The student reads --generate's first number of tokens, then makes as many as its second, greedily."""
+    import torch
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    read, made = options.generate
+    torch.set_num_threads(options.threads)
+    model = AutoModelForCausalLM.from_pretrained(
+        options.student, dtype={"f32": torch.float32, "bf16": torch.bfloat16}[dtype]).eval()
+    prompt = load_file(options.data)["tokens"][:read].to(torch.int64)[None]
+    compiled = engine == "torch compiled"
+    new_cache = caches_of(model, read + made, compiled)
+    forward = torch.compile(model.forward, dynamic=False) if compiled else model.forward
+
+    def next_of(ids, cache, at):
+        places = torch.arange(at, at + ids.shape[1])[None]
+        logits = forward(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1,
+                         position_ids=places).logits
+        return logits[:, -1].argmax(-1, keepdim=True)
+
+    reading, making = [], []
+    with torch.inference_mode():
+        for _ in range(1 + GENERATIONS):
+            cache, begin = new_cache(), time.perf_counter()
+            ids = next_of(prompt, cache, 0)
+            middle = time.perf_counter()
+            for i in range(made):
+                ids = next_of(ids, cache, read + i)
+            ids.item()
+            reading.append(middle - begin)
+            making.append((time.perf_counter() - middle) / max(made, 1))
+    return {"step_s": (making if made else reading)[1:], "loss": None, "rss": resident_peak()}
+
+
+def resident_peak(who=resource.RUSAGE_SELF):
+    return resource.getrusage(who).ru_maxrss * 1024
 
 
 def run_kd(options, dtype):
@@ -193,10 +249,11 @@ def run_kd(options, dtype):
         subprocess.run([options.kd, "train", path], check=True, env=env, stdout=subprocess.DEVNULL)
         with open(f"{folder}/out/metrics.jsonl") as file:
             records = [json.loads(line) for line in file]
-    at = [r["seconds"] for r in records if "split" not in r]
+    # Of step i when step i + 1 is enqueued: the last record says nothing new.
+    at = [r["seconds"] for r in records if "split" not in r][:-1]
     seconds = [b - a for a, b in zip(at, at[1:])]
-    return {"step_s": seconds[warm - 1:], "loss": records[0]["loss"],
-            "rss": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024}
+    return {"step_s": seconds[warm - 2:], "loss": records[0]["loss"],
+            "rss": resident_peak(resource.RUSAGE_CHILDREN)}
 
 
 def cells(options):
@@ -209,6 +266,8 @@ def cells(options):
 
 
 def run_cell(options, engine, dtype):
+    if options.generate:
+        return run_generation(options, dtype, engine)
     return run_kd(options, dtype) if engine == "kd" else run_torch(options, dtype, engine)
 
 
@@ -306,6 +365,9 @@ def run_apart(options, engine, dtype, seconds):
                  "sequence", "samples"):
         if getattr(options, name):
             command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
+    for name in ("generate", "steps"):
+        if getattr(options, name):
+            command += [f"--{name}", *map(str, getattr(options, name))]
     watch = CardMemory() if options.device == "cuda" else None
     if watch:
         watch.start()
@@ -401,6 +463,8 @@ def main():
     parser.add_argument("--engines", help="of kd, compiled, liger, chunked, eager; default: all")
     parser.add_argument("--sequence", type=int, help="tokens of a sample")
     parser.add_argument("--samples", type=int, help="of a step")
+    parser.add_argument("--steps", type=int, nargs=2, help="of PyTorch: to warm up, to time")
+    parser.add_argument("--generate", type=int, nargs=2, metavar=("READ", "MADE"), help=argparse.SUPPRESS)
     parser.add_argument("--limit", type=float, default=1e6, help="seconds for all")
     parser.add_argument("--peak", type=float, help="operations a second that KD-MFU is a share of; "
                         "989e12 on an H100")

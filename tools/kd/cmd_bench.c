@@ -1,7 +1,7 @@
 #include "cmd.h"
 
 typedef struct options {
-    const char *device, *peers, *json, *compare;
+    const char *device, *peers, *json, *compare, *teacher, *student, *data;
     double seconds, limit;
     bool quick;
 } options;
@@ -16,6 +16,10 @@ static const kd_option rows[] = {
       "one small shape of each row: that it runs, not how fast" },
     { "peers", KD_STRING, offsetof(options, peers), "", 0, 0, "",
       "command that answers for peers: \"python3 tools/bench/peers.py\"" },
+    { "teacher", KD_STRING, offsetof(options, teacher), "", 0, 0, "",
+      "folder: with a student and data the rows step, prefill and decode are run, too" },
+    { "student", KD_STRING, offsetof(options, student), "", 0, 0, "", "folder" },
+    { "data", KD_STRING, offsetof(options, data), "", 0, 0, "", "as data.train of a run" },
     { "json", KD_STRING, offsetof(options, json), "", 0, 0, "", "file that is written" },
     { "compare", KD_STRING, offsetof(options, compare), "", 0, 0, "",
       "an earlier --json; exit 1 when a cell became slower beyond its spread" },
@@ -32,6 +36,9 @@ static kd_status bench(const kd_args *args, const void *given)
                                                        .seconds = o->seconds,
                                                        .limit = o->limit,
                                                        .peers = cmd_given(o->peers),
+                                                       .teacher = cmd_given(o->teacher),
+                                                       .student = cmd_given(o->student),
+                                                       .data = cmd_given(o->data),
                                                        .json = cmd_given(o->json),
                                                        .compare = cmd_given(o->compare) });
 }
