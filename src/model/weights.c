@@ -242,7 +242,7 @@ static kd_status load_tensor(kd_exec *exec, const kd_st_file *file, const kd_st_
     const size_t bytes = (size_t)(3 * n + t->rows) * sizeof(float);
     float *values = malloc(bytes); /* as read, turned, converted */
     kd_status status = KD_OK;
-    if (!values) return kd_fail(KD_ENOMEM, "%s: %zu bytes to read it", entry->name, bytes);
+    if (!values) return kd_fail(KD_ENOMEM, "%s: no memory for %zu bytes", entry->name, bytes);
     float *turned = values + n, *converted = turned + n;
     KD_TRY_GOTO(kd_st_read(values, KD_F32, file, entry, 0, entry->elements), status, done);
     KD_TRY_GOTO(kd_st_check_finite(file, entry, 0, values, entry->elements), status, done);

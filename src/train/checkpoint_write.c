@@ -60,13 +60,14 @@ static kd_status write_trainer_state(kd_arena *arena, const char *dir, const kd_
     const bool best = p->best_step >= 0 && isfinite(p->best);
     const char *path;
     KD_TRY(kd_path_join(&path, arena, dir, "trainer_state.json"));
+    const int64_t before = kd_json_refused();
     json_t *state =
         json_pack("{s:I, s:I, s:f, s:I, s:o, s:o, s:o}", "global_step", (json_int_t)p->step,
                   "max_steps", (json_int_t)c->steps, "epoch", c->epoch, "num_input_tokens_seen",
                   (json_int_t)p->tokens, "best_metric", best ? json_real(p->best) : json_null(),
                   "best_global_step", best ? json_integer(p->best_step) : json_null(),
                   "log_history", c->history ? json_deep_copy(c->history) : json_array());
-    if (!state) return kd_fail(KD_ENOMEM, "%s: no memory", path);
+    KD_TRY(kd_json_made(&state, before, path));
     const kd_status status = kd_json_write(path, state);
     json_decref(state);
     return status;
@@ -174,8 +175,10 @@ static kd_status is_saved(bool *saved, kd_arena *arena, const char *dir, const k
     *saved = false;
     KD_TRY(kd_path_join(&path, arena, dir, "engine/state.json"));
     KD_TRY(kd_json_read(&found, path));
-    kd_status status = KD_OK;
+    const int64_t before = kd_json_refused();
+    kd_status status;
     wanted = json_deep_copy(state);
+    KD_TRY_GOTO(kd_json_made(&wanted, before, path), status, done);
     (void)json_object_del(found, "seconds");
     (void)json_object_del(wanted, "seconds");
     if (!json_equal(found, wanted)) goto done;

@@ -9,7 +9,7 @@ const char *kd_version(void) { return KD_VERSION; }
 
 typedef struct listing {
     const char *name;
-    json_t *(*make)(void);           /* array of objects */
+    json_t *(*make)(void);           /* array of objects; kd_list asks whether it is whole */
     void (*print)(FILE *, json_t *); /* one of them, as a line */
 } listing;
 
@@ -203,16 +203,17 @@ static void print_listing(FILE *out, const listing *l, const json_t *rows)
 kd_status kd_list(FILE *out, const char *what, bool json)
 {
     KD_TRY(check_name(what));
+    const int64_t before = kd_json_refused();
     json_t *all = json_object();
     for (int i = 0; i < KD_COUNT(listings); i++) {
         if (what && strcmp(what, listings[i].name) != 0) continue;
-        if (json_object_set_new(all, listings[i].name, listings[i].make()) != 0) {
-            json_decref(all);
-            return kd_fail(KD_ENOMEM, "list: no memory");
-        }
-        if (!json) print_listing(out, &listings[i], json_object_get(all, listings[i].name));
+        (void)json_object_set_new(all, listings[i].name, listings[i].make());
     }
-    if (json && json_dumpf(all, out, JSON_INDENT(2)) == 0) fputc('\n', out);
+    kd_status status = kd_json_made(&all, before, "list");
+    if (status == KD_OK && json) status = kd_json_print(out, "list", all);
+    for (int i = 0; i < KD_COUNT(listings) && status == KD_OK && !json; i++)
+        if (json_object_get(all, listings[i].name))
+            print_listing(out, &listings[i], json_object_get(all, listings[i].name));
     json_decref(all);
-    return KD_OK;
+    return status;
 }

@@ -1,6 +1,6 @@
 /*
- * interpose.h - what the test program takes from the heap.  interpose.c stands before the C library's
- * malloc and its kin in the programs that link it.
+ * interpose.h - what the test program takes from the heap, and a heap that refuses.  interpose.c stands
+ * before the C library's malloc and its kin in the programs that link it.
  */
 #ifndef KD_TEST_INTERPOSE_H
 #define KD_TEST_INTERPOSE_H
@@ -17,5 +17,28 @@ typedef struct test_heap {
 
 /* False where there is nothing to stand before (another C library, a sanitizer's own heap). */
 bool test_heap_read(test_heap *heap);
+
+/* Who is refused; the OpenMP runtime never, which ends the process by itself. */
+typedef enum test_heap_who {
+    TEST_HEAP_KD,  /* kd, jansson, libyaml, the C library on their behalf */
+    TEST_HEAP_DNN, /* oneDNN and the C++ library, which kd has for it alone */
+} test_heap_who;
+
+typedef struct test_heap_fault {
+    test_heap_who who;
+    int64_t at;      /* of their calls from now on, from 0, this one is refused; negative: none */
+    bool for_good;   /* and every one after it */
+    uint64_t *sites; /* [room]: where each comes from, a hash of its callers; NULL: not asked */
+    int64_t room;
+} test_heap_fault;
+
+/* False where nothing can be refused. */
+bool test_heap_arm(const test_heap_fault *fault);
+
+/* How many there were since. */
+int64_t test_heap_disarm(void);
+
+/* Writes to stderr who asked for the first that was refused, for addr2line. */
+void test_heap_print_refused(void);
 
 #endif
