@@ -95,7 +95,8 @@ static asker who_is(const void *caller)
 
 /* ---- refusing --------------------------------------------------------------------------------- */
 
-enum { FRAMES = 20, OWN_FRAMES = 2 };
+/* A site is told by what called next, not by the whole way from main. */
+enum { FRAMES = 20, OWN_FRAMES = 3, SITE_FRAMES = OWN_FRAMES + 6 };
 
 static test_heap_fault fault;
 static atomic_bool armed;
@@ -105,8 +106,8 @@ static int refused_frames;
 
 static uint64_t site_of(void)
 {
-    void *frames[FRAMES];
-    const int count = backtrace(frames, FRAMES);
+    void *frames[SITE_FRAMES];
+    const int count = backtrace(frames, SITE_FRAMES);
     uint64_t hash = 14695981039346656037u; /* FNV-1a */
     for (int i = OWN_FRAMES; i < count; i++) hash = (hash ^ (uintptr_t)frames[i]) * 1099511628211u;
     return hash;
