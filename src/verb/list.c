@@ -9,7 +9,7 @@ const char *kd_version(void) { return KD_VERSION; }
 
 typedef struct listing {
     const char *name;
-    json_t *(*make)(void);           /* array of objects; kd_list asks whether it is whole */
+    kd_status (*make)(json_t *all);  /* adds objects; whether they are whole is asked once */
     void (*print)(FILE *, json_t *); /* one of them, as a line */
 } listing;
 
@@ -21,9 +21,8 @@ static const char *text_of(const json_t *row, const char *key)
 
 /* ---- losses ----------------------------------------------------------------------------------- */
 
-static json_t *make_losses(void)
+static kd_status make_losses(json_t *all)
 {
-    json_t *all = json_array();
     for (int i = 0; i < KD_ROW_COUNT; i++) {
         const kd_row_type *row = &kd_row_types[i];
         json_t *one = json_pack("{s:s, s:b, s:b, s:s}", "name", row->name, "teacher",
@@ -35,7 +34,7 @@ static json_t *make_losses(void)
                                                 row->option_min, "max", row->option_max));
         (void)json_array_append_new(all, one);
     }
-    return all;
+    return KD_OK;
 }
 
 static void print_loss(FILE *out, json_t *row)
@@ -60,36 +59,44 @@ static void print_loss(FILE *out, json_t *row)
 /* ---- devices and ops -------------------------------------------------------------------------- */
 
 /* A device, or with "error" the reason why there is none. */
-static json_t *make_device(const char *id)
+static kd_status make_device(json_t **one, const char *id)
 {
     kd_device *device;
     kd_device_info info;
-    if (kd_device_open(&device, id) != KD_OK)
-        return json_pack("{s:s, s:s}", "id", id, "error", kd_last_error());
+    const kd_status status = kd_device_open(&device, id);
+    *one = NULL;
+    if (status == KD_ENOMEM) return status;
+    if (status != KD_OK) {
+        *one = json_pack("{s:s, s:s}", "id", id, "error", kd_last_error());
+        return KD_OK;
+    }
     kd_device_describe(&info, device);
     kd_device_close(device);
-    return json_pack("{s:s, s:s, s:s, s:s, s:I, s:I}", "id", id, "name", info.name, "software",
+    *one = json_pack("{s:s, s:s, s:s, s:s, s:I, s:I}", "id", id, "name", info.name, "software",
                      info.software, "driver", info.driver, "memory", (json_int_t)info.total, "free",
                      (json_int_t)info.memory);
+    return KD_OK;
 }
 
-static json_t *make_devices(void)
+static kd_status make_devices(json_t *all)
 {
-    json_t *all = json_array();
     for (int t = 0; kd_device_types[t]; t++) {
         const kd_device_type *type = kd_device_types[t];
         const int count = type->count();
-        json_t *found = json_array(),
+        json_t *found = json_array(), *one,
                *row = json_pack("{s:s, s:o}", "type", type->name, "found", found);
+        (void)json_array_append_new(all, row);
         for (int i = 0; i < count; i++) {
             char id[32];
             snprintf(id, sizeof id, "%s:%d", type->name, i);
-            (void)json_array_append_new(found, make_device(id));
+            KD_TRY(make_device(&one, id));
+            (void)json_array_append_new(found, one);
         }
-        if (count == 0) (void)json_object_set_new(row, "none", make_device(type->name));
-        (void)json_array_append_new(all, row);
+        if (count > 0) continue;
+        KD_TRY(make_device(&one, type->name));
+        (void)json_object_set_new(row, "none", one);
     }
-    return all;
+    return KD_OK;
 }
 
 static void print_device(FILE *out, json_t *row)
@@ -114,23 +121,24 @@ static void print_device(FILE *out, json_t *row)
 }
 
 /* The op tables of this build.  A device type without a device here shows none. */
-static json_t *make_ops(void)
+static kd_status make_ops(json_t *all)
 {
-    json_t *all = json_array();
     for (int i = 0; i < KD_OP_COUNT; i++)
         (void)json_array_append_new(
             all, json_pack("{s:s, s:{}}", "name", kd_op_infos[i].name, "devices"));
     for (int t = 0; kd_device_types[t]; t++) {
         kd_device *device;
-        if (kd_device_types[t]->count() < 1 || kd_device_types[t]->open(&device, 0) != KD_OK)
-            continue;
+        if (kd_device_types[t]->count() < 1) continue;
+        const kd_status status = kd_device_types[t]->open(&device, 0);
+        if (status == KD_ENOMEM) return status;
+        if (status != KD_OK) continue;
         for (int i = 0; i < KD_OP_COUNT; i++)
             (void)json_object_set_new(json_object_get(json_array_get(all, (size_t)i), "devices"),
                                       kd_device_types[t]->name,
                                       json_boolean(kd_op_infos[i].present(device->ops)));
         kd_device_close(device);
     }
-    return all;
+    return KD_OK;
 }
 
 static void print_op(FILE *out, json_t *row)
@@ -145,18 +153,16 @@ static void print_op(FILE *out, json_t *row)
 
 /* ---- models and optimizers -------------------------------------------------------------------- */
 
-static json_t *make_models(void)
+static kd_status make_models(json_t *all)
 {
-    json_t *all = json_array();
     for (int i = 0; kd_families[i]; i++)
         (void)json_array_append_new(all, json_pack("{s:s}", "name", kd_families[i]->name));
-    return all;
+    return KD_OK;
 }
 
 /* The choices are the optimizer's own option row. */
-static json_t *make_optimizers(void)
+static kd_status make_optimizers(json_t *all)
 {
-    json_t *all = json_array();
     for (const kd_option *row = kd_optim_rows; row->name; row++) {
         if (strcmp(row->name, "type") != 0) continue;
         for (const char *c = row->unit; *c; c += strspn(c, "|")) {
@@ -165,7 +171,7 @@ static json_t *make_optimizers(void)
             c += length;
         }
     }
-    return all;
+    return KD_OK;
 }
 
 static void print_named(FILE *out, json_t *row) { fprintf(out, "  %s\n", text_of(row, "name")); }
@@ -205,11 +211,16 @@ kd_status kd_list(FILE *out, const char *what, bool json)
     KD_TRY(check_name(what));
     const int64_t before = kd_json_refused();
     json_t *all = json_object();
-    for (int i = 0; i < KD_COUNT(listings); i++) {
-        if (what && strcmp(what, listings[i].name) != 0) continue;
-        (void)json_object_set_new(all, listings[i].name, listings[i].make());
+    kd_status status = KD_OK;
+    for (int i = 0; i < KD_COUNT(listings) && status == KD_OK; i++) {
+        json_t *rows = json_array();
+        if (!what || strcmp(what, listings[i].name) == 0) {
+            (void)json_object_set(all, listings[i].name, rows);
+            status = listings[i].make(rows);
+        }
+        json_decref(rows);
     }
-    kd_status status = kd_json_made(&all, before, "list");
+    if (status == KD_OK) status = kd_json_made(&all, before, "list");
     if (status == KD_OK && json) status = kd_json_print(out, "list", all);
     for (int i = 0; i < KD_COUNT(listings) && status == KD_OK && !json; i++)
         if (json_object_get(all, listings[i].name))
