@@ -3,7 +3,6 @@
 
 #include <criterion/criterion.h>
 
-Test(allocation, that_fails_ends_every_verb_well)
-{
-    test_failing((test_failing_options){ .per_site = 1, .for_good = true });
-}
+Test(allocation, that_fails_ends_a_verb_well) { test_failing(TEST_FAILING_VERBS, false); }
+Test(allocation, that_fails_ends_training_well) { test_failing(TEST_FAILING_TRAIN, false); }
+Test(allocation, that_fails_ends_resuming_well) { test_failing(TEST_FAILING_RESUME, false); }

@@ -28,8 +28,8 @@
 #define REAL(name) __real_##name
 #else
 /* glibc's own, under the names that it exports for this. */
-#define OURS(name)          name
-#define REAL(name)          __libc_##name
+#define OURS(name)           name
+#define REAL(name)           __libc_##name
 #define __libc_aligned_alloc __libc_memalign
 #endif
 
@@ -49,21 +49,12 @@ static atomic_llong live_bytes, live_blocks, calls, library_calls, aligned_bytes
 
 /* ---- who asks --------------------------------------------------------------------------------- */
 
-typedef enum asker { ASKER_KD, ASKER_DNN, ASKER_OMP } asker;
-
 /* kd is C: libstdc++ takes memory for libdnnl alone. */
-static const struct {
-    const char *name;
-    asker who;
-} libraries[] = { { "libdnnl", ASKER_DNN },
-                  { "libstdc++", ASKER_DNN },
-                  { "libgomp", ASKER_OMP },
-                  { "libomp", ASKER_OMP } };
+static const char *const libraries[] = { "libdnnl", "libstdc++", "libgomp", "libomp" };
 
-enum { LIBRARIES = sizeof libraries / sizeof *libraries, MAX_RANGES = 16 };
+enum { MAX_RANGES = 16 };
 static struct {
     uintptr_t begin, end;
-    asker who;
 } ranges[MAX_RANGES];
 static int range_count;
 static pthread_once_t ranges_found = PTHREAD_ONCE_INIT;
@@ -71,26 +62,26 @@ static pthread_once_t ranges_found = PTHREAD_ONCE_INIT;
 static int add_ranges(struct dl_phdr_info *info, size_t size, void *context)
 {
     (void)size, (void)context;
-    int at = 0;
-    while (at < LIBRARIES && !strstr(info->dlpi_name, libraries[at].name)) at++;
-    if (at == LIBRARIES) return 0;
+    bool wanted = false;
+    for (size_t i = 0; i < sizeof libraries / sizeof *libraries; i++)
+        wanted |= strstr(info->dlpi_name, libraries[i]) != NULL;
+    if (!wanted) return 0;
     for (int i = 0; i < info->dlpi_phnum && range_count < MAX_RANGES; i++) {
         if (info->dlpi_phdr[i].p_type != PT_LOAD) continue;
         ranges[range_count].begin = info->dlpi_addr + info->dlpi_phdr[i].p_vaddr;
         ranges[range_count].end = ranges[range_count].begin + info->dlpi_phdr[i].p_memsz;
-        ranges[range_count++].who = libraries[at].who;
+        range_count++;
     }
     return 0;
 }
 
 static void find_ranges(void) { dl_iterate_phdr(add_ranges, NULL); }
 
-static asker who_is(const void *caller)
+static bool is_library(const void *caller)
 {
     for (int i = 0; i < range_count; i++)
-        if ((uintptr_t)caller >= ranges[i].begin && (uintptr_t)caller < ranges[i].end)
-            return ranges[i].who;
-    return ASKER_KD;
+        if ((uintptr_t)caller >= ranges[i].begin && (uintptr_t)caller < ranges[i].end) return true;
+    return false;
 }
 
 /* ---- refusing --------------------------------------------------------------------------------- */
@@ -118,7 +109,7 @@ static uint64_t site_of(void)
 static bool refuses(const void *caller)
 {
     if (!atomic_load_explicit(&armed, memory_order_relaxed)) return false;
-    if (who_is(caller) != (fault.who == TEST_HEAP_KD ? ASKER_KD : ASKER_DNN)) return false;
+    if (is_library(caller)) return false;
     const long long at = atomic_fetch_add(&asked, 1);
     if (fault.sites && at < fault.room) fault.sites[at] = site_of();
     if (fault.at < 0 || at < fault.at || (at > fault.at && !fault.for_good)) return false;
@@ -157,7 +148,7 @@ static void *given(void *memory, const void *caller)
     if (!memory) return NULL;
     atomic_fetch_add(&live_bytes, (long long)malloc_usable_size(memory));
     atomic_fetch_add(&live_blocks, 1);
-    atomic_fetch_add(who_is(caller) == ASKER_KD ? &calls : &library_calls, 1);
+    atomic_fetch_add(is_library(caller) ? &library_calls : &calls, 1);
     return memory;
 }
 

@@ -18,14 +18,10 @@ typedef struct test_heap {
 /* False where there is nothing to stand before (another C library, a sanitizer's own heap). */
 bool test_heap_read(test_heap *heap);
 
-/* Who is refused; the OpenMP runtime never, which ends the process by itself. */
-typedef enum test_heap_who {
-    TEST_HEAP_KD,  /* kd, jansson, libyaml, the C library on their behalf */
-    TEST_HEAP_DNN, /* oneDNN and the C++ library, which kd has for it alone */
-} test_heap_who;
-
+/* Refused are kd, jansson, libyaml and what the C library asks for on their behalf.  Never refused are the
+ * OpenMP runtime, which then ends the process by itself, and oneDNN with its C++ library, which crash
+ * (src/device/cpu_dnn.c asks for room before it lets them in). */
 typedef struct test_heap_fault {
-    test_heap_who who;
     int64_t at;      /* of their calls from now on, from 0, this one is refused; negative: none */
     bool for_good;   /* and every one after it */
     uint64_t *sites; /* [room]: where each comes from, a hash of its callers; NULL: not asked */
