@@ -97,11 +97,13 @@ KD_MUST_CHECK kd_status kd_write_at(int fd, const char *path, const void *data, 
 
 typedef struct kd_stream kd_stream;
 
-/* What is written to `file` is the text that kd_stream_close gives, with a NUL after its `bytes`; free
- * with free().  Every opened stream is closed so; KD_ENOMEM, and no text, when any of it was lost.
- * `what` is what messages call it, and must live as long. */
+/* What is written to `file`, something at least, is the text that kd_stream_close gives, with a NUL after
+ * its `bytes`; free with free().  Every opened stream is closed so.  KD_ENOMEM, and no text, when any of
+ * it was lost; `written` comes back where that is a failure already.  `what` is what messages call it,
+ * and must live as long. */
 KD_MUST_CHECK kd_status kd_stream_open(kd_stream **stream, FILE **file, const char *what);
-KD_MUST_CHECK kd_status kd_stream_close(char **text, size_t *bytes, kd_stream *stream);
+KD_MUST_CHECK kd_status kd_stream_close(char **text, size_t *bytes, kd_stream *stream,
+                                        kd_status written);
 
 /* ---- JSON (jansson) --------------------------------------------------------------------------- */
 

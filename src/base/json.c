@@ -92,19 +92,25 @@ static bool is_zero(const char *text, size_t i, size_t bytes)
            (i + 2 == bytes || !strchr(".eE", text[i + 2]));
 }
 
+/* In scan: what began at `token` ends before `at`. */
+static void end_token(size_t *longest, size_t *token, size_t at)
+{
+    if (*longest <= at - *token) *longest = at - *token + 1;
+    *token = at;
+}
+
 /* What jansson would let through, found before it allocates: it recurses to 2,048 levels, makes up to
- * a hundred bytes of "[],", and reads -0 as the integer 0.  `longest`: no token has more bytes. */
+ * a hundred bytes of "[],", and reads -0 as the integer 0.  No
+ * token has more than `longest` bytes. */
 static kd_status scan(size_t *longest, const char *source, const char *text, size_t bytes)
 {
     place p = { source, 1, 0 };
     int depth = 0, values = 0;
     bool quoted = false;
-    size_t token = 0; /* begins after this byte */
+    size_t token = 0; /* the one at i begins here, or behind */
     *longest = 0;
     for (size_t i = 0; i < bytes; i++) {
         const char c = text[i];
-        if (!quoted && strchr(" \t\r\n[]{},:", c)) token = i;
-        if (i - token >= *longest) *longest = i - token + 1;
         if (c == '\n') {
             p.line++;
             p.line_start = i + 1;
@@ -113,6 +119,7 @@ static kd_status scan(size_t *longest, const char *source, const char *text, siz
             i++;
         } else if (c == '"') {
             quoted = !quoted;
+            end_token(longest, &token, i);
         } else if (quoted) {
             continue;
         } else if (c == '[' || c == '{') {
@@ -126,7 +133,9 @@ static kd_status scan(size_t *longest, const char *source, const char *text, siz
             return refuse(&p, i, "-0 is not a decimal integer");
         }
         if (values > MAX_VALUES) return refuse(&p, i, "more than 16777216 values");
+        if (!quoted && (c == ',' || c == ':')) end_token(longest, &token, i);
     }
+    end_token(longest, &token, bytes);
     return KD_OK;
 }
 

@@ -45,17 +45,18 @@ kd_status kd_stream_open(kd_stream **out, FILE **file, const char *what)
     return KD_OK;
 }
 
-kd_status kd_stream_close(char **text, size_t *bytes, kd_stream *stream)
+kd_status kd_stream_close(char **text, size_t *bytes, kd_stream *stream, kd_status written)
 {
-    const int closed = fclose(stream->file);
-    kd_status status = KD_OK;
-    if (stream->lost || closed != 0 || !stream->text) {
+    const bool closed = fclose(stream->file) == 0; /* which writes the rest */
+    kd_status status = written;
+    if (status == KD_OK && (stream->lost || !closed || !stream->text))
         status = kd_fail(KD_ENOMEM, "%s: no memory to write it", stream->what);
-        free(stream->text);
-        stream->text = NULL;
-    }
     *text = stream->text;
     *bytes = stream->bytes;
+    if (status != KD_OK) {
+        free(*text);
+        *text = NULL;
+    }
     free(stream);
     return status;
 }

@@ -89,8 +89,8 @@ static void put_window(writer *w, const kd_config *c)
     json_t *types = json_array();
     for (int64_t i = 0; i < c->layers; i++) {
         const bool sliding = used && i >= c->window_from;
-        (void)json_array_append_new(
-            types, json_string(sliding ? "sliding_attention" : "full_attention"));
+        (void)json_array_append_new(types,
+                                    json_string(sliding ? "sliding_attention" : "full_attention"));
     }
     put(w, "layer_types", types);
 }

@@ -254,9 +254,7 @@ static kd_status fingerprint(kd_tokenizer_info *info, kd_arena *arena, const cha
     canon c = { .path = path, .arena = arena };
     kd_status status = kd_stream_open(&stream, &c.out, path);
     if (status != KD_OK) goto done;
-    status = write_canon(&c, json);
-    const kd_status closed = kd_stream_close(&text, &bytes, stream);
-    if (status == KD_OK) status = closed;
+    status = kd_stream_close(&text, &bytes, stream, write_canon(&c, json));
     if (status == KD_OK) {
         info->fingerprint = kd_hash_bytes(text, bytes);
         info->size = c.size;

@@ -62,7 +62,8 @@ static kd_status write_pair(const layer_copy *copy, const char *name, const kd_s
                             const kd_st_file *file)
 {
     void *bytes = malloc((size_t)entry->bytes);
-    if (!bytes) return kd_fail(KD_ENOMEM, "%s: no memory for %lld bytes", name, (long long)entry->bytes);
+    if (!bytes)
+        return kd_fail(KD_ENOMEM, "%s: no memory for %lld bytes", name, (long long)entry->bytes);
     kd_status status;
     KD_TRY_GOTO(kd_st_read(bytes, (kd_dtype)entry->dtype, file, entry, 0, entry->elements), status,
                 done);
@@ -170,7 +171,8 @@ static kd_status fill_fresh(kd_model *model, double spread, uint64_t seed)
         const int64_t n = kd_tensor_elements(&to);
         const bool matrix = to.rank == 2;
         float *values = malloc(2 * (size_t)n * sizeof *values);
-        if (!values) return kd_fail(KD_ENOMEM, "fresh weights: no memory for %lld elements", (long long)n);
+        if (!values)
+            return kd_fail(KD_ENOMEM, "fresh weights: no memory for %lld elements", (long long)n);
         for (int64_t k = 0; k < n; k++)
             values[k] = matrix ? (float)(spread * kd_random_normal(seed, (uint64_t)i, (uint64_t)k))
                                : (is_gain(model, i) ? 1.0f : 0.0f);
@@ -213,7 +215,8 @@ kd_status kd_init_fresh(const char *out, const char *config_path, const char *to
     KD_TRY_GOTO(fill_fresh(model, spread, seed), status, done);
     KD_TRY_GOTO(kd_dir_create(out), status, done);
     if (tokenizer_dir) KD_TRY_GOTO(kd_tokenizer_copy(out, tokenizer_dir), status, done);
-    KD_TRY_GOTO(kd_model_save(model, out, dtype), status, done); /* with config.json, which is last */
+    KD_TRY_GOTO(kd_model_save(model, out, dtype), status,
+                done); /* with config.json, which is last */
 done:
     kd_model_close(model);
     kd_device_close(device);

@@ -90,8 +90,9 @@ static kd_status set(json_t *object, const char *key, json_t *value)
     const int64_t before = kd_json_refused();
     const bool made = object && value;
     if (json_object_set_new(object, key, value) == 0) return KD_OK;
-    return !made || kd_json_refused() != before ? kd_fail(KD_ENOMEM, NAME ": \"%s\": no memory", key)
-                                       : kd_fail(KD_EINVAL, NAME ": \"%s\" is not UTF-8", key);
+    return !made || kd_json_refused() != before
+               ? kd_fail(KD_ENOMEM, NAME ": \"%s\": no memory", key)
+               : kd_fail(KD_EINVAL, NAME ": \"%s\" is not UTF-8", key);
 }
 
 static kd_status describe_pieces(json_t *tensors, const pieces *p)

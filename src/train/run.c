@@ -516,8 +516,7 @@ kd_status kd_run_json(const char **text, kd_run *run)
     kd_stream *stream;
     KD_TRY(kd_stream_open(&stream, &out, "configuration"));
     const kd_status written = write_effective(out, run, JSON_COMPACT);
-    kd_status status = kd_stream_close(&memory, &bytes, stream);
-    if (written != KD_OK) status = written;
+    kd_status status = kd_stream_close(&memory, &bytes, stream, written);
     if (status == KD_OK) status = kd_arena_string(text, run->arena, memory);
     free(memory);
     return status;

@@ -266,8 +266,7 @@ static kd_status write_page(const char *path, const kd_left *left)
     kd_stream *stream;
     KD_TRY(kd_stream_open(&stream, &out, path));
     const kd_status put = put_page(out, left);
-    kd_status status = kd_stream_close(&text, &bytes, stream);
-    if (put != KD_OK) status = put;
+    kd_status status = kd_stream_close(&text, &bytes, stream, put);
     if (status == KD_OK) status = kd_file_write_atomic(path, text, bytes);
     free(text);
     return status;

@@ -300,7 +300,7 @@ static kd_hash hash_of(const scene *s)
     return hash;
 }
 
-static int defects;
+static int defects, plans; /* messages with what the run needs and what would fit */
 static int64_t tried;
 
 /* Says what was wrong; the first are enough. */
@@ -399,6 +399,7 @@ static void refuse(const scene *s, const reference *r, const test_heap_fault *fa
                (long long)(after.live_bytes - before.live_bytes));
     if (open_descriptors() != descriptors)
         defect("leaves %d files open", open_descriptors() - descriptors);
+    plans += strstr(last_message(), "the run needs") != NULL;
     if (code == OUT_OF_MEMORY)
         expect_told();
     else if (code == 0)
@@ -520,6 +521,7 @@ void test_failing(test_failing_part part, bool every)
     for (int i = 0; i < KD_COUNT(scenes); i++)
         if (scenes[i].part == part && (scenes[i].every || !every)) run_scene(&scenes[i], every);
     cr_assert(defects == 0, "%d defects", defects);
+    cr_assert(part != TEST_FAILING_TRAIN || plans > 10, "%d messages have the plan", plans);
     cr_assert(chdir("/") == 0);
     test_ok(kd_dir_remove(folder));
 }
