@@ -8,7 +8,7 @@
  *     kd/device.h      where models run
  *     kd/model.h       Hugging Face directories: what they are, logits, new students
  *     kd/generate.h    a model continues a prompt
- *     kd/loss.h        the losses over rows of logits
+ *     kd/loss.h        the losses over rows of logits, features and relations
  *     kd/trainer.h     a run: configuration, estimate, training, evaluation
  *     kd/checkpoint.h  what a run left on disk
  *     kd/bench.h       how fast each op is here
@@ -44,10 +44,10 @@ const char *kd_version(void);
 /*
  * What this build can do, from its registries, on `out`.  `what`: "losses", "ops", "models",
  * "optimizers", "devices", or NULL for all.  An op's line names the devices that have it; a slot that
- * a device lacks is said, not left out.  `json`: one object.  KD_EINVAL for another `what`, naming
- * the nearest.
+ * a device lacks is said, not left out.  `whole`: with the documentation of each loss.  `json`: one
+ * object.  KD_EINVAL for another `what`, naming the nearest.
  */
-KD_MUST_CHECK kd_status kd_list(FILE *out, const char *what, bool json);
+KD_MUST_CHECK kd_status kd_list(FILE *out, const char *what, bool whole, bool json);
 
 #ifdef __cplusplus
 }

@@ -1,5 +1,6 @@
 /*
- * kd/loss.h - the losses over rows of logits: cross entropy and the divergences.
+ * kd/loss.h - the losses: over rows of logits (cross entropy and the divergences), and over what models
+ * show besides, features and their relations.
  *
  * For a row with student logits z and teacher logits t, over the first C classes:
  *     q = softmax(z / T), p = softmax(t / T), loss = T^2 D(p, q)      (T^2 only with t_squared)
@@ -9,6 +10,7 @@
 #ifndef KD_LOSS_H
 #define KD_LOSS_H
 
+#include <kd/options.h>
 #include <kd/tensor.h>
 
 #ifdef __cplusplus
@@ -63,6 +65,49 @@ KD_MUST_CHECK kd_status kd_loss_apply(int loss, const kd_loss_tensors *tensors,
  */
 KD_MUST_CHECK kd_status kd_loss_file(int loss, const char *in, const char *out,
                                      const kd_loss_options *options);
+
+/* ---- losses over features and relations ------------------------------------------------------- */
+
+enum { KD_FEATURE_OPTION_BYTES = 128 };
+
+typedef enum kd_read_flag {
+    KD_READ_GRADIENT = 1, /* its gradient is written as "d_" and the name */
+    KD_READ_INTEGER = 2,
+    KD_READ_F32 = 4,     /* parameters and state; the others are f32 or bf16 */
+    KD_READ_RENEWED = 8, /* state that the loss renews: written under its own name */
+    KD_READ_OPTIONAL = 16,
+} kd_read_flag;
+
+typedef struct kd_read {
+    const char *name;  /* "student_q": the tensor in a file */
+    const char *shape; /* "[N, H, d]" */
+    unsigned flags;
+} kd_read;
+
+typedef struct kd_feature_info {
+    const char *name, *help;
+    const char *unit;         /* "token" or "sample": what the term is the mean over */
+    const kd_option *options; /* { 0 } at the end; into KD_FEATURE_OPTION_BYTES bytes; NULL: none */
+    const kd_read *reads;     /* name NULL at the end; the first has the units */
+} kd_feature_info;
+
+/* Numbered from 0; strings are never freed.  KD_EINVAL for another number; kd_feature_find gives -1
+ * where there is none of that name. */
+int kd_feature_count(void);
+int kd_feature_find(const char *name);
+KD_MUST_CHECK kd_status kd_feature_describe(kd_feature_info *info, int loss);
+
+/*
+ * From file to file.  `in` has what the loss reads (f32, bf16 or f16; integers of any type) and, as the
+ * user wants, `weight` [units], a factor of each unit, which is a row of the first tensor; one of
+ * weight 0 is not read.  `out` gets `loss` [units], the gradients of the sum of them, and renewed state,
+ * all f32 and computed in f32.  `options`: as the loss's rows parsed them, or NULL where it has none.
+ */
+KD_MUST_CHECK kd_status kd_feature_file(int loss, const char *in, const char *out,
+                                        const void *options, const char *device);
+
+/* The documentation of any loss, NULL-terminated lines; NULL: no loss of that name. */
+const char *const *kd_loss_text(const char *name);
 
 #ifdef __cplusplus
 }

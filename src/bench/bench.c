@@ -3,7 +3,8 @@
 #include <math.h>
 #include <stdlib.h>
 
-static const bench_row *const lists[] = { kd_bench_rows_train, kd_bench_rows_ops };
+static const bench_row *const lists[] = { kd_bench_rows_train, kd_bench_rows_features,
+                                          kd_bench_rows_ops };
 
 /* ---- which cells ------------------------------------------------------------------------------ */
 

@@ -49,7 +49,8 @@ typedef struct bench_row {
     int op;       /* kd_op_id; -1: none of its own */
 } bench_row;
 
-extern const bench_row kd_bench_rows_ops[], kd_bench_rows_train[]; /* end with { 0 } */
+/* End with { 0 }. */
+extern const bench_row kd_bench_rows_ops[], kd_bench_rows_train[], kd_bench_rows_features[];
 
 /* ---- one cell, set up ------------------------------------------------------------------------- */
 

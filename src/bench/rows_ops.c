@@ -1,34 +1,5 @@
 /* Rows of the ops of a layer, with the bytes that each must move and the operations of its products. */
-#include "bench/bench.h"
-
-#include <math.h>
-
-#define ARGS(run, set, op, ...)                                                                    \
-    (*(kd_##op##_args *)(void *)(run)->args[set] = (kd_##op##_args){ __VA_ARGS__ })
-
-static double element(const bench_shape *s) { return (double)kd_dtype_size(s->dtype); }
-
-static double product(const bench_shape *s, int dims)
-{
-    double n = 1;
-    for (int i = 0; i < dims; i++) n *= (double)s->dim[i];
-    return n;
-}
-
-static const kd_tensor *values(bench_run *r, int set, kd_shape shape, unsigned salt)
-{
-    return kd_bench_filled(r, set, r->shape->dtype, shape, -1, 1, salt);
-}
-
-static const kd_tensor *result(bench_run *r, int set, kd_shape shape)
-{
-    return kd_bench_zeros(r, set, r->shape->dtype, shape);
-}
-
-static bool is(const bench_run *r, const char *variant)
-{
-    return strcmp(r->shape->variant, variant) == 0;
-}
+#include "bench/rows.h"
 
 /* Rows that move whole tensors of N D elements: `n` of them. */
 #define MOVES(name, n)                                                                             \
@@ -409,30 +380,25 @@ static const bench_shape attentions[] = {
 
 /* ---- the rows --------------------------------------------------------------------------------- */
 
-#define ROW(op, letters, work, list)                                                               \
-    {                                                                                              \
-#op, letters, open_##op, NULL, work, list, KD_COUNT(list), -1, KD_OP_##op                  \
-    }
-
 const bench_row kd_bench_rows_ops[] = {
-    ROW(matmul, "MNK", work_matmul, products),
-    ROW(matmul_add, "MNK", work_matmul_add, products),
-    ROW(matmul_gelu, "MNK", work_matmul_gelu, products),
-    ROW(quantise, "ND", work_quantise, wide),
-    ROW(matmul_scaled, "MNK", work_matmul_scaled, scaled_products),
-    ROW(rescale, "ND", work_rescale, wide),
-    ROW(rms_norm, "ND", work_norm, norms),
-    ROW(rms_norm_backward, "ND", work_norm_backward, norms_backward),
-    ROW(layer_norm, "ND", work_norm, norms),
-    ROW(layer_norm_backward, "ND", work_norm_backward, norms_backward),
-    ROW(swiglu, "NF", work_three, wide),
-    ROW(swiglu_backward, "NF", work_five, wide),
-    ROW(gelu, "NF", work_two, gelus),
-    ROW(gelu_backward, "NF", work_three, gelus),
-    ROW(rope, "NHd", work_rope, ropes),
-    ROW(qk_norm_rope, "NHd", work_rope, ropes),
-    ROW(qk_norm_rope_backward, "NHd", work_qk_norm_rope_backward, ropes),
-    ROW(attention, "BTHd", work_attention, attentions),
-    ROW(attention_backward, "BTHd", work_attention_backward, attentions),
+    OP_ROW(matmul, "MNK", work_matmul, products),
+    OP_ROW(matmul_add, "MNK", work_matmul_add, products),
+    OP_ROW(matmul_gelu, "MNK", work_matmul_gelu, products),
+    OP_ROW(quantise, "ND", work_quantise, wide),
+    OP_ROW(matmul_scaled, "MNK", work_matmul_scaled, scaled_products),
+    OP_ROW(rescale, "ND", work_rescale, wide),
+    OP_ROW(rms_norm, "ND", work_norm, norms),
+    OP_ROW(rms_norm_backward, "ND", work_norm_backward, norms_backward),
+    OP_ROW(layer_norm, "ND", work_norm, norms),
+    OP_ROW(layer_norm_backward, "ND", work_norm_backward, norms_backward),
+    OP_ROW(swiglu, "NF", work_three, wide),
+    OP_ROW(swiglu_backward, "NF", work_five, wide),
+    OP_ROW(gelu, "NF", work_two, gelus),
+    OP_ROW(gelu_backward, "NF", work_three, gelus),
+    OP_ROW(rope, "NHd", work_rope, ropes),
+    OP_ROW(qk_norm_rope, "NHd", work_rope, ropes),
+    OP_ROW(qk_norm_rope_backward, "NHd", work_qk_norm_rope_backward, ropes),
+    OP_ROW(attention, "BTHd", work_attention, attentions),
+    OP_ROW(attention_backward, "BTHd", work_attention_backward, attentions),
     { 0 },
 };

@@ -1,23 +1,5 @@
 /* Rows of what only training does: embedding, rows by index, sums, the row terms, the head, the update. */
-#include "bench/bench.h"
-
-#include <math.h>
-
-#define ARGS(run, set, op, ...)                                                                    \
-    (*(kd_##op##_args *)(void *)(run)->args[set] = (kd_##op##_args){ __VA_ARGS__ })
-
-static double element(const bench_shape *s) { return (double)kd_dtype_size(s->dtype); }
-static double dim(const bench_shape *s, int i) { return (double)s->dim[i]; }
-
-static const kd_tensor *values(bench_run *r, int set, kd_shape shape, unsigned salt)
-{
-    return kd_bench_filled(r, set, r->shape->dtype, shape, -1, 1, salt);
-}
-
-static const kd_tensor *result(bench_run *r, int set, kd_shape shape)
-{
-    return kd_bench_zeros(r, set, r->shape->dtype, shape);
-}
+#include "bench/rows.h"
 
 /* ---- embedding and rows by index -------------------------------------------------------------- */
 

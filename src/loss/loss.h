@@ -1,12 +1,15 @@
 /*
  * loss.h - what is minimised: a list of terms over taps.  Knows no model.
  *
- * objective.c terms.c
+ * objective.c terms.c feature.c; one file for each row of loss_list.h, whose heads texts.cmake makes a
+ * table of
  */
 #ifndef KD_LOSS_INTERNAL_H
 #define KD_LOSS_INTERNAL_H
 
 #include "ops/ops.h"
+
+#include <kd/loss.h>
 
 /* ---- terms ------------------------------------------------------------------------------------ */
 
@@ -50,6 +53,75 @@ KD_MUST_CHECK kd_status kd_terms_json(json_t *root, const kd_term *terms, int co
 
 /* Options of every term on `file`, a FILE *. */
 void kd_terms_help(void *file);
+
+/* ---- feature and relation losses: loss_list.h ------------------------------------------------- */
+
+/*
+ * A loss over taps is one function over ops.  It has a value per unit, and units are the rows of its
+ * first operand: tokens of [N, ...] taps, samples of [B, ...] ones.  The term is the mean over units;
+ * what else a formula divides by is in the unit's value.
+ */
+typedef enum kd_unit { KD_UNIT_TOKEN, KD_UNIT_SAMPLE } kd_unit;
+
+/* Whatever a loss may read; each says which in its `reads`.  f32 or bf16 unless said. */
+typedef struct kd_feature_args {
+    kd_tensor student, student_q, student_k;       /* taps of the student */
+    kd_tensor d_student, d_student_q, d_student_k; /* same type and shape; absent: value only */
+    kd_tensor teacher, teacher_q, teacher_k;
+    kd_tensor student_lse, teacher_lse;     /* f32 [H, N] of attention; absent: found again */
+    kd_tensor documents;                    /* i32 [documents + 1] first rows, then their number */
+    kd_tensor samples, negatives;           /* i32 [B], [B, K] numbers of samples in the data set */
+    kd_tensor log_variance, d_log_variance; /* f32 [C] */
+    kd_tensor student_bank,
+        teacher_bank;    /* f32 [samples of the data set, D]; the loss renews them */
+    kd_tensor partition; /* f32 [2] of the banks' scores; 0: not yet known */
+    kd_tensor weight;    /* f32 [units], a factor of each; 0: not read */
+    kd_tensor scale;     /* f32 [1] */
+    kd_tensor loss;      /* f32 [units] */
+    const void *options; /* as the type's rows parsed them */
+} kd_feature_args;
+
+enum { KD_MAX_READS = 12 };
+
+typedef struct kd_feature_type {
+    const char *name;
+    const char *help; /* one line */
+    kd_unit unit;
+    kd_read reads[KD_MAX_READS]; /* the first has the units; each is a field of kd_feature_args */
+    const kd_option *options;    /* into a struct of at most KD_FEATURE_OPTION_BYTES; NULL: none */
+    /*
+     * loss[u] = weight[u] value[u], and where its gradient is present
+     * d_x += scale[0] sum over u of weight[u] d value[u] / d x.
+     * A unit of weight 0 is not read, and counts in no other unit's value.
+     * KD_EINVAL for shapes that do not go together; nothing is written then.
+     */
+    kd_status (*run)(kd_exec *exec, const kd_feature_args *args);
+} kd_feature_type;
+
+/* One name per row of loss_list.h, and kd_feature_<name> beside the loss. */
+typedef enum kd_feature_kind {
+#define KD_FEATURE(name) KD_FEATURE_##name,
+#include "loss/loss_list.h"
+#undef KD_FEATURE
+    KD_FEATURE_COUNT
+} kd_feature_kind;
+
+#define KD_FEATURE(name) extern const kd_feature_type kd_feature_##name;
+#include "loss/loss_list.h"
+#undef KD_FEATURE
+
+extern const kd_feature_type *const kd_feature_types[KD_FEATURE_COUNT + 1]; /* NULL at the end */
+
+/* The tensor that a read names; `gradient`: its "d_". */
+kd_tensor *kd_feature_operand(kd_feature_args *args, const char *name, bool gradient);
+
+/* Every number in `shape` of a read. */
+int kd_read_rank(const kd_read *read);
+
+/* Runs the loss after what holds for all: operands that are there, their ranks and types, as many
+ * weights and values as units.  The message of a failure begins with the loss's name. */
+KD_MUST_CHECK kd_status kd_feature_run(kd_exec *exec, const kd_feature_type *type,
+                                       const kd_feature_args *args);
 
 /* ---- the objective ---------------------------------------------------------------------------- */
 

@@ -56,7 +56,9 @@ static const char *const aliases[][2] = { { "ce", "cross_entropy" }, { "kl", "fo
 
 kd_status kd_term_kind(kd_row_kind *kind, const char *type)
 {
-    const char *names[KD_ROW_COUNT + KD_COUNT(aliases) + 1] = { 0 };
+    const char *names[KD_ROW_COUNT + KD_COUNT(aliases) + KD_FEATURE_COUNT + 1] = { 0 };
+    for (int i = 0; i < KD_FEATURE_COUNT; i++)
+        names[KD_ROW_COUNT + KD_COUNT(aliases) + i] = kd_feature_types[i]->name;
     for (int i = 0; i < KD_COUNT(aliases); i++) {
         names[KD_ROW_COUNT + i] = aliases[i][0];
         if (strcmp(type, aliases[i][0]) == 0) type = aliases[i][1];

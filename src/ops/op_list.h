@@ -99,6 +99,12 @@ KD_OP(sum_squares, OUT(y) IN(x))   /* y[1] = sum of x^2; y f32, x f32 */
 KD_OP(row_loss, INOUT(student) OUT(loss) OUT(same_top) IN(teacher) IN(labels) IN(weight) IN(scalars)
                     ARG(const kd_row_terms *, terms) ARG(int64_t, classes))
 
+/* How far apart two rows are.  loss[n] = factor weight[n] value, d_student[n] += scale[0] times its
+ * gradient; student, teacher [N,D]; d_student [N,D] of the student's type, or absent; weight f32 [N], 0:
+ * the row is not read, or absent; loss f32 [N]; scale f32 [1].                    row_distance.c */
+KD_OP(row_distance, INOUT(d_student) OUT(loss) IN(student) IN(teacher) IN(weight) IN(scale)
+                        ARG(kd_distance, kind) ARG(float, factor))
+
 /* The update; every operand is a slab range [n].                                      update.c */
 /* Global norm, clip factor and verdict into `scalars`, from sum_squares[1] and losses [terms]. */
 KD_OP(clip, INOUT(scalars) IN(sum_squares) IN(losses) ARG(float, max_norm))

@@ -52,6 +52,15 @@ extern const kd_row_type kd_row_types[KD_ROW_COUNT];
 
 enum { KD_MAX_NORMED_HEAD = 256 }; /* elements of a head that qk_norm_rope takes */
 
+/* What row_distance measures between x and y; x', y' are x / |x|, y / |y|. */
+typedef enum kd_distance {
+    KD_DISTANCE_SQUARED,         /* |x - y|^2 */
+    KD_DISTANCE_COSINE,          /* 1 - x' y' */
+    KD_DISTANCE_NORMALISED,      /* |x' - y'|^2 */
+    KD_DISTANCE_NORMALISED_ROOT, /* |x' - y'| */
+    KD_DISTANCE_COUNT
+} kd_distance;
+
 /* ---- what changes from step to step; lives in device memory ----------------------------------- */
 
 typedef struct kd_term_scalars {

@@ -49,13 +49,13 @@ static kd_status narrow(int32_t *values, const void *raw, const kd_st_file *file
 }
 
 kd_status kd_verb_integers(int32_t **values, int64_t *count, kd_arena *arena,
-                           const kd_st_file *file, const char *name)
+                           const kd_st_file *file, const char *name, int rank)
 {
     const kd_st_entry *entry = kd_st_find(file, name);
     if (!entry) return kd_fail(KD_EFORMAT, "%s: no tensor \"%s\"", file->path, name);
-    if (entry->rank != 1 || !is_integer(entry->dtype))
-        return kd_fail(KD_EFORMAT, "%s: %s is %s of rank %d; expected integers of rank 1",
-                       file->path, name, entry->dtype_name, (int)entry->rank);
+    if (entry->rank != rank || !is_integer(entry->dtype))
+        return kd_fail(KD_EFORMAT, "%s: %s is %s of rank %d; expected integers of rank %d",
+                       file->path, name, entry->dtype_name, (int)entry->rank, rank);
     KD_TRY(KD_ARENA_ARRAY(values, arena, kd_max_i64(entry->elements, 1)));
     void *raw = malloc((size_t)kd_max_i64(entry->bytes, 1));
     if (!raw)
@@ -86,7 +86,7 @@ kd_status kd_verb_tokens(int32_t **ids, int64_t *count, kd_arena *arena, const c
 {
     kd_st_file *file;
     KD_TRY(kd_st_open(&file, path));
-    kd_status status = kd_verb_integers(ids, count, arena, file, "tokens");
+    kd_status status = kd_verb_integers(ids, count, arena, file, "tokens", 1);
     if (status == KD_OK) status = check_tokens(*ids, *count, file, vocabulary);
     kd_st_close(file);
     return status;

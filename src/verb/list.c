@@ -1,6 +1,6 @@
 /* What this build can do, from its registries. */
+#include "loss/loss.h"
 #include "model/model.h"
-#include "ops/ops.h"
 #include "optim/optim.h"
 
 #include <kd/kd.h>
@@ -9,7 +9,8 @@ const char *kd_version(void) { return KD_VERSION; }
 
 typedef struct listing {
     const char *name;
-    kd_status (*make)(json_t *all);  /* adds objects; whether they are whole is asked once */
+    /* Adds objects, whether they are whole is asked once; `whole`: with all that is known. */
+    kd_status (*make)(json_t *all, bool whole);
     void (*print)(FILE *, json_t *); /* one of them, as a line */
 } listing;
 
@@ -21,38 +22,102 @@ static const char *text_of(const json_t *row, const char *key)
 
 /* ---- losses ----------------------------------------------------------------------------------- */
 
-static kd_status make_losses(json_t *all)
+static json_t *text_json(const char *name)
 {
-    for (int i = 0; i < KD_ROW_COUNT; i++) {
-        const kd_row_type *row = &kd_row_types[i];
-        json_t *one = json_pack("{s:s, s:b, s:b, s:s}", "name", row->name, "teacher",
-                                (int)row->teacher, "label", (int)row->label, "help", row->help);
-        if (row->option)
-            (void)json_object_set_new(one, "option",
-                                      json_pack("{s:s, s:f, s:f, s:f}", "name", row->option,
-                                                "default", row->option_default, "min",
-                                                row->option_min, "max", row->option_max));
+    json_t *lines = json_array();
+    for (const char *const *line = kd_loss_text(name); line && *line; line++)
+        (void)json_array_append_new(lines, json_string(*line));
+    return lines;
+}
+
+static json_t *row_json(const kd_row_type *row)
+{
+    json_t *one =
+        json_pack("{s:s, s:s, s:b, s:b, s:s}", "name", row->name, "unit", "token", "teacher",
+                  (int)row->teacher, "label", (int)row->label, "help", row->help);
+    if (row->option)
+        (void)json_object_set_new(one, "option",
+                                  json_pack("{s:s, s:f, s:f, s:f}", "name", row->option, "default",
+                                            row->option_default, "min", row->option_min, "max",
+                                            row->option_max));
+    return one;
+}
+
+static json_t *feature_json(const kd_feature_type *type)
+{
+    json_t *reads = json_array(), *options = json_array();
+    for (const kd_read *r = type->reads; r->name; r++)
+        (void)json_array_append_new(reads,
+                                    json_pack("{s:s, s:s, s:b, s:b}", "name", r->name, "shape",
+                                              r->shape, "gradient", !!(r->flags & KD_READ_GRADIENT),
+                                              "optional", !!(r->flags & KD_READ_OPTIONAL)));
+    for (const kd_option *o = type->options; o && o->name; o++)
+        (void)json_array_append_new(options, json_pack("{s:s, s:s?, s:s}", "name", o->name,
+                                                       "default", o->fallback, "help", o->help));
+    return json_pack("{s:s, s:s, s:o, s:o, s:s}", "name", type->name, "unit",
+                     type->unit == KD_UNIT_TOKEN ? "token" : "sample", "reads", reads, "options",
+                     options, "help", type->help);
+}
+
+static kd_status make_losses(json_t *all, bool whole)
+{
+    for (int i = 0; i < KD_ROW_COUNT + KD_FEATURE_COUNT; i++) {
+        json_t *one = i < KD_ROW_COUNT ? row_json(&kd_row_types[i])
+                                       : feature_json(kd_feature_types[i - KD_ROW_COUNT]);
+        if (whole) (void)json_object_set_new(one, "text", text_json(text_of(one, "name")));
         (void)json_array_append_new(all, one);
     }
     return KD_OK;
 }
 
-static void print_loss(FILE *out, json_t *row)
+/* "student_q [N, H, d], ..." */
+static void print_reads(FILE *out, const json_t *reads)
 {
-    const json_t *option = json_object_get(row, "option");
-    const bool teacher = json_is_true(json_object_get(row, "teacher"));
-    const bool label = json_is_true(json_object_get(row, "label"));
-    fprintf(out, "  %-16s %-8s %s", text_of(row, "name"),
-            teacher && label ? "both"
-            : teacher        ? "teacher"
-            : label          ? "label"
-                             : "-",
-            text_of(row, "help"));
+    const json_t *read;
+    size_t i;
+    json_array_foreach(reads, i, read)
+        fprintf(out, "%s%s %s%s", i ? ", " : "", text_of(read, "name"), text_of(read, "shape"),
+                json_is_true(json_object_get(read, "optional")) ? " or none" : "");
+}
+
+static void print_options(FILE *out, const json_t *row)
+{
+    const json_t *option = json_object_get(row, "option"), *one;
+    size_t i;
     if (option)
         fprintf(out, "; %s %g to %g, default %g", text_of(option, "name"),
                 json_number_value(json_object_get(option, "min")),
                 json_number_value(json_object_get(option, "max")),
                 json_number_value(json_object_get(option, "default")));
+    json_array_foreach(json_object_get(row, "options"), i, one)
+        fprintf(out, "; %s, default %s", text_of(one, "name"), text_of(one, "default"));
+}
+
+static void print_loss(FILE *out, json_t *row)
+{
+    const json_t *reads = json_object_get(row, "reads"), *text = json_object_get(row, "text"),
+                 *line;
+    const bool teacher = json_is_true(json_object_get(row, "teacher"));
+    const bool label = json_is_true(json_object_get(row, "label"));
+    size_t i;
+    fprintf(out, "  %-18s %-8s %s", text_of(row, "name"),
+            reads              ? "taps"
+            : teacher && label ? "both"
+            : teacher          ? "teacher"
+            : label            ? "label"
+                               : "-",
+            text_of(row, "help"));
+    print_options(out, row);
+    fputc('\n', out);
+    if (!text) return;
+    fprintf(out, "\n    mean over each %s of ", text_of(row, "unit"));
+    if (reads)
+        print_reads(out, reads);
+    else
+        fprintf(out, "student [N, V]%s%s", teacher ? ", teacher [N, V']" : "",
+                label ? ", labels [N]" : "");
+    fputs("\n\n", out);
+    json_array_foreach(text, i, line) fprintf(out, "    %s\n", json_string_value(line));
     fputc('\n', out);
 }
 
@@ -78,8 +143,9 @@ static kd_status make_device(json_t **one, const char *id)
     return KD_OK;
 }
 
-static kd_status make_devices(json_t *all)
+static kd_status make_devices(json_t *all, bool whole)
 {
+    (void)whole;
     for (int t = 0; kd_device_types[t]; t++) {
         const kd_device_type *type = kd_device_types[t];
         const int count = type->count();
@@ -121,8 +187,9 @@ static void print_device(FILE *out, json_t *row)
 }
 
 /* The op tables of this build.  A device type without a device here shows none. */
-static kd_status make_ops(json_t *all)
+static kd_status make_ops(json_t *all, bool whole)
 {
+    (void)whole;
     for (int i = 0; i < KD_OP_COUNT; i++)
         (void)json_array_append_new(
             all, json_pack("{s:s, s:{}}", "name", kd_op_infos[i].name, "devices"));
@@ -153,16 +220,18 @@ static void print_op(FILE *out, json_t *row)
 
 /* ---- models and optimizers -------------------------------------------------------------------- */
 
-static kd_status make_models(json_t *all)
+static kd_status make_models(json_t *all, bool whole)
 {
+    (void)whole;
     for (int i = 0; kd_families[i]; i++)
         (void)json_array_append_new(all, json_pack("{s:s}", "name", kd_families[i]->name));
     return KD_OK;
 }
 
 /* The choices are the optimizer's own option row. */
-static kd_status make_optimizers(json_t *all)
+static kd_status make_optimizers(json_t *all, bool whole)
 {
+    (void)whole;
     for (const kd_option *row = kd_optim_rows; row->name; row++) {
         if (strcmp(row->name, "type") != 0) continue;
         for (const char *c = row->unit; *c; c += strspn(c, "|")) {
@@ -206,7 +275,7 @@ static void print_listing(FILE *out, const listing *l, const json_t *rows)
     json_array_foreach(rows, i, row) l->print(out, row);
 }
 
-kd_status kd_list(FILE *out, const char *what, bool json)
+kd_status kd_list(FILE *out, const char *what, bool whole, bool json)
 {
     KD_TRY(check_name(what));
     const int64_t before = kd_json_refused();
@@ -216,7 +285,7 @@ kd_status kd_list(FILE *out, const char *what, bool json)
         json_t *rows = json_array();
         if (!what || strcmp(what, listings[i].name) == 0) {
             (void)json_object_set(all, listings[i].name, rows);
-            status = listings[i].make(rows);
+            status = listings[i].make(rows, whole);
         }
         json_decref(rows);
     }

@@ -232,7 +232,7 @@ static kd_status read_labels(file_job *job, bool needed)
     int32_t *labels;
     int64_t count;
     if (!needed && !kd_st_find(job->in, "labels")) return KD_OK;
-    KD_TRY(kd_verb_integers(&labels, &count, job->arena, job->in, "labels"));
+    KD_TRY(kd_verb_integers(&labels, &count, job->arena, job->in, "labels", 1));
     if (count != job->rows)
         return kd_fail(KD_EFORMAT, "%s: labels has %lld rows, student %lld", job->in->path,
                        (long long)count, (long long)job->rows);

@@ -5,7 +5,8 @@
 #include <math.h>
 #include <unistd.h>
 
-static const bench_row *const lists[] = { kd_bench_rows_ops, kd_bench_rows_train };
+static const bench_row *const lists[] = { kd_bench_rows_ops, kd_bench_rows_features,
+                                          kd_bench_rows_train };
 
 Test(bench, times_every_op)
 {

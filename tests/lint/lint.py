@@ -264,6 +264,22 @@ def check_rows(tree):
                 yield f"src/ops/row_list.h: {row} has no {what} below {folder}"
 
 
+def check_losses(tree):
+    """Every row of loss_list.h has its file and golden values."""
+    rows = rows_of(tree, "src/loss/loss_list.h", "KD_FEATURE")
+    if not rows:
+        yield "src/loss/loss_list.h: no rows"
+    for row in rows:
+        path = f"src/loss/{row}.c"
+        if path not in tree.paths:
+            yield f"src/loss/loss_list.h: {row} has no {path}"
+        elif f"kd_feature_{row} = {{" not in code(tree.text(path)):
+            yield f"{path}: no kd_feature_{row}"
+        golden = f"tests/golden/losses/{row}."
+        if not any(p.startswith(golden) for p in tree.paths):
+            yield f"src/loss/loss_list.h: {row} has no {golden}*.safetensors"
+
+
 def check_symbols(tree):
     """What libkd.a exports starts with kd_."""
     for member, _, name in symbols(tree):

@@ -20,7 +20,7 @@
       "make a student from a teacher's layers, or with fresh weights")                             \
     X(generate, "--model DIR (--prompt TEXT | --ids LIST)", "continue a prompt")                   \
     X(logits, "--model DIR --tokens FILE --out FILE", "write a model's logits of one document")    \
-    X(loss, "NAME --in FILE --out FILE", "apply one loss to logits in a file")                     \
+    X(loss, "NAME --in FILE --out FILE", "apply one loss to tensors in a file")                    \
     X(inspect, "PATH", "show the architecture of a directory, or the tensors of a file")           \
     X(validate, "RUN.yaml [OVER.yaml ...] [--section.key=value ...]",                              \
       "check a run and open everything it names; train nothing")                                   \

@@ -1,5 +1,6 @@
 #include "cmd.h"
 
+#include <stdalign.h>
 #include <string.h>
 
 typedef struct options {
@@ -38,16 +39,23 @@ static kd_option option_row(const kd_loss_info *info, char *fallback, size_t siz
 
 static void print_losses(FILE *out)
 {
-    fprintf(out, "NAME is one of\n\n");
+    fprintf(out, "NAME is one of these, over rows of logits,\n\n");
     for (int i = 0; i < kd_loss_count(); i++) {
         kd_loss_info info;
         char fallback[32];
         if (kd_loss_describe(&info, i) != KD_OK) continue;
-        fprintf(out, "  %-16s %s\n", info.name, info.help);
+        fprintf(out, "  %-18s %s\n", info.name, info.help);
         if (!info.option) continue;
         const kd_option rows[] = { option_row(&info, fallback, sizeof fallback), { 0 } };
-        fprintf(out, "%15s", "");
+        fprintf(out, "%17s", "");
         kd_options_help(out, "", rows);
+    }
+    fprintf(out, "\nor of these, over features and relations (kd list losses --long says which "
+                 "tensors each reads):\n\n");
+    for (int i = 0; i < kd_feature_count(); i++) {
+        kd_feature_info info;
+        if (kd_feature_describe(&info, i) == KD_OK)
+            fprintf(out, "  %-18s %s\n", info.name, info.help);
     }
 }
 
@@ -57,6 +65,53 @@ static kd_status apply(const kd_args *args, const void *given)
     (void)args;
     return kd_loss_file(o->number, o->in, o->out, &o->loss);
 }
+
+/* ---- features and relations ------------------------------------------------------------------- */
+
+enum { MOST_OPTIONS = 16 };
+
+typedef struct feature_options {
+    const char *in, *out, *device;
+    int number;
+    alignas(16) unsigned char own[KD_FEATURE_OPTION_BYTES]; /* by the loss's rows */
+} feature_options;
+
+static const kd_option feature_rows[] = {
+    { "in", KD_STRING, offsetof(feature_options, in), NULL, 0, 0, "",
+      "safetensors file with what the loss reads and, as wanted, `weight` [units]" },
+    { "out", KD_STRING, offsetof(feature_options, out), NULL, 0, 0, "",
+      "safetensors file that is written: f32 `loss` [units] and gradients, `d_student`" },
+    { "device", KD_STRING, offsetof(feature_options, device), "auto", 0, 0, "",
+      "auto, cpu, cuda, cuda:1" },
+};
+
+static kd_status apply_feature(const kd_args *args, const void *given)
+{
+    const feature_options *o = given;
+    (void)args;
+    return kd_feature_file(o->number, o->in, o->out, o->own, o->device);
+}
+
+static kd_status feature_loss(int number, int argc, char **argv)
+{
+    enum { COMMON = sizeof feature_rows / sizeof feature_rows[0] };
+    kd_option rows[COMMON + MOST_OPTIONS + 1] = { { 0 } };
+    const cmd_spec spec = { rows, 1, 1, "the name of a loss", false, NULL };
+    feature_options o = { .number = number };
+    kd_feature_info info;
+    int count = COMMON;
+    KD_TRY(kd_feature_describe(&info, number));
+    memcpy(rows, feature_rows, sizeof feature_rows);
+    for (const kd_option *own = info.options; own && own->name; own++) {
+        if (count == COMMON + MOST_OPTIONS)
+            return kd_fail(KD_EINTERNAL, "%s has more than %d options", info.name, MOST_OPTIONS);
+        rows[count] = *own;
+        rows[count++].offset += offsetof(feature_options, own);
+    }
+    return cmd_run(&spec, &o, apply_feature, argc, argv);
+}
+
+/* ---- the verb --------------------------------------------------------------------------------- */
 
 /* The name comes first, because it says which options there are. */
 kd_status cmd_loss(int argc, char **argv)
@@ -71,6 +126,8 @@ kd_status cmd_loss(int argc, char **argv)
     if (!named && (argc < 2 || (strcmp(argv[1], "--help") != 0 && strcmp(argv[1], "-h") != 0)))
         return kd_fail(KD_EINVAL, "loss: expected the name of a loss first; see kd loss --help");
     if (named) {
+        const int feature = kd_feature_find(argv[1]);
+        if (feature >= 0) return feature_loss(feature, argc, argv);
         KD_TRY(kd_loss_find(&o.number, argv[1]));
         KD_TRY(kd_loss_describe(&info, o.number));
         if (info.option) rows[OPTION] = option_row(&info, fallback, sizeof fallback);

@@ -1,0 +1,16 @@
+/*
+ * loss_list.h - every feature and relation loss, once: its name.  src/loss/<name>.c has its
+ * mathematics at the head, what it reads and its options in kd_feature_<name>.  Losses over rows of
+ * logits are in ops/row_list.h.
+ */
+/* clang-format off */
+/* features */
+KD_FEATURE(cosine)
+KD_FEATURE(hidden_mse)
+KD_FEATURE(normalised_mse)
+
+/* relations */
+
+/* transformers */
+
+/* clang-format on */

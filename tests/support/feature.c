@@ -1,0 +1,90 @@
+#include "support/feature.h"
+#include "support/golden.h"
+#include "support/support.h"
+
+#include <dirent.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+static double largest(const float *x, int64_t n)
+{
+    double most = 0;
+    for (int64_t i = 0; i < n; i++) most = fmax(most, fabs((double)x[i]));
+    return most;
+}
+
+static void compare(const test_golden *got, const test_golden *want, const char *file, double slack)
+{
+    const char *text = kd_st_metadata(want->file, "tolerance");
+    cr_assert(text, "%s: no tolerance", file);
+    const double tolerance = slack * strtod(text, NULL);
+    for (int64_t t = 0; t < got->file->count; t++) {
+        const kd_st_entry *a, *b;
+        const char *name = got->file->entries[t].name;
+        const float *x = test_golden_f32(got, name, &a), *y = test_golden_f32(want, name, &b);
+        cr_assert_eq(a->elements, b->elements, "%s: %s", file, name);
+        const double most = largest(y, b->elements);
+        for (int64_t i = 0; i < a->elements; i++)
+            cr_assert(fabs((double)x[i] - (double)y[i]) <= tolerance * most,
+                      "%s: %s[%lld] is %.9g, expected %.9g (largest %g)", file, name, (long long)i,
+                      (double)x[i], (double)y[i], most);
+    }
+}
+
+/* The file's options as the loss's rows parse them. */
+static void parse_options(void *own, kd_arena *arena, const kd_feature_info *info,
+                          const kd_st_file *file)
+{
+    const char *text = kd_st_metadata(file, "options");
+    kd_node *node = NULL;
+    cr_assert(text, "%s: no options", file->path);
+    if (*text) test_ok(kd_yaml_parse(&node, arena, file->path, text, strlen(text)));
+    if (info->options) test_ok(kd_options_parse(own, info->options, arena, node, "options", NULL));
+}
+
+static void check_file(int loss, const char *folder, const char *name, const char *device,
+                       double slack)
+{
+    char in[512], out[] = "/tmp/kd-feature-XXXXXX";
+    _Alignas(16) unsigned char own[KD_FEATURE_OPTION_BYTES] = { 0 };
+    kd_feature_info info;
+    kd_arena *arena;
+    test_golden want, got;
+    const int fd = mkstemp(out);
+    cr_assert(fd >= 0);
+    close(fd);
+    snprintf(in, sizeof in, "%s/%s", folder, name);
+    test_ok(kd_arena_create(&arena));
+    test_ok(kd_feature_describe(&info, loss));
+    test_golden_open(&want, in);
+    parse_options(own, arena, &info, want.file);
+    test_ok(kd_feature_file(loss, in, out, own, device));
+    test_golden_open(&got, out);
+    compare(&got, &want, name, slack);
+    test_golden_close(&got);
+    test_golden_close(&want);
+    kd_arena_destroy(arena);
+    cr_assert_eq(unlink(out), 0);
+}
+
+void test_golden_features(const char *folder, const char *device, double slack)
+{
+    int files[KD_FEATURE_COUNT] = { 0 };
+    DIR *dir = opendir(folder);
+    cr_assert(dir, "%s", folder);
+    for (const struct dirent *entry = readdir(dir); entry; entry = readdir(dir)) {
+        char name[256];
+        snprintf(name, sizeof name, "%s", entry->d_name);
+        if (!strstr(name, ".safetensors")) continue;
+        *strchr(name, '.') = '\0';
+        const int loss = kd_feature_find(name);
+        cr_assert(loss >= 0, "%s: no loss of that name", entry->d_name);
+        files[loss]++;
+        check_file(loss, folder, entry->d_name, device, slack);
+    }
+    closedir(dir);
+    for (int i = 0; i < KD_FEATURE_COUNT; i++)
+        cr_expect(files[i], "%s has no golden file", kd_feature_types[i]->name);
+}
