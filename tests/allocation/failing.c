@@ -226,7 +226,6 @@ static void prepare(const char *folder)
     int64_t calls;
     cr_assert(chdir(folder) == 0 && setenv("OMP_WAIT_POLICY", "passive", 1) == 0);
     cr_assert(setvbuf(stdout, buffer, _IOFBF, sizeof buffer) == 0);
-    json_set_alloc_funcs(malloc, free); /* where the linker turns only our objects' calls aside */
     mallopt(M_MMAP_THRESHOLD, 1 << 28); /* thousands of runs: no mapping for each large block */
     mallopt(M_TRIM_THRESHOLD, 1 << 28);
     signal(SIGSEGV, crashed);
