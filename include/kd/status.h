@@ -27,7 +27,7 @@ extern "C" {
     X(EDEVICE, 7, 4, "device or vendor library error")                                             \
     X(ENONFINITE, 8, 5, "loss or gradient is not finite")                                          \
     X(EPEER, 9, 6, "another rank failed")                                                          \
-    X(ESTOPPED, 10, 75, "stopped by a signal after a good checkpoint")
+    X(ESTOPPED, 10, 75, "stopped by a signal; what was done is saved")
 
 typedef enum kd_status {
 #define X(name, value, exit_code, text) KD_##name = (value),

@@ -38,7 +38,11 @@ KD_MUST_CHECK kd_status kd_run_print(kd_run *run, FILE *out);
 
 /* Trains until the run's tokens, steps or epochs are done, or goes on with an interrupted run.
  * Progress goes to the log, metrics to out/metrics.jsonl, checkpoints to out/checkpoint-NNNNNN, the
- * finished student to out itself.  KD_ESTOPPED after a signal and a good checkpoint.
+ * finished student to out itself.
+ *
+ * TERM, USR1 or the first INT end it in KD_ESTOPPED, after the micro-batch in hand and a checkpoint of
+ * the last whole step; what was broken off is done again by who resumes.  While the run is opened
+ * there is nothing to save.  A second INT ends the process.
  *
  * Ranks: each process calls it with the same run; rank 0 alone writes.  KD_EPEER when another stopped
  * or does not answer within dist.timeout.  On the CPU once in a process, since MPI starts but once. */

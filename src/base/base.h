@@ -88,7 +88,8 @@ KD_MUST_CHECK kd_status kd_dir_list(const char *const **names, int *count, kd_ar
 KD_MUST_CHECK kd_status kd_path_join(const char **out, kd_arena *arena, const char *dir,
                                      const char *name);
 
-/* pread and pwrite until all `bytes` are done, over EINTR and short counts. */
+/* pread and pwrite until all `bytes` are done, over EINTR and short counts.  A read may be told to end
+ * early: kd_stop_reads. */
 KD_MUST_CHECK kd_status kd_read_at(int fd, const char *path, void *data, size_t bytes, int64_t at);
 KD_MUST_CHECK kd_status kd_write_at(int fd, const char *path, const void *data, size_t bytes,
                                     int64_t at);
@@ -245,5 +246,10 @@ void kd_worker_destroy(kd_worker *worker);                 /* waits first; NULL 
 void kd_stop_install(void);
 bool kd_stop_requested(void);
 void kd_stop_reset(void); /* tests */
+
+/* While `fail`, kd_read_at ends in KD_ESTOPPED once the flag is set: for work that is all reading and
+ * nobody misses.  kd_stop_read is its check. */
+void kd_stop_reads(bool fail);
+KD_MUST_CHECK kd_status kd_stop_read(const char *path);
 
 #endif

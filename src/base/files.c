@@ -42,8 +42,14 @@ static kd_status input_failed(int error, const char *path, const char *verb)
 
 kd_status kd_read_at(int fd, const char *path, void *data, size_t bytes, int64_t at)
 {
+    enum {
+        MOST = 16 << 20
+    }; /* a slow disk's answer to a signal must not wait for a whole tensor */
     for (size_t done = 0; done < bytes;) {
-        const ssize_t n = pread(fd, (char *)data + done, bytes - done, (off_t)at + (off_t)done);
+        const size_t left = bytes - done;
+        KD_TRY(kd_stop_read(path));
+        const ssize_t n =
+            pread(fd, (char *)data + done, left < MOST ? left : MOST, (off_t)at + (off_t)done);
         if (n < 0 && errno == EINTR) continue;
         if (n < 0) return io_failed(errno, path, "read");
         if (n == 0) {

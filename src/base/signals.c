@@ -1,10 +1,10 @@
-/* signals.c - the wish to stop, which the training loop reads where it is safe to. */
+/* signals.c - the wish to stop, which a run reads where it is safe to. */
 #include "base/base.h"
 
 #include <signal.h>
 #include <stdatomic.h>
 
-static atomic_bool stop_requested;
+static atomic_bool stop_requested, reads_fail;
 
 static void request_stop(int number)
 {
@@ -24,3 +24,10 @@ void kd_stop_install(void)
 
 bool kd_stop_requested(void) { return atomic_load(&stop_requested); }
 void kd_stop_reset(void) { atomic_store(&stop_requested, false); }
+void kd_stop_reads(bool fail) { atomic_store(&reads_fail, fail); }
+
+kd_status kd_stop_read(const char *path)
+{
+    if (!atomic_load(&reads_fail) || !kd_stop_requested()) return KD_OK;
+    return kd_fail(KD_ESTOPPED, "%s: asked to stop", path);
+}

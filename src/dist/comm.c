@@ -16,6 +16,14 @@ kd_status kd_comm_wait(kd_comm *comm, kd_device *device, kd_event *event)
     return comm->type->wait ? comm->type->wait(comm, device, event) : kd_event_sync(device, event);
 }
 
+kd_status kd_comm_agree(kd_comm *comm, double *value)
+{
+    double sums[2] = { *value, kd_stop_requested() };
+    KD_TRY(comm->type->all_reduce_host(comm, sums, 2));
+    *value = sums[0];
+    return sums[1] > 0.0 ? kd_fail(KD_ESTOPPED, "asked to stop") : KD_OK;
+}
+
 kd_status kd_comm_check_tensor(const kd_tensor *t, bool sum, const char *what)
 {
     if (!kd_present(t) || !kd_tensor_contiguous(t))

@@ -96,6 +96,10 @@ KD_MUST_CHECK kd_status kd_comm_join(kd_comm *comm, kd_exec *exec);
 /* As kd_event_sync, but KD_EPEER where a rank that is gone keeps the device from getting there. */
 KD_MUST_CHECK kd_status kd_comm_wait(kd_comm *comm, kd_device *device, kd_event *event);
 
+/* Sums `value` over the ranks, and with it the wish to stop: KD_ESTOPPED on all of them, at the same
+ * call, once one was asked to (kd_stop_requested). */
+KD_MUST_CHECK kd_status kd_comm_agree(kd_comm *comm, double *value);
+
 /* For the kinds: that `t` is there, contiguous and, where `sum`, f32; that the exec's memory is the
  * host's; that there is a rank `root`. */
 KD_MUST_CHECK kd_status kd_comm_check_tensor(const kd_tensor *t, bool sum, const char *what);

@@ -1,7 +1,7 @@
 /*
  * loss.h - what is minimised: a list of terms over taps.  Knows no model.
  *
- * objective.c terms.c feature.c; one file for each row of loss_list.h, whose heads texts.cmake makes a
+ * objective.c terms.c feature.c maps.c; one file for each row of loss_list.h, whose heads texts.cmake makes a
  * table of
  */
 #ifndef KD_LOSS_INTERNAL_H

@@ -5,8 +5,10 @@
  */
 /* clang-format off */
 /* features */
+KD_FEATURE(attention_transfer)
 KD_FEATURE(cosine)
 KD_FEATURE(hidden_mse)
+KD_FEATURE(hint)
 KD_FEATURE(normalised_mse)
 
 /* relations */

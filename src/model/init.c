@@ -215,8 +215,7 @@ kd_status kd_init_fresh(const char *out, const char *config_path, const char *to
     KD_TRY_GOTO(fill_fresh(model, spread, seed), status, done);
     KD_TRY_GOTO(kd_dir_create(out), status, done);
     if (tokenizer_dir) KD_TRY_GOTO(kd_tokenizer_copy(out, tokenizer_dir), status, done);
-    KD_TRY_GOTO(kd_model_save(model, out, dtype), status,
-                done); /* with config.json, which is last */
+    KD_TRY_GOTO(kd_model_save(model, out, dtype), status, done); /* config.json last, as above */
 done:
     kd_model_close(model);
     kd_device_close(device);

@@ -105,6 +105,12 @@ KD_OP(row_loss, INOUT(student) OUT(loss) OUT(same_top) IN(teacher) IN(labels) IN
 KD_OP(row_distance, INOUT(d_student) OUT(loss) IN(student) IN(teacher) IN(weight) IN(scale)
                         ARG(kd_distance, kind) ARG(float, factor))
 
+/* Maps of |x|^power, power at least 1, of x [B,C,S]: y f32 [B,S] = its sums over C or, `channels`, [B,C] =
+ * those over S.  Backward: dx += dy power |x|^(power - 1) sign(x); where dy is 0 x is not read.
+ *                                                                                    maps.c */
+KD_OP(map_powers, OUT(y) IN(x) ARG(float, power) ARG(bool, channels))
+KD_OP(map_powers_backward, INOUT(dx) IN(dy) IN(x) ARG(float, power) ARG(bool, channels))
+
 /* The update; every operand is a slab range [n].                                      update.c */
 /* Global norm, clip factor and verdict into `scalars`, from sum_squares[1] and losses [terms]. */
 KD_OP(clip, INOUT(scalars) IN(sum_squares) IN(losses) ARG(float, max_norm))

@@ -128,7 +128,8 @@ static kd_status latest(const char **dir, kd_arena *arena, kd_arena *own, const 
         KD_TRY(kd_path_join(&path, own, out, folders[i].name));
         const kd_status status = kd_checkpoint_verify(path);
         if (status == KD_OK) return kd_arena_string(dir, arena, path);
-        if (status == KD_ENOMEM) return status; /* says nothing of the folder */
+        /* These say nothing of the folder. */
+        if (status == KD_ENOMEM || status == KD_ESTOPPED) return status;
         kd_log(KD_LOG_WARN, "%s: passed over, damaged: %s", path, kd_last_error());
     }
     return KD_OK;

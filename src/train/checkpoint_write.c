@@ -54,19 +54,24 @@ static kd_status write_models(kd_arena *arena, const char *dir, const kd_checkpo
     return KD_OK;
 }
 
-static kd_status write_trainer_state(kd_arena *arena, const char *dir, const kd_checkpoint *c)
+/* NULL: no memory. */
+static json_t *trainer_state_of(const kd_checkpoint *c)
 {
     const kd_progress *p = &c->progress;
     const bool best = p->best_step >= 0 && isfinite(p->best);
+    return json_pack("{s:I, s:I, s:f, s:I, s:o, s:o, s:o}", "global_step", (json_int_t)p->step,
+                     "max_steps", (json_int_t)c->steps, "epoch", c->epoch, "num_input_tokens_seen",
+                     (json_int_t)p->tokens, "best_metric", best ? json_real(p->best) : json_null(),
+                     "best_global_step", best ? json_integer(p->best_step) : json_null(),
+                     "log_history", c->history ? json_deep_copy(c->history) : json_array());
+}
+
+static kd_status write_trainer_state(kd_arena *arena, const char *dir, const kd_checkpoint *c)
+{
     const char *path;
     KD_TRY(kd_path_join(&path, arena, dir, "trainer_state.json"));
     const int64_t before = kd_json_refused();
-    json_t *state =
-        json_pack("{s:I, s:I, s:f, s:I, s:o, s:o, s:o}", "global_step", (json_int_t)p->step,
-                  "max_steps", (json_int_t)c->steps, "epoch", c->epoch, "num_input_tokens_seen",
-                  (json_int_t)p->tokens, "best_metric", best ? json_real(p->best) : json_null(),
-                  "best_global_step", best ? json_integer(p->best_step) : json_null(),
-                  "log_history", c->history ? json_deep_copy(c->history) : json_array());
+    json_t *state = trainer_state_of(c);
     KD_TRY(kd_json_made(&state, before, path));
     const kd_status status = kd_json_write(path, state);
     json_decref(state);
@@ -166,6 +171,20 @@ static kd_status same_config(bool *same, kd_arena *arena, const char *dir, const
     return KD_OK;
 }
 
+/* The same records: a checkpoint may have been written before its step was evaluated. */
+static kd_status same_history(bool *same, kd_arena *arena, const char *dir, const kd_checkpoint *c)
+{
+    const char *path;
+    json_t *found;
+    KD_TRY(kd_path_join(&path, arena, dir, "trainer_state.json"));
+    KD_TRY(kd_json_read(&found, path));
+    json_t *wanted = trainer_state_of(c);
+    *same = json_equal(found, wanted);
+    json_decref(found);
+    json_decref(wanted);
+    return KD_OK;
+}
+
 /* Whole, and of the same state of the same run: only the clock may differ. */
 static kd_status is_saved(bool *saved, kd_arena *arena, const char *dir, const kd_checkpoint *c,
                           const json_t *state)
@@ -183,6 +202,7 @@ static kd_status is_saved(bool *saved, kd_arena *arena, const char *dir, const k
     (void)json_object_del(wanted, "seconds");
     if (!json_equal(found, wanted)) goto done;
     KD_TRY_GOTO(same_config(saved, arena, dir, c), status, done);
+    if (*saved) KD_TRY_GOTO(same_history(saved, arena, dir, c), status, done);
     if (*saved) KD_TRY_GOTO(kd_checkpoint_verify(dir), status, done);
 done:
     if (status != KD_OK) *saved = false;

@@ -235,6 +235,8 @@ kd_status kd_step_evaluate(kd_step *step, kd_loader *loader, unsigned wanted, kd
         KD_TRY(kd_loader_next(&batch, loader, NULL));
         if (!batch) return sum_all(step, wanted, scores);
         for (int64_t i = 0; i < batch->micro_count; i++) {
+            double nothing = 0.0;
+            KD_TRY(kd_comm_agree(step->comm, &nothing));
             KD_TRY(kd_step_measure(step, &batch->micro[i], wanted, measured));
             for (int m = 0; m < step->count; m++) {
                 if (!(wanted >> m & 1u)) continue;

@@ -14,10 +14,10 @@
 /* ---- metrics.jsonl ---------------------------------------------------------------------------- */
 
 /* A record of training is numbered by the steps before it, one of an evaluation by the steps done. */
-static bool is_before(const json_t *record, int64_t step)
+static bool is_before(const json_t *record, int64_t step, int64_t evaluated)
 {
     const int64_t at = json_integer_value(json_object_get(record, "step"));
-    return json_object_get(record, "split") ? at <= step : at < step;
+    return json_object_get(record, "split") ? at <= evaluated : at < step;
 }
 
 /* "valid/kl"; of one student among several "students[1]/valid/kl". */
@@ -48,7 +48,7 @@ static kd_status show_again(kd_metrics *metrics, json_t *record, int64_t step)
 }
 
 /* Records of steps that a resumed run will take again are dropped. */
-static kd_status keep_until(kd_metrics *metrics, int64_t step)
+static kd_status keep_until(kd_metrics *metrics, int64_t step, int64_t evaluated)
 {
     const char *path = metrics->path;
     char *text;
@@ -62,7 +62,7 @@ static kd_status keep_until(kd_metrics *metrics, int64_t step)
         json_t *record = NULL;
         if (end) status = kd_json_parse(&record, path, text + at, next - at);
         if (status == KD_EFORMAT) status = KD_OK; /* half a line, of a run that was killed */
-        const bool keep = record && is_before(record, step);
+        const bool keep = record && is_before(record, step, evaluated);
         if (keep) status = show_again(metrics, record, step);
         json_decref(record);
         if (keep) {
@@ -77,12 +77,12 @@ static kd_status keep_until(kd_metrics *metrics, int64_t step)
 }
 
 kd_status kd_metrics_open(kd_metrics *metrics, kd_arena *arena, const char *out, int64_t step,
-                          bool tensorboard)
+                          int64_t evaluated, bool tensorboard)
 {
     *metrics = (kd_metrics){ .fd = -1 };
     KD_TRY(kd_path_join(&metrics->path, arena, out, "metrics.jsonl"));
     if (tensorboard) KD_TRY(kd_events_open(&metrics->events, arena, out, step));
-    KD_TRY(keep_until(metrics, step));
+    KD_TRY(keep_until(metrics, step, evaluated));
     metrics->fd = open(metrics->path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
     if (metrics->fd < 0) return kd_fail(KD_EIO, "%s: %s", metrics->path, strerror(errno));
     return KD_OK;

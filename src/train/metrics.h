@@ -10,10 +10,11 @@ typedef struct kd_metrics {
     kd_events events; /* the same for TensorBoard */
 } kd_metrics;
 
-/* Appends to out/metrics.jsonl after dropping records of steps >= `step`; to out/tensorboard too
- * where `tensorboard`. */
+/* Appends to out/metrics.jsonl after dropping what a resumed run will do again: records of steps >=
+ * `step`, evaluations after that of step `evaluated` (-1: all).  To out/tensorboard too where
+ * `tensorboard`. */
 KD_MUST_CHECK kd_status kd_metrics_open(kd_metrics *metrics, kd_arena *arena, const char *out,
-                                        int64_t step, bool tensorboard);
+                                        int64_t step, int64_t evaluated, bool tensorboard);
 void kd_metrics_close(kd_metrics *metrics);
 KD_MUST_CHECK kd_status kd_metrics_step(kd_metrics *metrics, const kd_step *step,
                                         const kd_step_result *result, int64_t tokens,

@@ -106,7 +106,7 @@ kd_status kd_session_agree(kd_session *s)
 kd_status kd_session_leave(const kd_session *s, kd_status status)
 {
     if (status == KD_OK || s->ranks.size < 2) return status;
-    if (s->comm && status != KD_ESTOPPED) s->comm->type->abort(s->comm);
+    if (s->comm && !s->agreed) s->comm->type->abort(s->comm);
     return kd_fail(status, "rank %d of %d: %s", s->ranks.rank, s->ranks.size, kd_last_error());
 }
 

@@ -286,3 +286,54 @@ void kd_session_close(kd_session *s)
     kd_arena_destroy(s->arena);
     *s = (kd_session){ 0 };
 }
+
+/* ---- what the log states at the start --------------------------------------------------------- */
+
+static void log_model(const kd_session *s, int m)
+{
+    const kd_model *model = s->models[m];
+    char parameters[32], bytes[32];
+    kd_log(KD_LOG_INFO, "%-9s %s  %s  %s parameters  %s  V %lld%s", model->label,
+           s->run->models[m].model, kd_dtype_name(model->dtype),
+           kd_format_count(parameters, sizeof parameters, model->slab.params.scalars),
+           kd_format_bytes(bytes, sizeof bytes, (double)kd_model_bytes(model)),
+           (long long)model->config.vocabulary, model->slab.trainable ? "  trained" : "");
+}
+
+kd_status kd_session_log(const kd_session *s, const char *out)
+{
+    kd_device_info info;
+    char a[32], b[32];
+    kd_device_describe(&info, s->device);
+    kd_log(KD_LOG_INFO, "kd " KD_VERSION "  %s: %s  seed %lld  -> %s", info.type, info.name,
+           (long long)s->run->run.seed, out);
+    if (s->comm->size > 1)
+        kd_log(KD_LOG_INFO, "ranks     %d of %s, joined by %s", s->comm->size, s->ranks.launcher,
+               s->comm->type->name);
+    for (int m = 0; m < s->count; m++) log_model(s, m);
+    if (s->tokenizer.present)
+        kd_log(KD_LOG_INFO, "tokenizer %s: %lld ids; losses over %lld classes",
+               s->tokenizer.fingerprint.hex, (long long)s->tokenizer.size, (long long)s->classes);
+    else
+        kd_log(KD_LOG_INFO,
+               "tokenizer none in these folders: ids are taken as equal; losses over "
+               "%lld classes",
+               (long long)s->classes);
+    kd_log(KD_LOG_INFO, "data      %s tokens, %s documents, %.1f %% count as targets",
+           kd_format_count(a, sizeof a, s->train_tokens),
+           kd_format_count(b, sizeof b, s->train_documents), 100.0 * s->train_scored);
+    for (int m = 0; m < s->count; m++) {
+        const char *terms;
+        if (!s->models[m]->slab.trainable) continue;
+        KD_TRY(kd_terms_print(&terms, s->arena, s->run->terms, s->run->term_count, m));
+        kd_log(KD_LOG_INFO, "loss      %s; mean over the global count of scored tokens", terms);
+    }
+    kd_log(KD_LOG_INFO,
+           "plan      %s of %s, peak at %s; micro %lld x %lld x accumulate %lld = %lld "
+           "tokens per update; %lld updates",
+           kd_format_bytes(a, sizeof a, (double)kd_session_bytes(s)),
+           kd_format_bytes(b, sizeof b, (double)s->memory), s->step.stack.peak_phase,
+           (long long)s->micro, (long long)s->run->data.sequence, (long long)s->accumulate,
+           (long long)(s->step_samples * s->run->data.sequence), (long long)s->steps);
+    return KD_OK;
+}

@@ -23,6 +23,7 @@ typedef struct kd_session {
     int64_t steps, step_samples, micro, accumulate;
     size_t memory;        /* of the device: free when it was opened, or after running short */
     const char *contract; /* for equal bits */
+    bool agreed;          /* all ranks know that they stop */
 } kd_session;
 
 /* Reads every config.json, checks vocabularies, settles micro and chunk and plans memory; opens no
@@ -54,6 +55,9 @@ kd_status kd_session_short(kd_session *session);
 /* Plans, then opens data, models and memory for real. */
 KD_MUST_CHECK kd_status kd_session_open(kd_session *session, kd_run *run);
 void kd_session_close(kd_session *session);
+
+/* Says what was opened, for a run that writes to `out`. */
+KD_MUST_CHECK kd_status kd_session_log(const kd_session *session, const char *out);
 
 /* Of the parts of kd_session_open, in ranks.c: finds which rank this is, opens its device and joins
  * the others; and, when all is planned, that all ranks mean the same run. */

@@ -147,18 +147,27 @@ static int64_t key_of(const kd_step *step, bool last)
     return 2 * kd_ceil_div(step->targets.count, step->objective.chunk) + last;
 }
 
+/* Between micro-batches.  Where a collective is only enqueued the host is far ahead of the device: what
+ * it would break off is on its way, and the next step asks. */
+static kd_status may_go_on(kd_step *step)
+{
+    double nothing = 0.0;
+    return step->comm->type->join ? KD_OK : kd_comm_agree(step->comm, &nothing);
+}
+
 static kd_status run(kd_step *step, const kd_step_batch *batch, int64_t index)
 {
     enum { UPDATE = -1 };
     double valid = (double)batch->valid_count;
     /* A plan asks nobody: a rank that runs out of memory plans alone (kd_session_short). */
-    if (!kd_planning(&step->exec)) KD_TRY(step->comm->type->all_reduce_host(step->comm, &valid, 1));
+    if (!kd_planning(&step->exec)) KD_TRY(kd_comm_agree(step->comm, &valid));
     step->results[index & 1] = (kd_step_result){ .step = index, .valid = (int64_t)valid };
 
     KD_TRY(begin(step, index, valid));
     for (int64_t i = 0; i < batch->micro_count; i++) {
         const bool last = i + 1 == batch->micro_count;
         const kd_mark mark = kd_stack_mark(&step->stack);
+        if (i > 0 && !kd_planning(&step->exec)) KD_TRY(may_go_on(step));
         KD_TRY(kd_step_upload(step, &batch->micro[i]));
         KD_TRY(kd_step_play(step, key_of(step, last), passes, last));
         kd_stack_release(&step->stack, mark);

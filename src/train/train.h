@@ -129,7 +129,9 @@ typedef kd_status (*kd_step_part)(kd_step *step, bool last);
 KD_MUST_CHECK kd_status kd_step_play(kd_step *step, int64_t key, kd_step_part part, bool last);
 void kd_step_forget(kd_step *step); /* all recordings */
 
-/* The seven parts of design.md §3, in order; enqueues and does not wait. */
+/* The seven parts of design.md §3, in order; enqueues and does not wait.  KD_ESTOPPED, on all ranks,
+ * before a micro-batch when one was asked to stop: nothing has been updated, and the step's result is
+ * none. */
 KD_MUST_CHECK kd_status kd_step_run(kd_step *step, const kd_step_batch *batch, int64_t index);
 
 /* The result of step `index`, which must be one of the last two; waits for it.  KD_ENONFINITE names
@@ -186,7 +188,8 @@ void kd_profile_add(kd_eval_profile *profile, const kd_micro_batch *micro,
 void kd_profile_finish(kd_eval_profile *profile);
 
 /* One pass of `loader` (seeked to its start), which deals its samples to the step's ranks; all of them
- * get the sums of all.  `scores` is indexed by model. */
+ * get the sums of all.  `scores` is indexed by model.  KD_ESTOPPED, on all ranks, before a micro-batch
+ * when one was asked to stop. */
 KD_MUST_CHECK kd_status kd_step_evaluate(kd_step *step, kd_loader *loader, unsigned wanted,
                                          kd_scores *scores);
 

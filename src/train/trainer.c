@@ -40,6 +40,8 @@ typedef struct trainer {
     int64_t started_at; /* step at which this process began */
     double start, waited;
     int64_t evaluated; /* step of the last evaluation; -1: none */
+    int64_t saved;     /* step of the newest checkpoint; -1: none */
+    bool stopping;
     int lock;
     double answer;       /* of what rank 0 does for all */
     const char *resumed; /* checkpoint that this rank found; NULL: none */
@@ -169,6 +171,7 @@ static kd_status resume(trainer *t)
     const kd_checkpoint expected = checkpoint_of(t);
     KD_TRY(kd_checkpoint_load(&t->progress, dir, &expected));
     KD_TRY(load_history(t, dir));
+    t->saved = t->progress.step;
     kd_log(KD_LOG_INFO, "resume    %s: goes on with step %lld", dir, (long long)t->progress.step);
     return kd_loader_seek(t->session.train, &t->progress.cursor);
 }
@@ -213,8 +216,10 @@ static kd_status open_trainer(trainer *t, kd_run *run)
     KD_TRY(open_scores(t));
     t->room = kd_min_i64(t->session.steps / run->run.log_every + 2, LOGGED);
     KD_TRY(KD_ARENA_ARRAY(&t->logged, run->arena, t->room));
+    kd_stop_reads(false); /* from here on the run writes */
     if (!first(t)) return KD_OK;
-    return kd_metrics_open(&t->metrics, run->arena, t->out, t->progress.step, run->run.tensorboard);
+    return kd_metrics_open(&t->metrics, run->arena, t->out, t->progress.step, t->evaluated,
+                           run->run.tensorboard);
 }
 
 static void close_trainer(trainer *t)
@@ -223,58 +228,6 @@ static void close_trainer(trainer *t)
     json_decref(t->history);
     kd_session_close(&t->session);
     if (t->lock >= 0) close(t->lock);
-}
-
-/* ---- what the log states at the start --------------------------------------------------------- */
-
-static void log_model(const trainer *t, int m)
-{
-    const kd_model *model = t->session.models[m];
-    char parameters[32], bytes[32];
-    kd_log(KD_LOG_INFO, "%-9s %s  %s  %s parameters  %s  V %lld%s", model->label,
-           t->session.run->models[m].model, kd_dtype_name(model->dtype),
-           kd_format_count(parameters, sizeof parameters, model->slab.params.scalars),
-           kd_format_bytes(bytes, sizeof bytes, (double)kd_model_bytes(model)),
-           (long long)model->config.vocabulary, model->slab.trainable ? "  trained" : "");
-}
-
-static kd_status log_start(const trainer *t)
-{
-    const kd_session *s = &t->session;
-    kd_device_info info;
-    char a[32], b[32];
-    kd_device_describe(&info, s->device);
-    kd_log(KD_LOG_INFO, "kd " KD_VERSION "  %s: %s  seed %lld  -> %s", info.type, info.name,
-           (long long)s->run->run.seed, t->out);
-    if (s->comm->size > 1)
-        kd_log(KD_LOG_INFO, "ranks     %d of %s, joined by %s", s->comm->size, s->ranks.launcher,
-               s->comm->type->name);
-    for (int m = 0; m < s->count; m++) log_model(t, m);
-    if (s->tokenizer.present)
-        kd_log(KD_LOG_INFO, "tokenizer %s: %lld ids; losses over %lld classes",
-               s->tokenizer.fingerprint.hex, (long long)s->tokenizer.size, (long long)s->classes);
-    else
-        kd_log(KD_LOG_INFO,
-               "tokenizer none in these folders: ids are taken as equal; losses over "
-               "%lld classes",
-               (long long)s->classes);
-    kd_log(KD_LOG_INFO, "data      %s tokens, %s documents, %.1f %% count as targets",
-           kd_format_count(a, sizeof a, s->train_tokens),
-           kd_format_count(b, sizeof b, s->train_documents), 100.0 * s->train_scored);
-    for (int m = 0; m < s->count; m++) {
-        const char *terms;
-        if (!s->models[m]->slab.trainable) continue;
-        KD_TRY(kd_terms_print(&terms, s->arena, s->run->terms, s->run->term_count, m));
-        kd_log(KD_LOG_INFO, "loss      %s; mean over the global count of scored tokens", terms);
-    }
-    kd_log(KD_LOG_INFO,
-           "plan      %s of %s, peak at %s; micro %lld x %lld x accumulate %lld = %lld "
-           "tokens per update; %lld updates",
-           kd_format_bytes(a, sizeof a, (double)kd_session_bytes(s)),
-           kd_format_bytes(b, sizeof b, (double)s->memory), s->step.stack.peak_phase,
-           (long long)s->micro, (long long)s->run->data.sequence, (long long)s->accumulate,
-           (long long)(s->step_samples * s->run->data.sequence), (long long)s->steps);
-    return KD_OK;
 }
 
 /* ---- between steps ---------------------------------------------------------------------------- */
@@ -415,8 +368,15 @@ static kd_status save(trainer *t)
     KD_TRY(kd_checkpoint_save(&path, t->session.run->arena, t->out, &checkpoint));
     KD_TRY(
         kd_checkpoint_rotate(t->out, (int)t->session.run->checkpoint.keep, t->progress.best_step));
-    kd_log(KD_LOG_INFO, "%6lld  %s written in %.1f s", (long long)t->progress.step, path,
-           kd_clock() - start);
+    kd_log(KD_LOG_INFO, "%6lld  %s%s written in %.1f s", (long long)t->progress.step,
+           t->stopping ? "stopping: " : "", path, kd_clock() - start);
+    return KD_OK;
+}
+
+static kd_status store(trainer *t)
+{
+    KD_TRY(by_first(t, save));
+    t->saved = t->progress.step;
     return KD_OK;
 }
 
@@ -462,48 +422,82 @@ static kd_status one_step(trainer *t)
     return KD_OK;
 }
 
-/* What follows a step.  All ranks stop when one is asked to; time is rank 0's. */
+/* What follows a step; time is rank 0's. */
 typedef struct turn {
-    bool last, stop, measure, store;
+    bool measure, store;
 } turn;
 
 static kd_status take_turn(turn *next, trainer *t)
 {
-    enum { STOP, MEASURE, STORE, WISHES };
+    enum { MEASURE, STORE, WISHES };
     const int64_t done = t->progress.step;
+    const bool last = done == t->session.steps;
     kd_comm *comm = t->session.comm;
-    double wishes[WISHES] = { [STOP] = kd_stop_requested() };
+    double wishes[WISHES] = { 0.0 };
     if (first(t)) wishes[MEASURE] = due(&t->evaluate_every, done);
     if (first(t)) wishes[STORE] = due(&t->save_every, done);
     KD_TRY(at_step(t, comm->type->all_reduce_host(comm, wishes, WISHES)));
     comm->timeout = t->session.run->dist.timeout; /* the first update is done */
-    next->last = done == t->session.steps;
-    next->stop = wishes[STOP] > 0.0;
-    next->measure = next->last || wishes[MEASURE] > 0.0;
-    next->store = next->last || next->stop || wishes[STORE] > 0.0;
+    next->measure = last || wishes[MEASURE] > 0.0;
+    next->store = last || wishes[STORE] > 0.0;
     return KD_OK;
+}
+
+/* An evaluation that was broken off by a stop is left to who resumes, and at the last step the
+ * checkpoint that knows of it. */
+static kd_status catch_up(trainer *t)
+{
+    const int64_t every = t->evaluate_every.steps, begun = t->progress.step;
+    const bool last = begun == t->session.steps;
+    const bool wanted = last || (every > 0 && begun % every == 0);
+    if (begun == 0 || !wanted || t->evaluated == begun || !t->session.valid) return KD_OK;
+    KD_TRY(evaluate(t));
+    return last ? store(t) : KD_OK;
 }
 
 static kd_status train(trainer *t)
 {
-    const int64_t steps = t->session.steps;
     kd_log_header(&t->session.step);
-    /* A stop at a step that was to be evaluated left that to us. */
-    const int64_t every = t->evaluate_every.steps, begun = t->progress.step;
-    if (begun > 0 && begun < steps && every > 0 && begun % every == 0) KD_TRY(evaluate(t));
-    while (t->progress.step < steps) {
+    KD_TRY(catch_up(t));
+    while (t->progress.step < t->session.steps) {
+        turn next = { .measure = false };
         KD_TRY(one_step(t));
-        turn next = { .last = false };
         KD_TRY(take_turn(&next, t));
-        const int64_t done = t->progress.step;
-        if (next.measure || next.store) KD_TRY(report(t, done));
-        if (next.measure && !next.stop) KD_TRY(evaluate(t));
-        if (next.store) KD_TRY(by_first(t, save));
-        if (next.stop && !next.last)
-            return kd_fail(KD_ESTOPPED, "stopped at step %lld of %lld; the same command goes on",
-                           (long long)done, (long long)steps);
+        if (next.measure || next.store) KD_TRY(report(t, t->progress.step));
+        if (next.measure) KD_TRY(evaluate(t));
+        if (next.store) KD_TRY(store(t));
     }
     return KD_OK;
+}
+
+/* ---- stopping --------------------------------------------------------------------------------- */
+
+static const char *how_to_go_on(const trainer *t)
+{
+    const bool same = strcmp(t->session.run->run.resume, "auto") == 0;
+    return same ? "the same command goes on from here" : "run.resume: auto goes on from here";
+}
+
+/* A rank that was asked to stop while the run was opened leaves at once; one that is asked too may
+ * learn of it as of a failure. */
+static kd_status stop_opening(kd_status status)
+{
+    if (status != KD_ESTOPPED && !(status == KD_EPEER && kd_stop_requested())) return status;
+    return kd_fail(KD_ESTOPPED, "stopped before the first update (%s); nothing is lost (exit 75)",
+                   kd_last_error());
+}
+
+/* All ranks are here: of a step, or an evaluation, that was broken off nothing is kept. */
+static kd_status stop(trainer *t)
+{
+    const int64_t done = t->progress.step;
+    t->stopping = true;
+    KD_TRY(report(t, done));
+    if (done > 0 && t->saved < done) KD_TRY(store(t));
+    t->session.agreed = true;
+    if (done == 0) return stop_opening(KD_ESTOPPED);
+    return kd_fail(KD_ESTOPPED, "stopped at step %lld of %lld; %s (exit 75)", (long long)done,
+                   (long long)t->session.steps, how_to_go_on(t));
 }
 
 /* The finished student is the folder itself: what from_pretrained opens. */
@@ -523,17 +517,21 @@ static kd_status finish(trainer *t)
 
 kd_status kd_run_train(kd_run *run)
 {
-    trainer t = { .lock = -1, .evaluated = -1 };
+    trainer t = { .lock = -1, .evaluated = -1, .saved = -1 };
     kd_status status;
     t.progress.best_step = -1;
     t.history = json_array();
     kd_stop_install();
-    KD_TRY_GOTO(open_trainer(&t, run), status, done);
-    KD_TRY_GOTO(log_start(&t), status, done);
+    kd_stop_reads(true);
+    status = stop_opening(open_trainer(&t, run));
+    kd_stop_reads(false);
+    if (status != KD_OK) goto done;
+    KD_TRY_GOTO(kd_session_log(&t.session, t.out), status, done);
     if (first(&t)) KD_TRY_GOTO(check_teacher(&t), status, done);
     t.reported = t.started_at = t.progress.step;
     t.start = t.save_every.last = t.evaluate_every.last = kd_clock();
     status = train(&t);
+    if (status == KD_ESTOPPED) status = stop(&t);
     if (status == KD_ENOMEM) status = kd_session_short(&t.session);
     if (status != KD_OK) goto done;
     KD_TRY_GOTO(by_first(&t, finish), status, done);

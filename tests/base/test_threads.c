@@ -62,6 +62,11 @@ Test(stop, signals_set_the_flag_and_the_second_int_ends)
         cr_expect_not(kd_stop_requested(), "signal %d", numbers[i]);
         for (int again = 0; again < (numbers[i] == SIGINT ? 1 : 3); again++) raise(numbers[i]);
         cr_expect(kd_stop_requested(), "signal %d", numbers[i]);
+        cr_expect_eq(kd_stop_read("x"), KD_OK, "reads go on where nobody said otherwise");
+        kd_stop_reads(true);
+        cr_expect_eq(kd_stop_read("x"), KD_ESTOPPED, "signal %d", numbers[i]);
+        cr_expect_str_eq(kd_last_error(), "x: asked to stop");
+        kd_stop_reads(false);
         kd_stop_reset();
         cr_expect_not(kd_stop_requested(), "signal %d", numbers[i]);
     }

@@ -151,7 +151,7 @@ static const char rank_script[] =
     "echo $? > code.$r\n";
 
 /* Until a checkpoint is there: every rank is at work. */
-static pid_t start_ranks(int ranks, const char *samples)
+static pid_t start_ranks(int ranks, const char *setting)
 {
     char count[16];
     write_text("rank.sh", rank_script);
@@ -164,7 +164,7 @@ static pid_t start_ranks(int ranks, const char *samples)
         (void)dup2(open("/dev/null", O_RDONLY), STDIN_FILENO);
         execl(KD_MPIRUN, "mpirun", "-n", count, "sh", "rank.sh", KD_COMMAND, "train", "run.yaml",
               "--run.steps=100000000", "--run.checkpoint.every=20 steps", "--dist.timeout=3",
-              samples, (char *)NULL);
+              setting, (char *)NULL);
         _exit(127);
     }
     cr_assert(child > 0);
@@ -198,22 +198,30 @@ static void expect_good_checkpoint(void)
     cr_expect(strstr(r.out, "every file is as it was written"), "%s", r.out);
 }
 
-Test(ranks, stop_together_when_one_is_asked_to, .init = setup, .fini = teardown)
+static void stop_ranks(const char *how)
 {
     enum { RANKS = 2 };
     int status;
-    test_require_mpi();
-    prepare_run();
-    const pid_t child = start_ranks(RANKS, "--batch.samples=8");
+    const pid_t child = start_ranks(RANKS, how);
     cr_assert(kill(number_in("pid", 1), SIGTERM) == 0);
     cr_assert(waitpid(child, &status, 0) == child);
     for (int r = 0; r < RANKS; r++) {
         char text[64];
         snprintf(text, sizeof text, "kd: rank %d of %d: stopped at step ", r, RANKS);
-        cr_expect(number_in("code", r) == 75 && strstr(log_of(r), text), "rank %d: exit %d", r,
-                  number_in("code", r));
+        cr_expect(number_in("code", r) == 75 && strstr(log_of(r), text), "%s, rank %d: exit %d, %s",
+                  how, r, number_in("code", r), log_of(r));
     }
     expect_good_checkpoint();
+    (void)run_line("rm -r out pid.* code.* err.*");
+}
+
+/* Within a step of many micro-batches, and a run that mostly evaluates. */
+Test(ranks, stop_together_when_one_is_asked_to, .init = setup, .fini = teardown)
+{
+    test_require_mpi();
+    prepare_run();
+    stop_ranks("--batch.micro=1");
+    stop_ranks("--eval.every=1 steps");
 }
 
 /* Within the timeout and 5 s, with exit 6, naming step, collective and the rank that is gone. */

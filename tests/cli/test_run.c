@@ -343,9 +343,11 @@ Test(run, a_signal_ends_train_with_a_checkpoint_and_75, .init = setup, .fini = t
     cr_assert(waitpid(child, &status, 0) == child);
     cr_assert(WIFEXITED(status) && WEXITSTATUS(status) == 75, "status %d", status);
     cr_expect(!kd_file_exists("out/config.json"), "a stopped run is no finished model");
-    /* The same command with an end in sight goes on and is refused: it is another run. */
     char *log = NULL;
-    cr_expect(strstr(slurp(&log, "train.txt"), "kd: "), "%s", log);
+    cr_expect(strstr(slurp(&log, "train.txt"), "  stopping: out/checkpoint-") &&
+                  strstr(log, " written in ") && strstr(log, "kd: stopped at step ") &&
+                  strstr(log, " of 100000; the same command goes on from here (exit 75)\n"),
+              "%s", log);
     free(log);
     const result r = run("inspect out/$(ls out | grep checkpoint-)");
     expect_code(r, 0, "inspect");

@@ -9,6 +9,7 @@
 #include <limits.h>
 #include <math.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <unistd.h>
@@ -333,6 +334,11 @@ Test(threads, a_group_of_one_changes_nothing)
     cr_assert(comm->type->broadcast(comm, &exec, &t, 0) == KD_OK, "broadcast");
     cr_assert(comm->type->broadcast(comm, &exec, &t, 1) == KD_EINVAL, "root");
     cr_assert(comm->type->barrier(comm) == KD_OK, "barrier");
+    kd_stop_install();
+    cr_assert(kd_comm_agree(comm, &number) == KD_OK && number == 0.1, "agree");
+    (void)raise(SIGTERM);
+    cr_assert(kd_comm_agree(comm, &number) == KD_ESTOPPED && number == 0.1, "agree to stop");
+    kd_stop_reset();
     comm->type->abort(comm);
     cr_assert(memcmp(values, before, sizeof values) == 0, "values");
     kd_comm_close(comm);

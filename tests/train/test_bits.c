@@ -5,36 +5,14 @@
  */
 #include "support/golden.h"
 #include "support/lesson.h"
-#include "support/students.h"
 #include "support/text_file.h"
+#include "support/training.h"
 
 #include <math.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 
-enum { STEPS = 12, SEQUENCE = 10, STEP_SAMPLES = 4, CLASSES = 61, TOKENS = 700 };
-
-/* Documents of all sizes, more tokens than a run takes: an epoch ends within it. */
-static const char *write_tokens(const char *name, int64_t vocabulary)
-{
-    static int64_t tokens[TOKENS], borders[TOKENS + 1];
-    static uint8_t mask[TOKENS];
-    int64_t documents = 0;
-    for (int64_t i = 0; i < TOKENS; i++) {
-        tokens[i] = (int64_t)(kd_random_uniform(4, 1, (uint64_t)i) * (double)vocabulary);
-        mask[i] = i % 6 != 2;
-        if (kd_random_uniform(4, 2, (uint64_t)i) < 0.1 && i > 0) borders[++documents] = i;
-    }
-    borders[++documents] = TOKENS;
-    return test_text_write(name, &(test_text){ .dtype = "U16",
-                                               .tokens = tokens,
-                                               .count = TOKENS,
-                                               .documents = borders,
-                                               .borders = documents + 1,
-                                               .mask = mask,
-                                               .mask_count = TOKENS });
-}
+enum { STEPS = TEST_TRAINING_STEPS, SEQUENCE = 10, STEP_SAMPLES = 4, CLASSES = 61 };
 
 /* ---- a run, step by step ---------------------------------------------------------------------- */
 
@@ -167,7 +145,7 @@ Test(bits, a_run_resumed_after_any_step_is_the_run)
 {
     for (int i = 0; i < KD_COUNT(variants); i++) {
         const variant *v = &variants[i];
-        const char *path = write_tokens("bits", CLASSES), *out = test_folder();
+        const char *path = test_tokens_write("bits", CLASSES), *out = test_folder();
         const char *dirs[STEPS + 1];
         unsigned char *bits[STEPS + 1];
         kd_arena *arena;
@@ -200,96 +178,6 @@ Test(bits, a_run_resumed_after_any_step_is_the_run)
 
 /* ---- a run by its file ------------------------------------------------------------------------ */
 
-typedef struct run_case {
-    const char *dtype;
-    const char *train, *valid, *folder;
-} run_case;
-
-static kd_run *make_run(const run_case *c, const char *out)
-{
-    kd_run *made;
-    const char *const settings[][2] = {
-        { "teacher.model", KD_GOLDEN "/step/teacher" },
-        { "teacher.dtype", c->dtype },
-        { "student.model", KD_GOLDEN "/step/student" },
-        { "student.dtype", c->dtype },
-        { "data.train", c->train },
-        { "data.valid", c->valid },
-        { "data.sequence", "10" },
-        { "loss.ce.weight", "0.4" },
-        { "loss.kl", "{weight: {from: 0.1, to: 0.6, steps: 7}, temperature: 2}" },
-        { "optim.lr", "1e-2" },
-        { "optim.warmup", "3 steps" },
-        { "batch.samples", "4" },
-        { "batch.micro", "2" },
-        { "run.steps", "12" },
-        { "run.device", "cpu" },
-        { "run.out", test_path(c->folder, out) },
-        { "run.checkpoint.every", "1 steps" },
-        { "run.checkpoint.keep", "20" },
-        { "eval.every", "3 steps" },
-    };
-    test_ok(kd_run_create(&made));
-    for (int i = 0; i < KD_COUNT(settings); i++)
-        test_ok(kd_run_set(made, settings[i][0], settings[i][1]));
-    return made;
-}
-
-static kd_status train(const run_case *c, const char *out)
-{
-    kd_run *made = make_run(c, out);
-    const kd_status status = kd_run_train(made);
-    kd_run_destroy(made);
-    return status;
-}
-
-/* The records of metrics.jsonl without their times; `evaluations`: those of data.valid too. */
-static char *read_metrics(const char *out, bool evaluations)
-{
-    char *text;
-    size_t bytes, kept = 0;
-    test_ok(kd_file_read(&text, &bytes, test_path(out, "metrics.jsonl"), 1 << 20));
-    for (char *line = text, *next; *line; line = next) {
-        char *end = strchr(line, '\n'), *times = strstr(line, ",\"seconds\"");
-        cr_assert(end != NULL, "%s: metrics.jsonl ends within a line", out);
-        next = end + 1;
-        const bool valid = strncmp(strchr(line, ','), ",\"model\":\"student\",\"split\"", 26) == 0;
-        if (valid && !evaluations) continue;
-        const size_t length = (size_t)((times && times < end ? times : end) - line);
-        memmove(text + kept, line, length);
-        text[kept + length] = '\n';
-        kept += length + 1;
-    }
-    text[kept] = '\0';
-    return text;
-}
-
-static void same_file(const char *a, const char *b, const char *name)
-{
-    kd_hash x, y;
-    test_ok(kd_hash_file(&x, test_path(a, name)));
-    test_ok(kd_hash_file(&y, test_path(b, name)));
-    cr_assert(strcmp(x.hex, y.hex) == 0, "%s and %s: other bytes in %s", a, b, name);
-}
-
-static void same_checkpoint(const char *a, const char *b, int64_t step)
-{
-    char name[64], left[512], right[512];
-    snprintf(name, sizeof name, "checkpoint-%06lld", (long long)step);
-    snprintf(left, sizeof left, "%s", test_path(a, name));
-    snprintf(right, sizeof right, "%s", test_path(b, name));
-    same_file(left, right, "model.safetensors");
-    same_file(left, right, "engine/optimizer.safetensors");
-}
-
-static void same_text(const char *got, const char *want, const char *what)
-{
-    size_t at = 0;
-    while (got[at] && got[at] == want[at]) at++;
-    cr_assert(got[at] == want[at], "%s: from byte %zu \"%.60s\", expected \"%.60s\"", what, at,
-              got + at, want + at);
-}
-
 /* As a run that died after step k: later checkpoints and the finished model are not there. */
 static void forget_after(const char *out, int64_t k)
 {
@@ -303,73 +191,31 @@ static void forget_after(const char *out, int64_t k)
               "%s: no finished model", out);
 }
 
-static void open_runs(run_case *c, const char *dtype)
-{
-    *c = (run_case){ .dtype = dtype, .folder = test_folder() };
-    c->train = write_tokens("train", 89);
-    c->valid = write_tokens("valid", 80);
-    (void)test_log();
-}
-
-static void close_runs(run_case *c)
-{
-    kd_log_redirect(NULL, NULL);
-    test_ok(kd_dir_remove(c->folder));
-    test_text_remove();
-}
-
-/* Twelve processes' worth: each takes one step, meets a signal and leaves a checkpoint. */
-Test(bits, a_run_stopped_by_a_signal_after_each_step_is_the_run)
-{
-    static const char *const dtypes[] = { "f32", "bf16" };
-    for (int i = 0; i < KD_COUNT(dtypes); i++) {
-        run_case c;
-        open_runs(&c, dtypes[i]);
-        test_ok(train(&c, "whole"));
-        for (int64_t k = 1; k <= STEPS; k++) {
-            kd_stop_install();
-            cr_assert(raise(SIGTERM) == 0);
-            const kd_status status = train(&c, "pieces"), want = k < STEPS ? KD_ESTOPPED : KD_OK;
-            cr_assert(status == want, "%s, step %lld: %s, %s", dtypes[i], (long long)k,
-                      kd_status_text(status), kd_last_error());
-            kd_stop_reset();
-            same_checkpoint(test_path(c.folder, "whole"), test_path(c.folder, "pieces"), k);
-        }
-        same_file(test_path(c.folder, "whole"), test_path(c.folder, "pieces"), "model.safetensors");
-        char *want = read_metrics(test_path(c.folder, "whole"), false);
-        char *got = read_metrics(test_path(c.folder, "pieces"), false);
-        same_text(got, want, dtypes[i]);
-        free(got);
-        free(want);
-        close_runs(&c);
-    }
-}
-
 Test(bits, a_run_that_died_goes_on_with_the_same_records)
 {
     static const int64_t died[] = { 0, 2, 6, 9, 11 };
     char whole[512];
-    run_case c;
-    open_runs(&c, "f32");
+    test_training c;
+    test_training_open(&c, "f32");
     snprintf(whole, sizeof whole, "%s", test_path(c.folder, "whole"));
-    test_ok(train(&c, "whole"));
-    char *want = read_metrics(whole, true);
+    test_ok(test_train(&c, "whole"));
+    char *want = test_metrics(whole, true);
     for (int i = 0; i < KD_COUNT(died); i++) {
         char copy[512], name[64];
         snprintf(name, sizeof name, "died-%d", i);
         snprintf(copy, sizeof copy, "%s", test_path(c.folder, name));
-        test_ok(train(&c, name));
+        test_ok(test_train(&c, name));
         forget_after(copy, died[i]);
-        test_ok(train(&c, name));
-        for (int64_t k = died[i] + 1; k <= STEPS; k++) same_checkpoint(whole, copy, k);
-        same_file(whole, copy, "model.safetensors");
-        char *got = read_metrics(copy, true);
+        test_ok(test_train(&c, name));
+        for (int64_t k = died[i] + 1; k <= STEPS; k++) test_same_checkpoint(whole, copy, k);
+        test_same_file(whole, copy, "model.safetensors");
+        char *got = test_metrics(copy, true);
         snprintf(name, sizeof name, "died after step %lld", (long long)died[i]);
-        same_text(got, want, name);
+        test_same_text(got, want, name);
         free(got);
     }
     free(want);
-    close_runs(&c);
+    test_training_close(&c);
 }
 
 /* ---- a step that is not finite ---------------------------------------------------------------- */
@@ -388,7 +234,7 @@ Test(bits, a_step_that_is_not_finite_moves_nothing)
         { "infinity in the teacher", 0, INFINITY, "kl" },
         { "NaN in the student", 1, NAN, "ce" },
     };
-    const char *path = write_tokens("finite", CLASSES);
+    const char *path = test_tokens_write("finite", CLASSES);
     for (int i = 0; i < 2 * KD_COUNT(poisons); i++) {
         const poison *p = &poisons[i / 2];
         const variant v = { p->name, i % 2 ? KD_BF16 : KD_F32, false, KD_RECOMPUTE_NONE };
@@ -419,11 +265,11 @@ Test(bits, a_step_that_is_not_finite_moves_nothing)
 Test(bits, a_run_that_is_not_finite_stops)
 {
     char broken[512];
-    run_case c;
+    test_training c;
     kd_device *device;
     kd_model *teacher;
     const kd_model_options options = { .label = "teacher", .dtype = KD_F32 };
-    open_runs(&c, "f32");
+    test_training_open(&c, "f32");
     snprintf(broken, sizeof broken, "%s", test_path(c.folder, "broken"));
     test_ok(kd_device_open(&device, "cpu"));
     test_ok(kd_model_open(&teacher, device, KD_GOLDEN "/step/teacher", &options));
@@ -434,7 +280,7 @@ Test(bits, a_run_that_is_not_finite_stops)
     kd_model_close(teacher);
     kd_device_close(device);
 
-    kd_run *made = make_run(&c, "out");
+    kd_run *made = test_training_run(&c, "out");
     test_ok(kd_run_set(made, "teacher.model", broken));
     test_ok(kd_run_set(made, "run.checkpoint.every", "never"));
     const kd_status status = kd_run_train(made);
@@ -444,5 +290,5 @@ Test(bits, a_run_that_is_not_finite_stops)
                   !test_exists(test_path(c.folder, "out"), "model.safetensors"),
               "something was written");
     kd_run_destroy(made);
-    close_runs(&c);
+    test_training_close(&c);
 }

@@ -162,7 +162,16 @@ Test(checkpoint, is_a_model_folder_written_once)
     test_ok(kd_checkpoint_verify(path));
     cr_assert(unlink(test_path(path, "students/pupil/config.json")) == 0);
     test_ok(kd_checkpoint_save(NULL, NULL, out, &run.checkpoint));
-    cr_assert(inode(path) != second && strstr(log, "pupil/config.json"), "%s", log);
+    const ino_t third = inode(path);
+    cr_assert(third != second && strstr(log, "pupil/config.json"), "%s", log);
+    /* So is one of the same state with other records, or with none. */
+    cr_assert(json_array_append_new(history, json_pack("{s:f}", "eval_loss", 1.5)) == 0);
+    test_ok(kd_checkpoint_save(NULL, NULL, out, &run.checkpoint));
+    const ino_t fourth = inode(path);
+    cr_assert(fourth != third, "a folder without the last record was kept");
+    cr_assert(unlink(test_path(path, "trainer_state.json")) == 0);
+    test_ok(kd_checkpoint_save(NULL, NULL, out, &run.checkpoint));
+    cr_assert(inode(path) != fourth && strstr(log, "trainer_state.json"), "%s", log);
     test_ok(kd_checkpoint_verify(path));
     cr_assert(test_count(out, "") == 1, "something was left beside the checkpoint");
     json_decref(history);

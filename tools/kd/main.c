@@ -88,7 +88,7 @@ static void print_usage(FILE *out)
             "The answer goes to stdout, progress to stderr (KD_LOG=error|warn|info|debug).\n"
             "Exit codes: 0 done, 1 internal error, 2 usage or configuration, 3 input refused,\n"
             "4 memory, disk or device, 5 not finite, 6 another rank failed, 75 stopped by a\n"
-            "signal after a good checkpoint.\n");
+            "signal, and what was done is saved.\n");
 }
 
 static kd_status run_verb(int argc, char **argv)

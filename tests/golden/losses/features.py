@@ -37,3 +37,37 @@ for formula in (hidden_mse, cosine, normalised_mse):
         (formula.__name__, "weighted", {}, rows(5, 16) | {"weight": WEIGHT}, formula),
         (formula.__name__, "one", {}, rows(1, 3), formula),
     ]
+
+
+def attention_transfer(student, teacher, power=2.0, over="places", form="code"):
+    axis = 1 if over == "places" else (2, 3)
+    u, v = (F.normalize(f.abs().pow(power).sum(axis).flatten(1)) for f in (student, teacher))
+    if form == "paper":
+        return (u - v).norm(dim=1)
+    return ((u - v) ** 2).mean(1)
+
+
+def hint(student, teacher):
+    return ((student - teacher) ** 2).flatten(1).mean(1)
+
+
+def maps(b, c, d, h, w):
+    return {"student": normal(3, b, c, h, w), "teacher": normal(4, b, d, h, w, scale=2)}
+
+
+for name, options, inputs in (
+    ("plain", {}, maps(3, 5, 7, 4, 6)),
+    ("weighted", {}, maps(5, 2, 3, 3, 3) | {"weight": WEIGHT}),
+    ("paper", {"form": "paper"}, maps(3, 5, 7, 4, 6)),
+    ("channels", {"over": "channels", "power": 3}, maps(2, 6, 6, 5, 3)),
+    ("first", {"power": 1}, maps(2, 4, 9, 3, 5)),
+    ("steep", {"power": 4.5, "form": "paper"}, maps(2, 4, 3, 3, 5)),
+    ("one", {}, maps(1, 1, 1, 2, 2)),
+):
+    CASES.append(("attention_transfer", name, options, inputs, attention_transfer))
+for name, inputs in (
+    ("plain", maps(3, 5, 5, 4, 6)),
+    ("weighted", maps(5, 2, 2, 3, 3) | {"weight": WEIGHT}),
+    ("one", maps(1, 1, 1, 1, 1)),
+):
+    CASES.append(("hint", name, {}, inputs, hint))
