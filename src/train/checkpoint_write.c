@@ -178,11 +178,13 @@ static kd_status same_history(bool *same, kd_arena *arena, const char *dir, cons
     json_t *found;
     KD_TRY(kd_path_join(&path, arena, dir, "trainer_state.json"));
     KD_TRY(kd_json_read(&found, path));
+    const int64_t before = kd_json_refused();
     json_t *wanted = trainer_state_of(c);
+    const kd_status status = kd_json_made(&wanted, before, path);
     *same = json_equal(found, wanted);
     json_decref(found);
     json_decref(wanted);
-    return KD_OK;
+    return status;
 }
 
 /* Whole, and of the same state of the same run: only the clock may differ. */
