@@ -19,8 +19,8 @@ KD_MUST_CHECK kd_status kd_checkpoint_check(const char *dir);
 
 /*
  * The newest checkpoint of the run directory `out` that verifies, into `dir` [size] with its NUL; ""
- * when there is none.  Like a run that starts, it removes what a dead run left half written and warns
- * of a damaged checkpoint that it passes over.  KD_EINVAL when `size` bytes do not hold the path.
+ * when there is no checkpoint.  Warns of a damaged one that it passes over; KD_EFORMAT when all are.
+ * KD_EINVAL when `size` bytes do not hold the path.
  */
 KD_MUST_CHECK kd_status kd_checkpoint_newest(char *dir, size_t size, const char *out);
 

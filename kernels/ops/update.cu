@@ -1,14 +1,15 @@
 /*
- * clip, adamw and sgd on CUDA; src/ops/update.c has the definitions.
+ * clip, guard, adamw and sgd on CUDA; src/ops/update.c has the definitions.
  *
- * Grid      clip: one block.  adamw, sgd: one launch over the slab range, a thread for 4 elements
+ * Grid      clip, guard: one block, in guard a thread per value of a window.  adamw, sgd: one launch over the slab range, a thread for 4 elements
  *           (for one where a pointer is not at 16 bytes or the range is no multiple of 8); as many
  *           blocks as are resident at once, so that none runs after the others.
  * Traffic   adamw reads gradient, m, v, param and writes m, v, param: 28 bytes a parameter, and 2 for
  *           a bf16 copy (4: f32).  sgd 12, with momentum 20, and the copy.
- * Numerics  f32; division and square root correctly rounded.
+ * Numerics  f32; division and square root correctly rounded.  guard's sums and powers in double.
  * Scalars   read from device memory by every thread, so a captured graph serves every step.
  */
+#include "common/reduce.cuh"
 #include "common/rows.cuh"
 
 namespace {
@@ -32,11 +33,82 @@ __global__ void __launch_bounds__(THREADS) clip_kernel(ClipParams p)
     if (threadIdx.x) return;
     const float norm = sqrtf(*p.sum_squares);
     const float factor = p.max_norm > 0 ? p.max_norm / (norm + 1e-6f) : 1;
+    float loss = 0;
+    for (int64_t i = 0; i < p.count && i < KD_MAX_ROW_TERMS; i++)
+        loss += p.losses[i] * p.scalars->term[i].scale;
     p.scalars->norm = norm;
+    p.scalars->loss = loss;
     p.scalars->clip = factor < 1 ? factor : 1;
-    p.scalars->verdict = bad               ? KD_VERDICT_LOSS
-                         : !isfinite(norm) ? KD_VERDICT_GRADIENT
-                                           : KD_VERDICT_GOOD;
+    p.scalars->verdict = bad || !isfinite(loss) ? KD_VERDICT_LOSS
+                         : !isfinite(norm)      ? KD_VERDICT_GRADIENT
+                                                : KD_VERDICT_GOOD;
+}
+
+/* ---- guard ------------------------------------------------------------------------------------ */
+
+struct GuardParams {
+    kd_guard *guard;
+    kd_step_scalars *scalars;
+    int students;
+    bool skip;
+    float zscore, beta1, beta2;
+    int64_t max_skips;
+};
+
+/* x becomes the value of step `seen` of the window; all threads of the block call. */
+__device__ float z_of(float *window, int64_t seen, float x, double *buffer)
+{
+    const unsigned newest = (unsigned)(seen % KD_GUARD_WINDOW);
+    const double n = KD_GUARD_WINDOW;
+    if (threadIdx.x == newest) window[newest] = x;
+    if (seen < KD_GUARD_WINDOW) return NAN;
+    const double value = window[threadIdx.x];
+    const double mean = kd_block_sum<KD_GUARD_WINDOW>(value, buffer) / n;
+    const double squares = kd_block_sum<KD_GUARD_WINDOW>((value - mean) * (value - mean), buffer);
+    return squares > 0 ? (float)((x - mean) / sqrt(squares / n)) : 0;
+}
+
+__global__ void __launch_bounds__(KD_GUARD_WINDOW) guard_kernel(GuardParams p)
+{
+    KD_SHARED(double, buffer, [KD_GUARD_WINDOW / KD_WARP]);
+    kd_guard *const g = p.guard;
+    kd_step_scalars *const s = p.scalars;
+    const int64_t seen = g->seen;
+    const bool held = g->stopped != 0;
+    bool finite = true, spike = false;
+    for (int i = 0; i < p.students; i++) finite = finite && s[i].verdict == KD_VERDICT_GOOD;
+    __syncthreads();
+    for (int i = 0; i < p.students; i++) {
+        float z[2] = { NAN, NAN };
+        if (finite && !held) {
+            z[0] = z_of(g->window[i][0], seen, s[i].loss, buffer);
+            z[1] = z_of(g->window[i][1], seen, s[i].norm, buffer);
+        }
+        const bool high = p.zscore > 0 && (z[0] > p.zscore || z[1] > p.zscore);
+        spike = spike || high;
+        if (threadIdx.x) continue;
+        s[i].loss_z = z[0];
+        s[i].norm_z = z[1];
+        if (high) s[i].verdict = KD_VERDICT_SPIKE;
+    }
+    if (threadIdx.x) return;
+    const bool good = !held && finite && !spike;
+    const double n = (double)g->updates + 1;
+    if (!held) {
+        g->seen = seen + finite;
+        g->updates += good;
+        g->skips += !good;
+        g->in_row = good ? 0 : g->in_row + 1;
+        g->stopped = g->in_row > p.max_skips || (!finite && !p.skip);
+    }
+    for (int i = 0; i < p.students; i++) {
+        if (!good && s[i].verdict == KD_VERDICT_GOOD) s[i].verdict = KD_VERDICT_HELD;
+        s[i].bias1 = (float)(1 - pow((double)p.beta1, n));
+        s[i].bias2 = (float)(1 - pow((double)p.beta2, n));
+        s[i].skips = (float)g->skips;
+        s[i].in_row = (float)g->in_row;
+        s[i].stopped = (float)g->stopped;
+    }
 }
 
 /* ---- slab ranges ------------------------------------------------------------------------------ */
@@ -164,6 +236,21 @@ extern "C" kd_status kd_clip_cuda(kd_exec *exec, const kd_clip_args *args)
                            data_of<const float>(args->losses), kd_tensor_elements(args->losses),
                            args->max_norm };
     return kd_launch(exec, "clip", clip_kernel, { dim3(1), dim3(THREADS) }, p);
+}
+
+extern "C" kd_status kd_guard_cuda(kd_exec *exec, const kd_guard_args *args)
+{
+    if (kd_planning(exec)) return KD_OK;
+    const int students = (int)(kd_tensor_bytes(args->scalars) / sizeof(kd_step_scalars));
+    const GuardParams p = { data_of<kd_guard>(args->guard),
+                            data_of<kd_step_scalars>(args->scalars),
+                            students,
+                            args->skip,
+                            args->zscore,
+                            args->beta1,
+                            args->beta2,
+                            args->max_skips };
+    return kd_launch(exec, "guard", guard_kernel, { dim3(1), dim3(KD_GUARD_WINDOW) }, p);
 }
 
 extern "C" kd_status kd_adamw_cuda(kd_exec *exec, const kd_adamw_args *args)

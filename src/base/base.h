@@ -13,6 +13,7 @@
 #include <kd/status.h>
 
 #include <jansson.h>
+#include <limits.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -68,8 +69,16 @@ KD_MUST_CHECK kd_status kd_file_read(char **data, size_t *bytes, const char *pat
 /* Writes to a staging name beside `path`, fsyncs, renames, fsyncs the folder. */
 KD_MUST_CHECK kd_status kd_file_write_atomic(const char *path, const void *data, size_t bytes);
 
-KD_MUST_CHECK kd_status kd_file_copy(const char *to, const char *from); /* fsynced */
-KD_MUST_CHECK kd_status kd_file_fsync(const char *path);                /* a file or a folder */
+KD_MUST_CHECK kd_status kd_file_copy(const char *to, const char *from); /* likewise */
+
+/* The same in parts: a new file beside `path`, which nobody else has; then, when all is written, fsync,
+ * close, rename onto `path` and fsync of the folder.  `fd` is closed and, on failure, the staging file
+ * removed; who gives up before does both.  A process that dies leaves a name of this kind. */
+KD_MUST_CHECK kd_status kd_file_stage(char staging[PATH_MAX], int *fd, const char *path);
+KD_MUST_CHECK kd_status kd_file_publish(int fd, const char *staging, const char *path);
+bool kd_file_is_staging(const char *name);
+
+KD_MUST_CHECK kd_status kd_file_fsync(const char *path); /* a file or a folder */
 KD_MUST_CHECK kd_status kd_file_size(int64_t *bytes, const char *path);
 bool kd_file_exists(const char *path);
 
@@ -77,7 +86,7 @@ bool kd_file_exists(const char *path);
  * has that is no regular file (a folder, a FIFO, a link to nowhere). */
 KD_MUST_CHECK kd_status kd_file_find(bool *there, const char *path);
 bool kd_dir_exists(const char *path);
-KD_MUST_CHECK kd_status kd_dir_create(const char *path); /* and its parents */
+KD_MUST_CHECK kd_status kd_dir_create(const char *path); /* and its parents; fsynced */
 KD_MUST_CHECK kd_status kd_dir_remove(const char *path); /* recursively; absent is fine */
 
 /* Names in `path`, sorted by strcmp, without "." and "..". */
@@ -87,6 +96,9 @@ KD_MUST_CHECK kd_status kd_dir_list(const char *const **names, int *count, kd_ar
 /* "dir/name" */
 KD_MUST_CHECK kd_status kd_path_join(const char **out, kd_arena *arena, const char *dir,
                                      const char *name);
+
+/* fsync, over EINTR; a kind of file that has none is fine. */
+KD_MUST_CHECK kd_status kd_fsync(int fd, const char *path);
 
 /* pread and pwrite until all `bytes` are done, over EINTR and short counts.  A read may be told to end
  * early: kd_stop_reads. */

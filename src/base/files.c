@@ -10,7 +10,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <ftw.h>
-#include <limits.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -77,7 +76,7 @@ kd_status kd_write_at(int fd, const char *path, const void *data, size_t bytes, 
     return KD_OK;
 }
 
-static kd_status sync_fd(int fd, const char *path)
+kd_status kd_fsync(int fd, const char *path)
 {
     while (fsync(fd) != 0) {
         if (errno == EINTR) continue;
@@ -98,7 +97,7 @@ kd_status kd_file_fsync(const char *path)
 {
     const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0) return io_failed(errno, path, "open for fsync");
-    const kd_status status = sync_fd(fd, path);
+    const kd_status status = kd_fsync(fd, path);
     close(fd);
     return status;
 }
@@ -166,14 +165,29 @@ failed:
     return status;
 }
 
-/* A new file beside `path`; O_EXCL so that two writers never share one. */
-static kd_status open_staging(char staging[PATH_MAX], int *fd, const char *path)
+/* ".tmp-1234-5" at the end: process and number. */
+#define STAGING_MARK ".tmp-"
+
+bool kd_file_is_staging(const char *name)
+{
+    const char *mark = NULL;
+    for (const char *at = name; (at = strstr(at, STAGING_MARK)); at++) mark = at;
+    if (!mark || mark == name) return false;
+    const char *process = mark + strlen(STAGING_MARK);
+    const size_t first = strspn(process, "0123456789");
+    if (first == 0 || process[first] != '-') return false;
+    const char *number = process + first + 1;
+    const size_t second = strspn(number, "0123456789");
+    return second > 0 && number[second] == '\0';
+}
+
+kd_status kd_file_stage(char staging[PATH_MAX], int *fd, const char *path)
 {
     static atomic_uint serial;
     for (int attempt = 0; attempt < 1000; attempt++) {
         const unsigned number = atomic_fetch_add(&serial, 1);
         const int length =
-            snprintf(staging, PATH_MAX, "%s.tmp-%ld-%u", path, (long)getpid(), number);
+            snprintf(staging, PATH_MAX, "%s" STAGING_MARK "%ld-%u", path, (long)getpid(), number);
         if (length < 0 || length >= PATH_MAX) return io_failed(ENAMETOOLONG, path, "write");
         *fd = open(staging, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
         if (*fd >= 0) return KD_OK;
@@ -182,25 +196,26 @@ static kd_status open_staging(char staging[PATH_MAX], int *fd, const char *path)
     return io_failed(EEXIST, staging, "create");
 }
 
+kd_status kd_file_publish(int fd, const char *staging, const char *path)
+{
+    kd_status status = kd_fsync(fd, path);
+    const kd_status closed = close_written(fd, path);
+    if (status == KD_OK) status = closed;
+    if (status == KD_OK && rename(staging, path) != 0)
+        status = io_failed(errno, path, "rename onto");
+    if (status == KD_OK) return sync_parent(path);
+    unlink(staging);
+    return status;
+}
+
 kd_status kd_file_write_atomic(const char *path, const void *data, size_t bytes)
 {
     char staging[PATH_MAX];
     int fd;
-    kd_status status;
-    KD_TRY(open_staging(staging, &fd, path));
-    KD_TRY_GOTO(kd_write_at(fd, path, data, bytes, 0), status, failed);
-    KD_TRY_GOTO(sync_fd(fd, path), status, failed);
-    const int written = fd;
-    fd = -1;
-    KD_TRY_GOTO(close_written(written, path), status, failed);
-    if (rename(staging, path) != 0) {
-        status = io_failed(errno, path, "rename onto");
-        goto failed;
-    }
-    return sync_parent(path);
-
-failed:
-    if (fd >= 0) close(fd);
+    KD_TRY(kd_file_stage(staging, &fd, path));
+    const kd_status status = kd_write_at(fd, path, data, bytes, 0);
+    if (status == KD_OK) return kd_file_publish(fd, staging, path);
+    close(fd);
     unlink(staging);
     return status;
 }
@@ -215,7 +230,7 @@ static kd_status copy_bytes(int to, const char *to_path, int from, const char *f
         KD_TRY(kd_read_at(from, from_path, chunk, n, at));
         KD_TRY(kd_write_at(to, to_path, chunk, n, at));
     }
-    return sync_fd(to, to_path);
+    return KD_OK;
 }
 
 kd_status kd_file_copy(const char *to, const char *from)
@@ -226,14 +241,12 @@ kd_status kd_file_copy(const char *to, const char *from)
     kd_status status;
     KD_TRY(kd_file_open(&source, &bytes, from));
     /* Through a staging name, so that copying a file onto itself or onto a link to it is safe. */
-    KD_TRY_GOTO(open_staging(staging, &target, to), status, done);
+    KD_TRY_GOTO(kd_file_stage(staging, &target, to), status, done);
     status = copy_bytes(target, to, source, from, bytes);
-    const kd_status closed = close_written(target, to);
-    if (status == KD_OK) status = closed;
-    if (status == KD_OK && rename(staging, to) != 0) status = io_failed(errno, to, "rename onto");
     if (status == KD_OK) {
-        status = sync_parent(to);
+        status = kd_file_publish(target, staging, to);
     } else {
+        close(target);
         unlink(staging);
     }
 
@@ -283,7 +296,9 @@ kd_status kd_dir_create(const char *path)
     for (size_t i = 1; i <= length; i++) {
         if (path[i] != '/' && path[i] != '\0') continue;
         partial[i] = '\0';
-        if (mkdir(partial, 0777) != 0) {
+        if (mkdir(partial, 0777) == 0) {
+            KD_TRY(sync_parent(partial));
+        } else {
             const int error = errno;
             if (!kd_dir_exists(partial)) return io_failed(error, partial, "create the folder");
         }

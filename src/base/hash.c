@@ -63,7 +63,8 @@ kd_status kd_hash_pieces(kd_hash *whole, kd_hash *pieces, const int64_t *ends, i
     int fd;
     int64_t bytes;
     KD_TRY(kd_file_open(&fd, &bytes, path));
-    const hashing h = { XXH3_createState(), XXH3_createState(), malloc(CHUNK) };
+    const size_t chunk = (size_t)kd_max_i64(1, kd_min_i64(CHUNK, bytes));
+    const hashing h = { XXH3_createState(), XXH3_createState(), malloc(chunk) };
     const kd_status status = h.whole && h.piece && h.chunk
                                  ? hash_open_file(whole, pieces, ends, count, &h, fd, bytes, path)
                                  : kd_fail(KD_ENOMEM, "%s: no memory to hash it", path);

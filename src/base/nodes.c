@@ -159,6 +159,9 @@ kd_status kd_node_set(kd_node *root, kd_arena *arena, const char *source, const 
     kd_node *value;
     KD_TRY(kd_yaml_parse(&value, arena, source, text, strlen(text)));
     clear_lines(value);
+    /* YAML would fold a line's end, of a folder's name say, into a space. */
+    if (value->kind == KD_NODE_SCALAR && strchr(text, '\n') && !strchr("'\"|>", text[0]))
+        KD_TRY(kd_arena_string(&value->text, arena, text));
     /* Everything is checked before the tree changes. */
     int keys = 1;
     for (const char *c = path; *c; c++) keys += *c == '.';

@@ -20,6 +20,7 @@ void kd_stop_install(void)
     sigaction(SIGUSR1, &action, NULL);
     action.sa_flags |= SA_RESETHAND; /* the second INT meets the default action: the end */
     sigaction(SIGINT, &action, NULL);
+    signal(SIGPIPE, SIG_IGN); /* a log that nobody reads any more ends no run */
 }
 
 bool kd_stop_requested(void) { return atomic_load(&stop_requested); }

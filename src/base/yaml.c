@@ -198,6 +198,8 @@ kd_status kd_yaml_parse(kd_node **out, kd_arena *arena, const char *source, cons
     KD_TRY(kd_arena_string(&r.source, arena, source));
     if (!yaml_parser_initialize(&r.parser)) return kd_fail(KD_ENOMEM, "%s: no memory", source);
     yaml_parser_set_input_string(&r.parser, (const unsigned char *)text, bytes);
+    yaml_parser_set_encoding(&r.parser,
+                             YAML_UTF8_ENCODING); /* bytes that look like a mark of another */
     kd_node *root;
     const kd_status status = read_document(&root, &r);
     yaml_parser_delete(&r.parser);

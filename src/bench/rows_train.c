@@ -331,6 +331,17 @@ static void open_clip(bench_run *r, int set)
          .max_norm = 1);
 }
 
+static void open_guard(bench_run *r, int set)
+{
+    static const kd_guard full = { .seen = KD_GUARD_WINDOW };
+    static const kd_step_scalars scalars[KD_MAX_STUDENTS];
+    const int64_t bytes = r->shape->dim[0] * (int64_t)sizeof *scalars;
+    ARGS(r, set, guard,
+         .guard = kd_bench_given(r, set, KD_U8, KD_SHAPE((int64_t)sizeof full), &full),
+         .scalars = kd_bench_given(r, set, KD_U8, KD_SHAPE(bytes), scalars), .zscore = 5,
+         .max_skips = 10, .beta1 = 0.9f, .beta2 = 0.95f);
+}
+
 /* The dtype is that of the weights' copy; f32 weights are the masters themselves. */
 static const kd_tensor *published(bench_run *r, int set)
 {
@@ -380,6 +391,17 @@ static const bench_shape updates[] = {
 
 static bench_work work_clip(const bench_shape *s) { return (bench_work){ 4 * dim(s, 0), 0, 0 }; }
 
+/* Two windows of each student. */
+static bench_work work_guard(const bench_shape *s)
+{
+    return (bench_work){ 2 * sizeof(float) * KD_GUARD_WINDOW * dim(s, 0), 0, 0 };
+}
+
+static const bench_shape students[] = {
+    { BENCH_QUICK, "", KD_F32, { 2 } },
+    { BENCH_GPU | BENCH_CPU, "", KD_F32, { 1 } },
+};
+
 static const bench_shape few[] = {
     { BENCH_QUICK, "", KD_F32, { 3 } },
     { BENCH_GPU | BENCH_CPU, "", KD_F32, { 8 } },
@@ -398,6 +420,7 @@ const bench_row kd_bench_rows_train[] = {
     ROW(adamw, "n", work_adamw, updates, -1),
     ROW(sgd, "n", work_sgd, updates, -1),
     ROW(clip, "n", work_clip, few, -1),
+    ROW(guard, "n", work_guard, students, -1),
     ROW(sum_squares, "n", work_fill, slabs_f32, -1),
     ROW(sum_columns, "ND", work_sum, columns, -1),
     ROW(sum_rows, "RN", work_sum, losses, -1),

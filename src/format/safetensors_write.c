@@ -9,8 +9,6 @@
  */
 #include "format/format.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
@@ -28,8 +26,9 @@ typedef struct item {
 
 struct kd_st_writer {
     kd_arena *arena;
-    const char *path, *staging;
-    int fd;
+    const char *path;
+    char staging[PATH_MAX];
+    int fd; /* -1: nothing is staged */
     bool begun;
     json_t *metadata; /* NULL: none */
     item *items;      /* in the order of the file, once begun */
@@ -90,15 +89,7 @@ kd_status kd_st_writer_create(kd_st_writer **writer, const char *path)
     w->arena = arena;
     w->fd = -1;
     KD_TRY_GOTO(kd_arena_string(&w->path, arena, path), status, failed);
-    KD_TRY_GOTO(kd_arena_format(&w->staging, arena, "%s.%ld.part", path, (long)getpid()), status,
-                failed);
-    /* A stale one of a dead process with our id may stand in the way. */
-    (void)unlink(w->staging);
-    w->fd = open(w->staging, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-    if (w->fd < 0) {
-        status = kd_fail(KD_EIO, "%s: %s", w->staging, strerror(errno));
-        goto failed;
-    }
+    KD_TRY_GOTO(kd_file_stage(w->staging, &w->fd, path), status, failed);
     *writer = w;
     return KD_OK;
 failed:
@@ -205,9 +196,9 @@ static kd_status write_header(kd_st_writer *w, const json_t *header)
                          HEADER_LIMIT);
         goto done;
     }
-    KD_TRY_GOTO(kd_write_at(w->fd, w->staging, prefix, 8, 0), status, done);
-    KD_TRY_GOTO(kd_write_at(w->fd, w->staging, text, length, 8), status, done);
-    KD_TRY_GOTO(kd_write_at(w->fd, w->staging, "       ", padded - length, 8 + (int64_t)length),
+    KD_TRY_GOTO(kd_write_at(w->fd, w->path, prefix, 8, 0), status, done);
+    KD_TRY_GOTO(kd_write_at(w->fd, w->path, text, length, 8), status, done);
+    KD_TRY_GOTO(kd_write_at(w->fd, w->path, "       ", padded - length, 8 + (int64_t)length),
                 status, done);
     for (int64_t i = 0; i < w->count; i++) w->items[i].offset += 8 + (int64_t)padded;
 done:
@@ -243,7 +234,7 @@ kd_status kd_st_writer_write(kd_st_writer *writer, const char *name, const void 
     if (bytes > (size_t)(it->bytes - it->written))
         return kd_fail(KD_EINVAL, "%s: tensor \"%s\": %zu bytes after %lld of %lld", writer->path,
                        name, bytes, (long long)it->written, (long long)it->bytes);
-    KD_TRY(kd_write_at(writer->fd, writer->staging, data, bytes, it->offset + it->written));
+    KD_TRY(kd_write_at(writer->fd, writer->path, data, bytes, it->offset + it->written));
     it->written += (int64_t)bytes;
     return KD_OK;
 }
@@ -269,17 +260,10 @@ static kd_status check_complete(const kd_st_writer *w)
 
 static kd_status publish(kd_st_writer *w)
 {
-    KD_TRY(check_complete(w));
-    if (fsync(w->fd) != 0) return kd_fail(KD_EIO, "%s: fsync: %s", w->staging, strerror(errno));
     const int fd = w->fd;
+    KD_TRY(check_complete(w));
     w->fd = -1;
-    if (close(fd) != 0) return kd_fail(KD_EIO, "%s: close: %s", w->staging, strerror(errno));
-    if (rename(w->staging, w->path) != 0)
-        return kd_fail(KD_EIO, "%s: rename: %s", w->path, strerror(errno));
-    const char *slash = strrchr(w->path, '/');
-    const char *dir = ".";
-    if (slash) KD_TRY(kd_arena_format(&dir, w->arena, "%.*s", (int)(slash - w->path) + 1, w->path));
-    return kd_file_fsync(dir);
+    return kd_file_publish(fd, w->staging, w->path);
 }
 
 kd_status kd_st_writer_close(kd_st_writer *writer)
@@ -295,7 +279,9 @@ kd_status kd_st_writer_close(kd_st_writer *writer)
 void kd_st_writer_abort(kd_st_writer *writer)
 {
     if (!writer) return;
-    if (writer->fd >= 0) (void)close(writer->fd);
-    if (writer->staging) (void)unlink(writer->staging);
+    if (writer->fd >= 0) {
+        (void)close(writer->fd);
+        (void)unlink(writer->staging);
+    }
     destroy(writer);
 }

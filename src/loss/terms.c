@@ -132,19 +132,14 @@ static kd_status parse_term(kd_term *term, kd_arena *arena, const kd_node *node)
 /* A term's name is a key of metrics.jsonl and a part of a tag of TensorBoard. */
 static kd_status check_name(const kd_node *node)
 {
-    static const char *const taken[] = { "step",
-                                         "model",
-                                         "split",
-                                         "loss",
-                                         "same_top",
-                                         "gradient_norm",
-                                         "lr",
-                                         "valid",
-                                         "tokens",
-                                         "seconds",
-                                         "tokens_per_s",
-                                         "device_bytes",
-                                         "device_peak_bytes",
+    static const char *const taken[] = { "step",         "model",
+                                         "split",        "loss",
+                                         "same_top",     "gradient_norm",
+                                         "loss_z",       "norm_z",
+                                         "skipped",      "lr",
+                                         "valid",        "tokens",
+                                         "seconds",      "tokens_per_s",
+                                         "device_bytes", "device_peak_bytes",
                                          "host_bytes" };
     static const char letters[] =
         "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.";

@@ -112,8 +112,13 @@ KD_OP(map_powers, OUT(y) IN(x) ARG(float, power) ARG(bool, channels))
 KD_OP(map_powers_backward, INOUT(dx) IN(dy) IN(x) ARG(float, power) ARG(bool, channels))
 
 /* The update; every operand is a slab range [n].                                      update.c */
-/* Global norm, clip factor and verdict into `scalars`, from sum_squares[1] and losses [terms]. */
+/* Global norm, clip factor, loss and verdict into `scalars`, from sum_squares[1] and losses [terms]. */
 KD_OP(clip, INOUT(scalars) IN(sum_squares) IN(losses) ARG(float, max_norm))
+/* Whether this step updates anything; for all students or for none.  scalars: theirs, one after the
+ * other; guard: a kd_guard.  A step that is not finite stops the run, or is left out where `skip`; so
+ * is one whose z exceeds `zscore` (0: none is).  More than `max_skips` in a row stop the run. */
+KD_OP(guard, INOUT(guard) INOUT(scalars) ARG(bool, skip) ARG(float, zscore) ARG(int64_t, max_skips)
+                 ARG(float, beta1) ARG(float, beta2))
 /* param f32 masters; weights: their copy in the compute type, or absent.  Nothing moves while
  * scalars->verdict is not zero. */
 KD_OP(adamw, INOUT(param) INOUT(m) INOUT(v) INOUT(weights) IN(gradient) IN(scalars)

@@ -74,16 +74,38 @@ typedef enum kd_verdict {
     KD_VERDICT_GOOD = 0,
     KD_VERDICT_LOSS = 1,     /* a loss is not finite */
     KD_VERDICT_GRADIENT = 2, /* the gradient's norm is not finite */
+    KD_VERDICT_SPIKE = 3,    /* loss or norm are far above those of the steps before */
+    KD_VERDICT_HELD = 4,     /* good, but another student's is not, or an earlier step's was not */
 } kd_verdict;
 
+/* Of one student. */
 typedef struct kd_step_scalars {
     float lr;
-    float bias1, bias2; /* 1 - beta^step of Adam */
-    float clip;         /* factor on the gradient; written by op clip */
-    float norm;         /* of the gradient before clipping; written by op clip */
-    float verdict;      /* kd_verdict; written by op clip */
+    /* Written by op clip, the verdict then by op guard too. */
+    float clip;    /* factor on the gradient */
+    float norm;    /* of the gradient before clipping */
+    float loss;    /* weighted sum of the terms */
+    float verdict; /* kd_verdict */
+    /* Written by op guard. */
+    float bias1, bias2;   /* 1 - beta^n of Adam in its n-th update */
+    float loss_z, norm_z; /* NaN until the windows are full, and where the step is not finite */
+    float skips, in_row;  /* kd_guard's, this step included */
+    float stopped;
     kd_term_scalars term[KD_MAX_ROW_TERMS];
 } kd_step_scalars;
+
+enum { KD_MAX_STUDENTS = 8, KD_GUARD_WINDOW = 128 };
+
+/* What decides, in device memory, whether a step's update is done; a checkpoint holds it. */
+typedef struct kd_guard {
+    int64_t updates; /* done */
+    int64_t skips;   /* steps that updated nothing */
+    int64_t seen;    /* finite steps; the last of them are in the windows */
+    int32_t in_row;  /* the last so many steps updated nothing */
+    int32_t stopped; /* not 0: nothing is updated any more */
+    /* Of losses and of norms; those of finite step i stand at i % KD_GUARD_WINDOW. */
+    float window[KD_MAX_STUDENTS][2][KD_GUARD_WINDOW];
+} kd_guard;
 
 /* ---- from the list ---------------------------------------------------------------------------- */
 

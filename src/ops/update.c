@@ -4,7 +4,13 @@
  *     clip    norm = sqrt(sum_squares)
  *             clip = min(1, max_norm / (norm + 1e-6)); 1 without a limit (max_norm <= 0)
  *                    (torch.nn.utils.clip_grad_norm_)
+ *             loss = sum over terms of scale * losses
  *             verdict: a loss is not finite, else the norm is not, else good
+ *
+ *     guard   z = (x - mean) / deviation of the window's KD_GUARD_WINDOW last values, x the newest of
+ *             them and the deviation that of a population; 0 where all are equal (llm.c, -sl and -sg).
+ *             So |z| <= sqrt(KD_GUARD_WINDOW - 1).  A spike goes into the window: a level that stays
+ *             is normal after a while.  What is not finite does not.
  *
  *     adamw   g = clip * gradient;   p *= 1 - lr * decay
  *             m += (1 - beta1) * (g - m);   v = beta2 * v + (1 - beta2) * g^2
@@ -16,7 +22,8 @@
  *             (torch.optim.SGD, dampening 0)
  *
  * lr, bias corrections, clip and verdict come from the step's scalars.  With any verdict but good
- * nothing moves: not the parameters, not the moments, not the copy.
+ * nothing moves: not the parameters, not the moments, not the copy.  Bias corrections count updates,
+ * not steps: moments know nothing of a step that was left out.
  */
 #include "ops/rowio.h"
 
@@ -50,11 +57,95 @@ kd_status kd_clip_cpu(kd_exec *exec, const kd_clip_args *args)
     s->norm = sqrtf(*(const float *)args->sum_squares->data);
     const float factor = args->max_norm > 0 ? args->max_norm / (s->norm + 1e-6f) : 1;
     s->clip = factor < 1 ? factor : 1;
-    s->verdict = isfinite(s->norm) ? KD_VERDICT_GOOD : KD_VERDICT_GRADIENT;
-    for (int64_t i = 0; i < count; i++)
-        if (!isfinite(losses[i])) s->verdict = KD_VERDICT_LOSS;
+    s->loss = 0;
+    for (int64_t i = 0; i < kd_min_i64(count, KD_MAX_ROW_TERMS); i++)
+        s->loss += losses[i] * s->term[i].scale;
+    bool finite = isfinite(s->loss);
+    for (int64_t i = 0; i < count; i++) finite &= isfinite(losses[i]) != 0;
+    s->verdict = !finite              ? KD_VERDICT_LOSS
+                 : !isfinite(s->norm) ? KD_VERDICT_GRADIENT
+                                      : KD_VERDICT_GOOD;
     return KD_OK;
 }
+
+/* ---- guard ------------------------------------------------------------------------------------ */
+
+kd_status kd_guard_check(const kd_guard_args *args)
+{
+    KD_TRY(check_scalars(args->scalars));
+    const size_t students = kd_tensor_bytes(args->scalars) / sizeof(kd_step_scalars);
+    if (students > KD_MAX_STUDENTS)
+        return kd_fail(KD_EINVAL, "scalars: found %zu students, expected at most %d", students,
+                       (int)KD_MAX_STUDENTS);
+    if (!kd_present(args->guard)) return kd_fail(KD_EINVAL, "guard: absent");
+    if (kd_tensor_bytes(args->guard) < sizeof(kd_guard))
+        return kd_fail(KD_EINVAL, "guard: found %zu bytes, expected %zu",
+                       kd_tensor_bytes(args->guard), sizeof(kd_guard));
+    return KD_OK;
+}
+
+/* x becomes the value of step `seen` of the window. */
+static float z_of(float *window, int64_t seen, float x)
+{
+    const double n = KD_GUARD_WINDOW;
+    double sum = 0, squares = 0;
+    window[seen % KD_GUARD_WINDOW] = x;
+    if (seen < KD_GUARD_WINDOW) return NAN;
+    for (int i = 0; i < KD_GUARD_WINDOW; i++) sum += (double)window[i];
+    const double mean = sum / n;
+    for (int i = 0; i < KD_GUARD_WINDOW; i++)
+        squares += ((double)window[i] - mean) * ((double)window[i] - mean);
+    return squares > 0 ? (float)(((double)x - mean) / sqrt(squares / n)) : 0;
+}
+
+/* Into the windows, of steps that are finite; whether one is a spike. */
+static bool judge(kd_guard *g, kd_step_scalars *s, int students, float zscore)
+{
+    bool spike = false;
+    for (int i = 0; i < students; i++) {
+        s[i].loss_z = z_of(g->window[i][0], g->seen, s[i].loss);
+        s[i].norm_z = z_of(g->window[i][1], g->seen, s[i].norm);
+        if (zscore > 0 && (s[i].loss_z > zscore || s[i].norm_z > zscore)) {
+            s[i].verdict = KD_VERDICT_SPIKE;
+            spike = true;
+        }
+    }
+    g->seen++;
+    return spike;
+}
+
+kd_status kd_guard_cpu(kd_exec *exec, const kd_guard_args *args)
+{
+    if (kd_planning(exec)) return KD_OK;
+    const int students = (int)(kd_tensor_bytes(args->scalars) / sizeof(kd_step_scalars));
+    kd_guard *g = args->guard->data;
+    kd_step_scalars *s = args->scalars->data;
+    const double n = (double)g->updates + 1;
+    bool finite = true;
+    for (int i = 0; i < students; i++) {
+        finite &= s[i].verdict == KD_VERDICT_GOOD;
+        s[i].loss_z = s[i].norm_z = NAN;
+    }
+    const bool held = g->stopped != 0;
+    const bool good = !held && finite && !judge(g, s, students, args->zscore);
+    if (!held) {
+        g->updates += good;
+        g->skips += !good;
+        g->in_row = good ? 0 : g->in_row + 1;
+        g->stopped = g->in_row > args->max_skips || (!finite && !args->skip);
+    }
+    for (int i = 0; i < students; i++) {
+        if (!good && s[i].verdict == KD_VERDICT_GOOD) s[i].verdict = KD_VERDICT_HELD;
+        s[i].bias1 = (float)(1 - pow((double)args->beta1, n));
+        s[i].bias2 = (float)(1 - pow((double)args->beta2, n));
+        s[i].skips = (float)g->skips;
+        s[i].in_row = (float)g->in_row;
+        s[i].stopped = (float)g->stopped;
+    }
+    return KD_OK;
+}
+
+/* ---- slab ranges ------------------------------------------------------------------------------ */
 
 /* param and gradient f32 [n]; moments the same or absent; weights f32 or bf16 [n] or absent. */
 static kd_status check_update(const kd_tensor *param, const kd_tensor *weights,

@@ -1,23 +1,9 @@
 #include "optim/optim.h"
 
-#include <math.h>
-
 int kd_optim_moments(const kd_optim_options *options)
 {
     if (options->type == KD_OPTIM_ADAMW) return 2;
     return options->momentum > 0.0 ? 1 : 0;
-}
-
-kd_status kd_optim_prepare(kd_step_scalars *scalars, const kd_optim_options *options, int64_t step,
-                           int64_t steps)
-{
-    double lr;
-    KD_TRY(kd_schedule_lr(&lr, options, step, steps));
-    scalars->lr = (float)lr;
-    scalars->bias1 = (float)(1.0 - pow(options->beta1, (double)(step + 1)));
-    scalars->bias2 = (float)(1.0 - pow(options->beta2, (double)(step + 1)));
-    scalars->clip = 1.0f;
-    return KD_OK;
 }
 
 /* [begin, end) of every array of the slab. */
@@ -52,8 +38,8 @@ static kd_status update_range(kd_exec *exec, const range *r, const kd_optim_opti
                   .beta2 = (float)o->beta2, .eps = (float)o->eps, .decay = decay);
 }
 
-static kd_status measure(kd_exec *exec, const kd_slab *slab, const kd_optim_options *o,
-                         const kd_tensor *losses, const kd_tensor *scalars)
+kd_status kd_optim_measure(kd_exec *exec, const kd_slab *slab, const kd_optim_options *o,
+                           const kd_tensor *losses, const kd_tensor *scalars)
 {
     const kd_mark mark = kd_stack_mark(exec->stack);
     kd_tensor squares;
@@ -65,11 +51,18 @@ static kd_status measure(kd_exec *exec, const kd_slab *slab, const kd_optim_opti
     return KD_OK;
 }
 
+kd_status kd_optim_decide(kd_exec *exec, const kd_optim_options *o, const kd_tensor *guard,
+                          const kd_tensor *scalars)
+{
+    return KD_RUN(exec, guard, .guard = guard, .scalars = scalars,
+                  .skip = o->on_nonfinite == KD_NONFINITE_SKIP, .zscore = (float)o->skip_zscore,
+                  .max_skips = o->max_skips, .beta1 = (float)o->beta1, .beta2 = (float)o->beta2);
+}
+
 kd_status kd_optim_update(kd_exec *exec, const kd_slab *slab, const kd_optim_options *options,
-                          const kd_tensor *losses, const kd_tensor *scalars)
+                          const kd_tensor *scalars)
 {
     const kd_params *params = &slab->params;
-    KD_TRY(measure(exec, slab, options, losses, scalars));
     for (int i = 0, next; i < params->count; i = next) {
         const unsigned decays = params->items[i].flags & KD_PARAM_DECAY;
         for (next = i; next < params->count; next++)

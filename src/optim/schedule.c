@@ -25,6 +25,15 @@ const kd_option kd_optim_rows[] = {
     { "nesterov", KD_BOOL, offsetof(kd_optim_options, nesterov), "false", 0, 0, "", "of sgd" },
     { "clip", KD_FLOAT, offsetof(kd_optim_options, clip), "1", 0, 1e9, "",
       "largest norm of the whole gradient; 0: unbounded" },
+    { "on_nonfinite", KD_CHOICE, offsetof(kd_optim_options, on_nonfinite), "stop", 0, 0,
+      "stop|skip",
+      "of a step whose loss or gradient is not finite: stop the run (exit 5), or leave its update "
+      "out" },
+    { "skip_zscore", KD_FLOAT, offsetof(kd_optim_options, skip_zscore), "0", 0, 11, "",
+      "leave out an update whose loss or gradient norm is so many standard deviations above the "
+      "mean of the last 128 steps; 0: none" },
+    { "max_skips", KD_INT, offsetof(kd_optim_options, max_skips), "10", 0, 1e6, "updates",
+      "left out in a row; one more stops the run (exit 5)" },
     { 0 },
 };
 

@@ -5,7 +5,8 @@
  * checkpoint_state.c      engine/state.json: progress, contract and layout
  * checkpoint_write.c      kd_checkpoint_save
  * checkpoint_read.c       kd_checkpoint_load
- * checkpoint_folder.c     the folder of all checkpoints: newest, rotation, what dead runs left
+ * checkpoint_folder.c     the folder of all checkpoints: newest, rotation
+ * output.c                the folder as a run takes it: held by one, swept of what dead ones left
  *
  *     checkpoint-000500/
  *         config.json model.safetensors, tokenizer files    the first student, in its compute dtype
@@ -21,8 +22,11 @@
 
 #include "train/train.h"
 
-#define KD_STAGING_PREFIX ".tmp-checkpoint-"
-#define KD_REMOVED_PREFIX ".del-"
+/* Of names that are no checkpoint's: one being written, one to be removed, and one that another is
+ * about to replace where that takes two renames. */
+#define KD_STAGING_PREFIX  ".tmp-checkpoint-"
+#define KD_REMOVED_PREFIX  ".del-"
+#define KD_REPLACED_PREFIX ".old-"
 
 /* ---- MANIFEST.json ---------------------------------------------------------------------------- */
 
@@ -65,9 +69,10 @@ enum { KD_CHECKPOINT_PIECE = 4 << 20 };
 KD_MUST_CHECK kd_status kd_student_dir(const char **path, kd_arena *arena, const char *dir,
                                        const kd_checkpoint *checkpoint, int student);
 
-/* Renames out/name to a name that is no checkpoint's and fsyncs `out`; `*aside` lives in `arena`. */
+/* Renames out/name to `prefix`, name and our number, and fsyncs `out`; `*aside` lives in `arena`. */
 KD_MUST_CHECK kd_status kd_checkpoint_set_aside(const char **aside, kd_arena *arena,
-                                                const char *out, const char *name);
+                                                const char *out, const char *prefix,
+                                                const char *name);
 
 /* Removes a folder, or a link in its place. */
 KD_MUST_CHECK kd_status kd_checkpoint_discard(const char *path);

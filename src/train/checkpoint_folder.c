@@ -1,11 +1,9 @@
-/* The folder of all checkpoints of a run: the newest good one, rotation, what dead runs left. */
+/* The folder of all checkpoints of a run: the newest good one, and rotation. */
 #include "train/checkpoint.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -20,48 +18,20 @@ kd_status kd_checkpoint_discard(const char *path)
 }
 
 kd_status kd_checkpoint_set_aside(const char **aside, kd_arena *arena, const char *out,
-                                  const char *name)
+                                  const char *prefix, const char *name)
 {
     const char *path;
     KD_TRY(kd_path_join(&path, arena, out, name));
-    KD_TRY(
-        kd_arena_format(aside, arena, "%s/" KD_REMOVED_PREFIX "%s.%ld", out, name, (long)getpid()));
+    KD_TRY(kd_arena_format(aside, arena, "%s/%s%s.%ld", out, prefix, name, (long)getpid()));
     KD_TRY(kd_checkpoint_discard(*aside)); /* of a dead process with our number */
     if (rename(path, *aside) != 0)
         return kd_fail(KD_EIO, "%s: cannot rename to %s: %s", path, *aside, strerror(errno));
     return kd_file_fsync(out);
 }
 
-/* Held by its writer as long as that lives.  Where nothing can be locked nothing is removed. */
-static bool is_abandoned(const char *staging)
-{
-    const int fd = open(staging, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
-    if (fd < 0) return false;
-    const bool ours = flock(fd, LOCK_EX | LOCK_NB) == 0;
-    close(fd);
-    return ours;
-}
-
 static bool begins(const char *name, const char *prefix)
 {
     return strncmp(name, prefix, strlen(prefix)) == 0;
-}
-
-/* What cannot be removed is reported and stays: a folder may be read by somebody who may not write. */
-static kd_status sweep(kd_arena *arena, const char *out, const char *const *names, int count)
-{
-    for (int i = 0; i < count; i++) {
-        const char *path;
-        const bool staging = begins(names[i], KD_STAGING_PREFIX);
-        if (!staging && !begins(names[i], KD_REMOVED_PREFIX "checkpoint-")) continue;
-        KD_TRY(kd_path_join(&path, arena, out, names[i]));
-        if (staging && !is_abandoned(path)) continue;
-        if (kd_checkpoint_discard(path) != KD_OK)
-            kd_log(KD_LOG_WARN, "left by a run that was stopped: %s", kd_last_error());
-        else
-            kd_log(KD_LOG_INFO, "%s: left by a run that was stopped; removed", path);
-    }
-    return KD_OK;
 }
 
 /* ---- listing ---------------------------------------------------------------------------------- */
@@ -121,7 +91,6 @@ static kd_status latest(const char **dir, kd_arena *arena, kd_arena *own, const 
     folder *folders;
     int name_count, count;
     KD_TRY(kd_dir_list(&names, &name_count, own, out));
-    KD_TRY(sweep(own, out, names, name_count));
     KD_TRY(list_checkpoints(&folders, &count, own, out, names, name_count));
     for (int i = 0; i < count; i++) {
         const char *path;
@@ -132,7 +101,9 @@ static kd_status latest(const char **dir, kd_arena *arena, kd_arena *own, const 
         if (status == KD_ENOMEM || status == KD_ESTOPPED) return status;
         kd_log(KD_LOG_WARN, "%s: passed over, damaged: %s", path, kd_last_error());
     }
-    return KD_OK;
+    if (count == 0) return KD_OK;
+    return kd_fail(KD_EFORMAT, "%s: holds %d checkpoint%s and none is whole: %s", out, count,
+                   count > 1 ? "s" : "", kd_last_error());
 }
 
 kd_status kd_checkpoint_latest(const char **dir, kd_arena *arena, const char *out)
@@ -163,7 +134,7 @@ static kd_status rotate(kd_arena *arena, const char *out, int keep, int64_t best
         if (kept < keep) {
             kept += kd_manifest_check(path, false) == KD_OK;
         } else if (folders[i].step != best_step) {
-            KD_TRY(kd_checkpoint_set_aside(&aside, arena, out, folders[i].name));
+            KD_TRY(kd_checkpoint_set_aside(&aside, arena, out, KD_REMOVED_PREFIX, folders[i].name));
             KD_TRY(kd_checkpoint_discard(aside));
         }
     }

@@ -10,7 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-enum { FORMAT = 1 };
+enum { FORMAT = 2 };
 
 int kd_slab_arrays(kd_slab_array arrays[KD_SLAB_ARRAYS], const kd_slab *slab)
 {
@@ -56,6 +56,27 @@ static json_t *describe_student(const kd_model *model)
                      parameters);
 }
 
+/* Of every student its last losses, then its last norms; as many as the windows have. */
+static json_t *describe_windows(const kd_guard *guard, int students)
+{
+    const int64_t values = kd_min_i64(guard->seen, KD_GUARD_WINDOW);
+    json_t *windows = json_array();
+    for (int i = 0; i < 2 * students; i++) {
+        json_t *window = json_array();
+        for (int64_t k = 0; k < values; k++)
+            (void)json_array_append_new(window, json_real((double)guard->window[i / 2][i % 2][k]));
+        (void)json_array_append_new(windows, window);
+    }
+    return windows;
+}
+
+static json_t *describe_guard(const kd_guard *guard, int students)
+{
+    return json_pack("{s:I, s:I, s:I, s:I, s:o}", "updates", (json_int_t)guard->updates, "skips",
+                     (json_int_t)guard->skips, "in_row", (json_int_t)guard->in_row, "seen",
+                     (json_int_t)guard->seen, "windows", describe_windows(guard, students));
+}
+
 kd_status kd_state_make(json_t **state, const kd_checkpoint *checkpoint)
 {
     const kd_progress *p = &checkpoint->progress;
@@ -64,13 +85,14 @@ kd_status kd_state_make(json_t **state, const kd_checkpoint *checkpoint)
     bool complete = true; /* no label is not UTF-8 */
     for (int i = 0; i < checkpoint->student_count; i++)
         complete &= json_array_append_new(students, describe_student(checkpoint->students[i])) == 0;
-    *state = json_pack("{s:i, s:s, s:I, s:I, s:{s:I, s:o}, s:I, s:o, s:o, s:s, s:o}", "format",
-                       FORMAT, "kd", KD_VERSION, "step", (json_int_t)p->step, "tokens",
-                       (json_int_t)p->tokens, "cursor", "samples", (json_int_t)p->cursor.samples,
-                       "source_samples", integers(p->cursor.source_samples, KD_MAX_SOURCES),
-                       "best_step", (json_int_t)p->best_step, "best", number(p->best), "seconds",
-                       number(p->seconds), "contract",
-                       checkpoint->contract ? checkpoint->contract : "", "students", students);
+    *state =
+        json_pack("{s:i, s:s, s:I, s:I, s:{s:I, s:o}, s:I, s:o, s:o, s:o, s:s, s:o}", "format",
+                  FORMAT, "kd", KD_VERSION, "step", (json_int_t)p->step, "tokens",
+                  (json_int_t)p->tokens, "cursor", "samples", (json_int_t)p->cursor.samples,
+                  "source_samples", integers(p->cursor.source_samples, KD_MAX_SOURCES), "best_step",
+                  (json_int_t)p->best_step, "best", number(p->best), "seconds", number(p->seconds),
+                  "guard", describe_guard(&p->guard, checkpoint->student_count), "contract",
+                  checkpoint->contract ? checkpoint->contract : "", "students", students);
     if (!complete) {
         json_decref(*state);
         *state = NULL;
@@ -137,6 +159,48 @@ static kd_status get_cursor(kd_cursor *cursor, const json_t *state, const char *
     return KD_OK; /* kd_loader_seek knows which counts go together */
 }
 
+static kd_status get_window(float *values, const json_t *found, int64_t count, const char *path)
+{
+    if (!json_is_array(found) || json_array_size(found) != (size_t)count)
+        return kd_fail(KD_EFORMAT, "%s: guard.windows: found %zu numbers, expected %lld", path,
+                       json_array_size(found), (long long)count);
+    for (int64_t i = 0; i < count; i++) {
+        const json_t *value = json_array_get(found, (size_t)i);
+        values[i] = (float)json_number_value(value);
+        if (!json_is_number(value) || !isfinite(values[i]))
+            return refuse(path, "guard.windows", value, "a number of f32");
+    }
+    return KD_OK;
+}
+
+static kd_status get_guard(kd_guard *guard, const json_t *state, int64_t step, const char *path)
+{
+    const json_t *found = json_object_get(state, "guard");
+    const json_t *windows = json_object_get(found, "windows");
+    const size_t students = json_array_size(json_object_get(state, "students"));
+    int64_t in_row;
+    KD_TRY(get_count(&guard->updates, found, "updates", 0, path));
+    KD_TRY(get_count(&guard->skips, found, "skips", 0, path));
+    KD_TRY(get_count(&guard->seen, found, "seen", 0, path));
+    KD_TRY(get_count(&in_row, found, "in_row", 0, path));
+    if (guard->updates + guard->skips != step || guard->seen < guard->updates ||
+        guard->seen > step || in_row > guard->skips || in_row > INT32_MAX)
+        return kd_fail(KD_EFORMAT,
+                       "%s: guard: found %lld updates, %lld skips (%lld in a row) and %lld finite "
+                       "steps, expected those of %lld steps",
+                       path, (long long)guard->updates, (long long)guard->skips, (long long)in_row,
+                       (long long)guard->seen, (long long)step);
+    guard->in_row = (int32_t)in_row;
+    if (students > KD_MAX_STUDENTS || json_array_size(windows) != 2 * students)
+        return kd_fail(KD_EFORMAT,
+                       "%s: guard.windows: found %zu, expected 2 of each of %zu students", path,
+                       json_array_size(windows), students);
+    for (size_t i = 0; i < 2 * students; i++)
+        KD_TRY(get_window(guard->window[i / 2][i % 2], json_array_get(windows, i),
+                          kd_min_i64(guard->seen, KD_GUARD_WINDOW), path));
+    return KD_OK;
+}
+
 kd_status kd_state_progress(kd_progress *progress, const json_t *state, const char *path)
 {
     kd_progress p = { 0 };
@@ -146,6 +210,7 @@ kd_status kd_state_progress(kd_progress *progress, const json_t *state, const ch
     KD_TRY(get_count(&p.best_step, state, "best_step", -1, path));
     KD_TRY(get_number(&p.best, state, "best", path));
     KD_TRY(get_number(&p.seconds, state, "seconds", path));
+    KD_TRY(get_guard(&p.guard, state, p.step, path));
     *progress = p;
     return KD_OK;
 }

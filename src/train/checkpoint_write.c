@@ -3,8 +3,8 @@
  * then the staging folder, which is renamed into its place, and the parent is fsynced.  Until the
  * rename there is no folder of a checkpoint's name; from it on there is a whole one.
  *
- * The staging folder is locked (flock) as long as its writer lives: kd_checkpoint_latest of another
- * process removes only what nobody holds.
+ * The staging folder is locked (flock) as long as its writer lives: another run that starts removes
+ * only what nobody holds.
  */
 #include "train/checkpoint.h"
 
@@ -230,13 +230,13 @@ static kd_status open_staging(int *lock, const char *staging)
 }
 
 /* In place of a folder that is there: by one exchange where the file system has that, so that there
- * is one at every moment; else by two renames. */
+ * is one at every moment; else by two renames, between which the next start puts back what was there. */
 static kd_status replace(kd_arena *arena, const char *out, const char *name, const char *path,
                          const char *staging)
 {
     const char *aside = staging;
     if (renameat2(AT_FDCWD, staging, AT_FDCWD, path, RENAME_EXCHANGE) != 0) {
-        KD_TRY(kd_checkpoint_set_aside(&aside, arena, out, name));
+        KD_TRY(kd_checkpoint_set_aside(&aside, arena, out, KD_REPLACED_PREFIX, name));
         if (rename(staging, path) != 0) {
             const int error = errno;
             if (rename(aside, path) != 0)

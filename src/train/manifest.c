@@ -256,7 +256,7 @@ static kd_status pieces_of_entry(pieces *p, kd_arena *arena, const char *manifes
 }
 
 /* The file's hash differs: which part of it does? */
-static kd_status name_damage(const char *path, const json_t *entry, const pieces *p,
+static kd_status name_damage(const char *path, int64_t bytes, const json_t *entry, const pieces *p,
                              const kd_hash *found, const char *expected)
 {
     const json_t *tensors = json_object_get(entry, "tensors");
@@ -272,7 +272,8 @@ static kd_status name_damage(const char *path, const json_t *entry, const pieces
         return kd_fail(KD_EFORMAT,
                        "%s: header: bytes 0 to %lld: found xxh3 of file %s, expected %s", path,
                        (long long)p->ends[0], found->hex, expected);
-    return kd_fail(KD_EFORMAT, "%s: found xxh3 %s, expected %s", path, found->hex, expected);
+    return kd_fail(KD_EFORMAT, "%s: bytes 0 to %lld: found xxh3 %s, expected %s", path,
+                   (long long)bytes, found->hex, expected);
 }
 
 static kd_status check_file(kd_arena *arena, const char *manifest, const char *dir,
@@ -294,7 +295,8 @@ static kd_status check_file(kd_arena *arena, const char *manifest, const char *d
     kd_hash hash;
     KD_TRY(pieces_of_entry(&p, arena, manifest, name, entry, bytes));
     KD_TRY(kd_hash_pieces(&hash, p.hashes, p.ends, p.count, path));
-    return strcmp(hash.hex, expected) == 0 ? KD_OK : name_damage(path, entry, &p, &hash, expected);
+    return strcmp(hash.hex, expected) == 0 ? KD_OK
+                                           : name_damage(path, bytes, entry, &p, &hash, expected);
 }
 
 static kd_status check_files(kd_arena *arena, const char *manifest, const char *dir, json_t *files,

@@ -83,9 +83,17 @@ kd_status kd_metrics_open(kd_metrics *metrics, kd_arena *arena, const char *out,
     KD_TRY(kd_path_join(&metrics->path, arena, out, "metrics.jsonl"));
     if (tensorboard) KD_TRY(kd_events_open(&metrics->events, arena, out, step));
     KD_TRY(keep_until(metrics, step, evaluated));
-    metrics->fd = open(metrics->path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
+    /* O_NONBLOCK: a FIFO that nobody reads is refused and does not hang. */
+    const int flags = O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NONBLOCK;
+    metrics->fd = open(metrics->path, flags, 0666);
     if (metrics->fd < 0) return kd_fail(KD_EIO, "%s: %s", metrics->path, strerror(errno));
-    return KD_OK;
+    return kd_file_fsync(out);
+}
+
+kd_status kd_metrics_sync(const kd_metrics *metrics)
+{
+    KD_TRY(kd_fsync(metrics->fd, metrics->path));
+    return metrics->events.path ? kd_fsync(metrics->events.fd, metrics->events.path) : KD_OK;
 }
 
 void kd_metrics_close(kd_metrics *metrics)
@@ -159,6 +167,9 @@ kd_status kd_metrics_step(kd_metrics *metrics, const kd_step *step, const kd_ste
                 put_number(&r, step->objective.terms[i].name, s->term[n++]);
         put_number(&r, "same_top", s->same_top);
         put_number(&r, "gradient_norm", s->gradient_norm);
+        if (step->optim.skip_zscore > 0.0) put_number(&r, "loss_z", s->loss_z);
+        if (step->optim.skip_zscore > 0.0) put_number(&r, "norm_z", s->norm_z);
+        put_number(&r, "skipped", (double)result->skips);
         put_number(&r, "lr", s->lr);
         put_number(&r, "valid", (double)result->valid);
         put_number(&r, "tokens", (double)tokens);
@@ -194,7 +205,8 @@ void kd_log_header(const kd_step *step)
     for (int i = 0; i < step->objective.count; i++)
         if (step->objective.terms[i].student == step->objective.terms[0].student)
             put(&r, "  %8.8s", step->objective.terms[i].name);
-    put(&r, "    same    |grad|         lr    tok/s   device     host      left");
+    put(&r, "    same    |grad|%s         lr    tok/s   device     host      left",
+        step->optim.skip_zscore > 0.0 ? "       z" : "");
     kd_log(KD_LOG_INFO, "%s", r.text);
 }
 
@@ -216,8 +228,12 @@ void kd_log_step(const kd_step *step, const kd_step_result *result, double token
             put(&r, "       -");
         else
             put(&r, "  %5.1f%%", 100.0 * s->same_top);
-        put(&r, "  %8.3f  %9.2e  %7.0f  %7s  %7s  %8s", s->gradient_norm, s->lr, tokens_per_s,
-            device, host, left);
+        put(&r, "  %8.3f", s->gradient_norm);
+        /* The one that decides; the windows of both are full at the same step. */
+        if (step->optim.skip_zscore > 0.0 && isnan(s->loss_z)) put(&r, "       -");
+        if (step->optim.skip_zscore > 0.0 && !isnan(s->loss_z))
+            put(&r, "  %+6.2f", fmax(s->loss_z, s->norm_z));
+        put(&r, "  %9.2e  %7.0f  %7s  %7s  %8s", s->lr, tokens_per_s, device, host, left);
         if (live)
             kd_log_live("%s", r.text);
         else

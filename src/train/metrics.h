@@ -16,6 +16,9 @@ typedef struct kd_metrics {
 KD_MUST_CHECK kd_status kd_metrics_open(kd_metrics *metrics, kd_arena *arena, const char *out,
                                         int64_t step, int64_t evaluated, bool tensorboard);
 void kd_metrics_close(kd_metrics *metrics);
+
+/* What was written is on the disk. */
+KD_MUST_CHECK kd_status kd_metrics_sync(const kd_metrics *metrics);
 KD_MUST_CHECK kd_status kd_metrics_step(kd_metrics *metrics, const kd_step *step,
                                         const kd_step_result *result, int64_t tokens,
                                         double seconds, double tokens_per_s);

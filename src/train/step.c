@@ -6,6 +6,7 @@
 #include "train/train.h"
 
 #include <math.h>
+#include <stdio.h>
 
 static bool trained(const kd_member *member) { return member->model->slab.trainable; }
 
@@ -27,13 +28,15 @@ kd_status kd_step_upload(kd_step *step, const kd_micro_batch *micro)
     return kd_upload(&step->exec, &step->targets.labels, step->host_labels);
 }
 
-static kd_status begin(kd_step *step, int64_t index, double valid)
+kd_status kd_step_begin(kd_step *step, int64_t index, double valid)
 {
+    double lr;
+    KD_TRY(kd_schedule_lr(&lr, &step->optim, index, step->steps));
     for (int m = 0; m < step->count; m++) {
         kd_member *member = &step->members[m];
         if (!trained(member)) continue;
         kd_objective_scalars(&member->host, &step->objective, m, index, valid);
-        KD_TRY(kd_optim_prepare(&member->host, &step->optim, index, step->steps));
+        member->host.lr = (float)lr;
         KD_TRY(kd_upload(&step->exec, &member->scalars, &member->host));
         KD_TRY(KD_RUN(&step->exec, fill, .y = &member->totals, .value = 0.0f));
         KD_TRY(KD_RUN(&step->exec, fill, .y = &member->model->slab.gradients, .value = 0.0f));
@@ -58,6 +61,12 @@ static kd_status forward(kd_step *step, bool trainable)
             KD_TRY(kd_model_forward(member->model, &step->exec, &step->batch, &member->taps));
     }
     return KD_OK;
+}
+
+kd_status kd_step_forward(kd_step *step)
+{
+    KD_TRY(forward(step, false));
+    return forward(step, true);
 }
 
 static kd_status losses(kd_step *step)
@@ -107,8 +116,15 @@ static kd_status update(kd_step *step, bool last)
         if (!trained(member)) continue;
         KD_TRY(step->comm->type->all_reduce(step->comm, &step->exec, &member->totals));
         KD_TRY(kd_comm_join(step->comm, &step->exec));
-        KD_TRY(kd_optim_update(&step->exec, &member->model->slab, &step->optim, &member->totals,
-                               &member->scalars));
+        KD_TRY(kd_optim_measure(&step->exec, &member->model->slab, &step->optim, &member->totals,
+                                &member->scalars));
+    }
+    KD_TRY(kd_optim_decide(&step->exec, &step->optim, &step->guard, &step->trained));
+    for (int m = 0; m < step->count; m++) {
+        const kd_member *member = &step->members[m];
+        if (trained(member))
+            KD_TRY(
+                kd_optim_update(&step->exec, &member->model->slab, &step->optim, &member->scalars));
     }
     return KD_OK;
 }
@@ -133,10 +149,9 @@ static kd_status send_results(kd_step *step, int64_t index)
 
 /* ---- the step --------------------------------------------------------------------------------- */
 
-static kd_status passes(kd_step *step, bool last)
+kd_status kd_step_passes(kd_step *step, bool last)
 {
-    KD_TRY(forward(step, false));
-    KD_TRY(forward(step, true));
+    KD_TRY(kd_step_forward(step));
     KD_TRY(losses(step));
     return backward(step, last);
 }
@@ -163,13 +178,13 @@ static kd_status run(kd_step *step, const kd_step_batch *batch, int64_t index)
     if (!kd_planning(&step->exec)) KD_TRY(kd_comm_agree(step->comm, &valid));
     step->results[index & 1] = (kd_step_result){ .step = index, .valid = (int64_t)valid };
 
-    KD_TRY(begin(step, index, valid));
+    KD_TRY(kd_step_begin(step, index, valid));
     for (int64_t i = 0; i < batch->micro_count; i++) {
         const bool last = i + 1 == batch->micro_count;
         const kd_mark mark = kd_stack_mark(&step->stack);
         if (i > 0 && !kd_planning(&step->exec)) KD_TRY(may_go_on(step));
         KD_TRY(kd_step_upload(step, &batch->micro[i]));
-        KD_TRY(kd_step_play(step, key_of(step, last), passes, last));
+        KD_TRY(kd_step_play(step, key_of(step, last), kd_step_passes, last));
         kd_stack_release(&step->stack, mark);
     }
     KD_TRY(kd_step_play(step, UPDATE, update, true));
@@ -198,6 +213,8 @@ static void student_result(kd_student_result *out, const kd_step *step, int m,
     bool teacher = false;
     *out = (kd_student_result){ .gradient_norm = pending->scalars.norm,
                                 .lr = pending->scalars.lr,
+                                .loss_z = pending->scalars.loss_z,
+                                .norm_z = pending->scalars.norm_z,
                                 .verdict = (int)pending->scalars.verdict };
     for (int i = 0; i < terms; i++) {
         out->term[i] = pending->totals[i] * per_row;
@@ -208,37 +225,85 @@ static void student_result(kd_student_result *out, const kd_step *step, int m,
     out->same_top = teacher ? pending->totals[terms] * per_row : NAN;
 }
 
-static kd_status check_verdict(const kd_step *step, int m, const kd_student_result *result,
-                               const kd_pending *pending, int64_t index)
+/* The first term whose sum is not finite; else what the gate saw is the weighted sum. */
+static const char *bad_term(const kd_step *step, int m, const kd_pending *pending)
 {
-    if (result->verdict == KD_VERDICT_GOOD) return KD_OK;
-    const char *component = "gradient";
     int n = 0;
-    for (int i = 0; i < step->objective.count; i++) {
-        if (step->objective.terms[i].student != m) continue;
-        if (!isfinite(pending->totals[n++])) {
-            component = step->objective.terms[i].name;
-            break;
-        }
+    for (int i = 0; i < step->objective.count; i++)
+        if (step->objective.terms[i].student == m && !isfinite(pending->totals[n++]))
+            return step->objective.terms[i].name;
+    return "loss";
+}
+
+/* Why the step updated nothing: of its first student that is no better. */
+static void explain(kd_step_result *result, const kd_step *step, int m, const kd_pending *pending)
+{
+    const kd_student_result *s = &result->student[m];
+    const char *label = step->members[m].model->label;
+    char *why = result->why;
+    const size_t size = sizeof result->why;
+    if (*why) return;
+    switch ((kd_verdict)s->verdict) {
+    case KD_VERDICT_LOSS:
+        snprintf(why, size, "%s of %s is not finite", bad_term(step, m, pending), label);
+        break;
+    case KD_VERDICT_GRADIENT:
+        snprintf(why, size, "gradient of %s is not finite (norm %g)", label, s->gradient_norm);
+        break;
+    case KD_VERDICT_SPIKE:
+        snprintf(why, size,
+                 "%s: loss %g and gradient norm %g are %.1f and %.1f standard deviations above "
+                 "those of %d steps, more than %g",
+                 label, s->loss, s->gradient_norm, s->loss_z, s->norm_z, (int)KD_GUARD_WINDOW,
+                 step->optim.skip_zscore);
+        break;
+    default: break;
     }
-    return kd_fail(
-        KD_ENONFINITE,
-        "step %lld, rank %d, %s: %s is not finite (gradient norm %g); nothing was updated",
-        (long long)index, step->comm->rank, step->members[m].model->label, component,
-        result->gradient_norm);
+}
+
+kd_status kd_step_stop(const kd_step *step, int64_t index, const char *why, const char *where)
+{
+    const kd_step_result *result = &step->results[index & 1];
+    char row[96] = "";
+    if (result->in_row > step->optim.max_skips)
+        snprintf(row, sizeof row, ", as in %lld steps in a row (optim.max_skips: %lld)",
+                 (long long)result->in_row, (long long)step->optim.max_skips);
+    return kd_fail(KD_ENONFINITE, "step %lld: %s (%s)%s; nothing was updated", (long long)index,
+                   why, where, row);
 }
 
 kd_status kd_step_result_of(const kd_step_result **out, kd_step *step, int64_t index)
 {
     kd_step_result *result = &step->results[index & 1];
+    bool stopped = false;
     const kd_status status = kd_comm_wait(step->comm, step->device, step->done[index & 1]);
     if (status != KD_OK) return name_step(status, index);
+    result->why[0] = '\0';
     for (int m = 0; m < step->count; m++) {
         const kd_pending *pending = pending_of(step, index, m);
         if (!trained(&step->members[m])) continue;
         student_result(&result->student[m], step, m, pending, (double)result->valid);
-        KD_TRY(check_verdict(step, m, &result->student[m], pending, index));
+        explain(result, step, m, pending);
+        result->skips = (int64_t)pending->scalars.skips;
+        result->in_row = (int64_t)pending->scalars.in_row;
+        stopped |= pending->scalars.stopped != 0.0f;
     }
     *out = result;
-    return KD_OK;
+    if (!stopped) return KD_OK;
+    char where[32];
+    snprintf(where, sizeof where, "rank %d", step->comm->rank);
+    return kd_step_stop(step, index, *result->why ? result->why : "held back", where);
+}
+
+/* ---- the guard -------------------------------------------------------------------------------- */
+
+kd_status kd_step_save_guard(kd_guard *guard, kd_step *step)
+{
+    KD_TRY(kd_download(&step->exec, guard, &step->guard));
+    return kd_sync(&step->exec);
+}
+
+kd_status kd_step_load_guard(kd_step *step, const kd_guard *guard)
+{
+    return kd_upload(&step->exec, &step->guard, guard);
 }

@@ -1,6 +1,20 @@
 /* The plan of a step: the same code with stacks that only count, then one allocation each. */
 #include "train/train.h"
 
+/* Those of the trained members lie together, since one op decides about all of them. */
+static void share_scalars(kd_step *step)
+{
+    const int64_t bytes = sizeof(kd_step_scalars);
+    int64_t trained = 0, next[2] = { 0 };
+    for (int m = 0; m < step->count; m++) trained += step->members[m].model->slab.trainable;
+    next[0] = trained;
+    for (int m = 0; m < step->count; m++) {
+        const int64_t at = next[step->members[m].model->slab.trainable]++;
+        step->members[m].scalars = kd_tensor_slice(&step->scalars, 0, at * bytes, bytes);
+    }
+    step->trained = kd_tensor_slice(&step->scalars, 0, 0, trained * bytes);
+}
+
 /* Tensors that live as long as the step; run once to count and once to take. */
 static kd_status take_fixed(kd_step *step)
 {
@@ -12,10 +26,12 @@ static kd_status take_fixed(kd_step *step)
         kd_stack_push(&step->batch.geometry.cu, fixed, "document starts", KD_I32, KD_SHAPE(n + 1)));
     KD_TRY(kd_stack_push(&step->targets.rows, fixed, "target rows", KD_I32, KD_SHAPE(r)));
     KD_TRY(kd_stack_push(&step->targets.labels, fixed, "target labels", KD_I32, KD_SHAPE(r)));
+    KD_TRY(kd_stack_push(&step->guard, fixed, "guard", KD_U8, KD_SHAPE((int64_t)sizeof(kd_guard))));
+    KD_TRY(kd_stack_push(&step->scalars, fixed, "step scalars", KD_U8,
+                         KD_SHAPE(step->count * (int64_t)sizeof(kd_step_scalars))));
+    share_scalars(step);
     for (int m = 0; m < step->count; m++) {
         kd_member *member = &step->members[m];
-        KD_TRY(kd_stack_push(&member->scalars, fixed, "step scalars", KD_U8,
-                             KD_SHAPE((int64_t)sizeof(kd_step_scalars))));
         const int64_t terms = kd_objective_terms(&step->objective, m);
         KD_TRY(kd_stack_push(&member->totals, fixed, "loss totals", KD_F32,
                              KD_SHAPE(kd_max_i64(terms, 2) + 1)));

@@ -150,7 +150,7 @@ static kd_status create(kd_events *events, kd_arena *arena, const char *dir)
     events->fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_APPEND | O_CLOEXEC, 0666);
     if (events->fd < 0) return kd_fail(KD_EIO, "%s: %s", path, strerror(errno));
     events->path = path;
-    return KD_OK;
+    return kd_file_fsync(dir);
 }
 
 kd_status kd_events_open(kd_events *events, kd_arena *arena, const char *out, int64_t step)

@@ -2,8 +2,8 @@
  * train.h - the training run: configuration, step, evaluation, checkpoints, metrics.
  *
  * run.c (sections of a run file) session.c (opens what a run names) step*.c trainer.c evaluate.c
- * profile.c checkpoint_*.c manifest.c (their own header: checkpoint.h) metrics.c tensorboard.c
- * estimate.c ranks.c
+ * profile.c checkpoint_*.c manifest.c output.c (their own header: checkpoint.h) metrics.c
+ * tensorboard.c estimate.c ranks.c
  */
 #ifndef KD_TRAIN_H
 #define KD_TRAIN_H
@@ -16,7 +16,12 @@
 
 #include <kd/trainer.h>
 
-enum { KD_MAX_MODELS = 8, KD_BUCKET_ELEMENTS = 8 << 20, KD_MAX_RECORDINGS = 9, KD_SEEN_ROWS = 16 };
+enum {
+    KD_MAX_MODELS = KD_MAX_STUDENTS,
+    KD_BUCKET_ELEMENTS = 8 << 20,
+    KD_MAX_RECORDINGS = 9,
+    KD_SEEN_ROWS = 16
+};
 
 /* ---- vocabularies ----------------------------------------------------------------------------- */
 
@@ -34,13 +39,16 @@ typedef struct kd_student_result {
     double term[KD_MAX_ROW_TERMS]; /* mean over the counted rows, T^2 applied, weight not */
     double same_top;               /* share; NaN where no term has a teacher */
     double gradient_norm, lr;
-    int verdict; /* kd_verdict */
+    double loss_z, norm_z; /* kd_step_scalars */
+    int verdict;           /* kd_verdict */
 } kd_student_result;
 
 typedef struct kd_step_result {
     int64_t step;
     int64_t valid;                            /* counted rows, all ranks */
     kd_student_result student[KD_MAX_MODELS]; /* indexed by model */
+    int64_t skips, in_row; /* of kd_guard; in_row 0: the step updated its students */
+    char why[192];         /* it did not */
 } kd_step_result;
 
 /* One of models[n].  A frozen teacher and a student differ in their slab alone. */
@@ -48,7 +56,7 @@ typedef struct kd_member {
     kd_model *model;
     kd_taps taps;
     kd_step_scalars host; /* the step's values, before upload */
-    kd_tensor scalars;    /* device copy, as bytes */
+    kd_tensor scalars;    /* device copy, as bytes: a part of the step's */
     kd_tensor totals;     /* f32 [KD_MAX_ROW_TERMS + 1] sums over the step's rows */
     kd_buckets buckets;
 } kd_member;
@@ -76,6 +84,9 @@ typedef struct kd_step {
     kd_objective measures; /* per model: cross entropy, then forward KL to the reference */
     kd_term measure_terms[2 * KD_MAX_MODELS];
     kd_optim_options optim;
+    kd_tensor scalars; /* of all members; first those of the trained, whose bytes `trained` are */
+    kd_tensor trained;
+    kd_tensor guard;     /* kd_guard, as bytes */
     int64_t steps;       /* of the run, for schedules */
     int64_t rows;        /* N of a micro-batch */
     int64_t target_rows; /* N rounded up to the chunk */
@@ -129,15 +140,34 @@ typedef kd_status (*kd_step_part)(kd_step *step, bool last);
 KD_MUST_CHECK kd_status kd_step_play(kd_step *step, int64_t key, kd_step_part part, bool last);
 void kd_step_forget(kd_step *step); /* all recordings */
 
+/* Parts of it, for one that looks closer (step_look.c): what a step starts with, `valid` rows counted
+ * by all ranks; the forward passes that its objective reads; and those with losses and gradients of
+ * the micro-batch that was uploaded, reduced after the last. */
+KD_MUST_CHECK kd_status kd_step_begin(kd_step *step, int64_t index, double valid);
+KD_MUST_CHECK kd_status kd_step_forward(kd_step *step);
+KD_MUST_CHECK kd_status kd_step_passes(kd_step *step, bool last);
+
 /* The seven parts of design.md §3, in order; enqueues and does not wait.  KD_ESTOPPED, on all ranks,
  * before a micro-batch when one was asked to stop: nothing has been updated, and the step's result is
  * none. */
 KD_MUST_CHECK kd_status kd_step_run(kd_step *step, const kd_step_batch *batch, int64_t index);
 
 /* The result of step `index`, which must be one of the last two; waits for it.  KD_ENONFINITE names
- * step, model and component when that step updated nothing. */
+ * step, model and component when that step stopped the run: neither it nor any step after it updated
+ * anything. */
 KD_MUST_CHECK kd_status kd_step_result_of(const kd_step_result **result, kd_step *step,
                                           int64_t index);
+
+/* After such a failure, on all ranks, with the batch of that step: takes it again and fails with a
+ * message that says where the first number is that is not finite. */
+kd_status kd_step_look(kd_step *step, const kd_step_batch *batch, int64_t index);
+
+/* "step 733: <why> (<where>); nothing was updated", and how often in a row: KD_ENONFINITE. */
+kd_status kd_step_stop(const kd_step *step, int64_t index, const char *why, const char *where);
+
+/* What decides about updates, between steps: for a checkpoint, and from one. */
+KD_MUST_CHECK kd_status kd_step_save_guard(kd_guard *guard, kd_step *step);
+KD_MUST_CHECK kd_status kd_step_load_guard(kd_step *step, const kd_guard *guard);
 
 /* ---- evaluation ------------------------------------------------------------------------------- */
 
@@ -197,12 +227,13 @@ KD_MUST_CHECK kd_status kd_step_evaluate(kd_step *step, kd_loader *loader, unsig
 
 /* All that a resumed run needs and no slab holds. */
 typedef struct kd_progress {
-    int64_t step;   /* updates done */
+    int64_t step;   /* steps done; with or without an update */
     int64_t tokens; /* taken by them, all ranks */
     kd_cursor cursor;
     int64_t best_step; /* of the best evaluation; -1: none yet */
     double best;
     double seconds; /* spent training */
+    kd_guard guard;
 } kd_progress;
 
 typedef struct kd_checkpoint {
@@ -232,8 +263,8 @@ KD_MUST_CHECK kd_status kd_checkpoint_load(kd_progress *progress, const char *di
 #define KD_CHECKPOINT_NAME "checkpoint-%06lld"
 int64_t kd_checkpoint_step(const char *dir); /* -1: its name is none of a checkpoint */
 
-/* The newest folder whose manifest verifies; NULL: none.  Removes stagings that a dead run left and
- * says so, and warns of a damaged folder that it passes over. */
+/* The newest folder whose manifest verifies; NULL: there is no folder of a checkpoint's name.  Warns of
+ * a damaged one that it passes over; KD_EFORMAT when all are. */
 KD_MUST_CHECK kd_status kd_checkpoint_latest(const char **dir, kd_arena *arena, const char *out);
 
 /* Sizes and hashes of every file in MANIFEST.json; KD_EFORMAT names the first that differs, and for
@@ -242,5 +273,18 @@ KD_MUST_CHECK kd_status kd_checkpoint_verify(const char *dir);
 
 /* Keeps the newest `keep` and the one of `best_step` (-1: none). */
 KD_MUST_CHECK kd_status kd_checkpoint_rotate(const char *out, int keep, int64_t best_step);
+
+/* ---- the folder that a run writes ------------------------------------------------------------- */
+
+/* Makes `out` and takes it until `*lock` is closed or this process dies; out/.lock then says who we are.
+ * KD_EFORMAT names who has it. */
+KD_MUST_CHECK kd_status kd_output_lock(int *lock, const char *out);
+
+/* KD_EIO when `out` is no longer the folder that `lock` was taken in. */
+KD_MUST_CHECK kd_status kd_output_check(int lock, const char *out);
+
+/* Removes what runs that died left half written, a line for each, and puts back a checkpoint that was
+ * being replaced.  Whoever calls it holds the lock. */
+KD_MUST_CHECK kd_status kd_output_sweep(const char *out);
 
 #endif

@@ -2,11 +2,9 @@
 #include "train/metrics.h"
 #include "train/session.h"
 
-#include <fcntl.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/file.h>
 #include <unistd.h>
 
 typedef struct interval {
@@ -36,8 +34,9 @@ typedef struct trainer {
     kd_model *students[KD_MAX_MODELS];
     int student_count;
     unsigned student_bits;
-    int64_t reported;   /* steps whose result has been read */
-    int64_t started_at; /* step at which this process began */
+    int64_t reported;    /* steps whose result has been read */
+    kd_cursor before[2]; /* where the data of the last two steps begin */
+    int64_t started_at;  /* step at which this process began */
     double start, waited;
     int64_t evaluated; /* step of the last evaluation; -1: none */
     int64_t saved;     /* step of the newest checkpoint; -1: none */
@@ -78,19 +77,6 @@ static kd_status by_first(trainer *t, kd_status (*work)(trainer *t))
 }
 
 /* ---- opening ---------------------------------------------------------------------------------- */
-
-/* Two runs in one folder would mix their checkpoints. */
-static kd_status lock_output(trainer *t)
-{
-    const char *path;
-    KD_TRY(kd_dir_create(t->out));
-    KD_TRY(kd_path_join(&path, t->session.run->arena, t->out, ".lock"));
-    t->lock = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-    if (t->lock < 0) return kd_fail(KD_EIO, "%s: cannot be opened", path);
-    if (flock(t->lock, LOCK_EX | LOCK_NB) != 0)
-        return kd_fail(KD_EFORMAT, "%s: another run writes here", t->out);
-    return KD_OK;
-}
 
 /* Passes over the data after `steps` updates. */
 static double epoch_of(const trainer *t, int64_t steps)
@@ -138,12 +124,13 @@ static kd_status load_history(trainer *t, const char *dir)
     return KD_OK;
 }
 
-/* Locks the folder and looks what is there.  Answers with the newest checkpoint's step + 1; 0: there
+/* Takes the folder, since two runs in one would mix their checkpoints, and looks what is there.  Answers with the newest checkpoint's step + 1; 0: there
  * is none. */
 static kd_status open_output(trainer *t)
 {
     const char *wanted = t->session.run->run.resume, *finished;
-    KD_TRY(lock_output(t));
+    KD_TRY(kd_output_lock(&t->lock, t->out));
+    KD_TRY(kd_output_sweep(t->out));
     KD_TRY(kd_path_join(&finished, t->session.run->arena, t->out, "config.json"));
     if (kd_file_exists(finished))
         return kd_fail(KD_EFORMAT, "%s: holds a finished model; give another run.out", t->out);
@@ -170,6 +157,7 @@ static kd_status resume(trainer *t)
     const char *dir = t->resumed;
     const kd_checkpoint expected = checkpoint_of(t);
     KD_TRY(kd_checkpoint_load(&t->progress, dir, &expected));
+    KD_TRY(kd_step_load_guard(&t->session.step, &t->progress.guard));
     KD_TRY(load_history(t, dir));
     t->saved = t->progress.step;
     kd_log(KD_LOG_INFO, "resume    %s: goes on with step %lld", dir, (long long)t->progress.step);
@@ -279,6 +267,35 @@ static kd_status log_result(trainer *t, const kd_step_result *result)
     return KD_OK;
 }
 
+/* Why the run stops at `step`, whose update and all later ones were held back, and where it goes on. */
+static kd_status stopped(trainer *t, int64_t step)
+{
+    const kd_step_batch *batch = NULL;
+    kd_loader *loader = t->session.train;
+    char message[1024], state[64] = "none was saved";
+    snprintf(message, sizeof message, "%s", kd_last_error());
+    /* Every rank is here, and has its part of the batch. */
+    if (kd_loader_seek(loader, &t->before[step & 1]) == KD_OK &&
+        kd_loader_next(&batch, loader, NULL) == KD_OK && batch) {
+        kd_record_failure("%s", message);
+        (void)kd_step_look(&t->session.step, batch, step);
+        snprintf(message, sizeof message, "%s", kd_last_error());
+    }
+    if (t->saved >= 0) snprintf(state, sizeof state, KD_CHECKPOINT_NAME, (long long)t->saved);
+    return kd_fail(KD_ENONFINITE, "%s; state before it: %s", message, state);
+}
+
+static kd_status read_result(const kd_step_result **result, trainer *t, int64_t step)
+{
+    const kd_status status = kd_step_result_of(result, &t->session.step, step);
+    if (status == KD_ENONFINITE) return stopped(t, step);
+    if (status == KD_OK && (*result)->in_row > 0 && first(t))
+        kd_log(KD_LOG_WARN, "%6lld  %s; nothing was updated (%lld of at most %lld in a row)",
+               (long long)step, (*result)->why, (long long)(*result)->in_row,
+               (long long)t->session.run->optim.max_skips);
+    return status;
+}
+
 /* Reads the results of the steps before `until`, in order. */
 static kd_status report(trainer *t, int64_t until)
 {
@@ -290,7 +307,7 @@ static kd_status report(trainer *t, int64_t until)
         const double per_step = spent / (double)(done - t->started_at);
         const int64_t step_tokens = s->step_samples * s->run->data.sequence;
         const double rate = (double)step_tokens / per_step;
-        KD_TRY(kd_step_result_of(&result, &t->session.step, t->reported));
+        KD_TRY(read_result(&result, t, t->reported));
         if (first(t))
             KD_TRY(kd_metrics_step(&t->metrics, &s->step, result, done * step_tokens,
                                    t->progress.seconds + spent, rate));
@@ -356,6 +373,12 @@ static kd_status evaluate(trainer *t)
     return KD_OK;
 }
 
+static kd_status rotate(const trainer *t)
+{
+    const int keep = (int)t->session.run->checkpoint.keep;
+    return kd_checkpoint_rotate(t->out, keep, t->progress.best_step);
+}
+
 static kd_status save(trainer *t)
 {
     const double start = kd_clock();
@@ -363,11 +386,13 @@ static kd_status save(trainer *t)
     kd_progress progress = t->progress;
     progress.seconds += start - t->start;
     KD_TRY(take_logged(t));
+    KD_TRY(kd_step_save_guard(&progress.guard, &t->session.step));
+    KD_TRY(kd_output_check(t->lock, t->out));
+    KD_TRY(kd_metrics_sync(&t->metrics)); /* a run that goes on from here has the records before */
     kd_checkpoint checkpoint = checkpoint_of(t);
     checkpoint.progress = progress;
     KD_TRY(kd_checkpoint_save(&path, t->session.run->arena, t->out, &checkpoint));
-    KD_TRY(
-        kd_checkpoint_rotate(t->out, (int)t->session.run->checkpoint.keep, t->progress.best_step));
+    KD_TRY(rotate(t));
     kd_log(KD_LOG_INFO, "%6lld  %s%s written in %.1f s", (long long)t->progress.step,
            t->stopping ? "stopping: " : "", path, kd_clock() - start);
     return KD_OK;
@@ -407,6 +432,7 @@ static kd_status one_step(trainer *t)
     const kd_step_batch *batch;
     kd_session *s = &t->session;
     double wait = 0.0;
+    t->before[t->progress.step & 1] = t->progress.cursor;
     KD_TRY(kd_loader_next(&batch, s->train, &wait));
     if (!batch)
         return kd_fail(KD_EINVAL,
@@ -504,6 +530,8 @@ static kd_status stop(trainer *t)
 static kd_status finish(trainer *t)
 {
     const kd_checkpoint checkpoint = checkpoint_of(t);
+    KD_TRY(kd_output_check(t->lock, t->out));
+    KD_TRY(rotate(t)); /* who died between a save and its rotation left that to us */
     for (int i = t->student_count - 1; i >= 0; i--) {
         const char *dir = t->out;
         if (i > 0) KD_TRY(kd_arena_format(&dir, t->session.arena, "%s/students/%d", t->out, i));

@@ -42,11 +42,20 @@ static void model_title(FILE *out, const kd_left *left, const kd_curves *model)
 /* Keys of a step's record that are no term of the loss. */
 static bool is_common(const char *key)
 {
-    static const char *const common[] = {
-        "loss",      "same_top", "gradient_norm", "lr",           "valid",
-        "tokens",    "seconds",  "tokens_per_s",  "device_bytes", "device_peak_bytes",
-        "host_bytes"
-    };
+    static const char *const common[] = { "loss",
+                                          "same_top",
+                                          "gradient_norm",
+                                          "loss_z",
+                                          "norm_z",
+                                          "skipped",
+                                          "lr",
+                                          "valid",
+                                          "tokens",
+                                          "seconds",
+                                          "tokens_per_s",
+                                          "device_bytes",
+                                          "device_peak_bytes",
+                                          "host_bytes" };
     for (int i = 0; i < KD_COUNT(common); i++)
         if (strcmp(key, common[i]) == 0) return true;
     return false;

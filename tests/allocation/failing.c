@@ -3,6 +3,7 @@
 #include "support/interpose.h"
 #include "support/students.h"
 #include "support/text_file.h"
+#include "train/train.h"
 
 #include <fcntl.h>
 #include <malloc.h>
@@ -325,6 +326,7 @@ static void expect_checkpoints(bool for_good, int64_t least)
     if (!kd_dir_exists("out")) return;
     (void)test_log();
     if (!for_good && test_count("out", ".tmp") > 0) defect("half a checkpoint is left");
+    test_ok(kd_output_sweep("out"));
     test_ok(kd_arena_create(&arena));
     if (kd_checkpoint_latest(&newest, arena, "out") != KD_OK) defect("then: %s", kd_last_error());
     if ((newest ? kd_checkpoint_step(newest) : 0) < least)

@@ -235,6 +235,8 @@ Test(nodes, merge_and_set_by_precedence, .init = setup, .fini = teardown)
         { "loss.ce", "{weight: 3, smooth: 0.1}", "loss.ce.smooth", "0.1" },
         { "data.valid", "", "data.valid", "" },
         { "data.valid", "\"a: b\"", "data.valid", "a: b" },
+        { "data.valid", "a\n b\n", "data.valid", "a\n b\n" }, /* of a plain text, not folded */
+        { "data.valid", "'a\n b'", "data.valid", "a b" },
     };
     for (int i = 0; i < KD_COUNT(sets); i++) {
         cr_assert_eq(kd_node_set(root, arena, "--flag", sets[i].path, sets[i].text), KD_OK, "%s",
@@ -265,6 +267,7 @@ Test(nodes, set_and_fail_name_the_place, .init = setup, .fini = teardown)
         { "a.", "1", "--flag: 'a.'" },
         { "a..b", "1", "--flag: 'a..b'" },
         { "a", "[1", "--flag:2: did not find" },
+        { "a", "\xff\xfe", "--flag:1: invalid leading UTF-8 octet" },
         { "a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a", "1",
           "--flag: 'a.a" },
     };

@@ -261,6 +261,29 @@ Test(ranks, leave_when_one_dies_or_hangs, .init = setup, .fini = teardown)
     lose_a_rank(0, SIGSTOP);
 }
 
+/* A weight that grows beyond all floats: all find the same step, and say the same of it. */
+Test(ranks, stop_at_the_same_number_that_is_not_finite, .init = setup, .fini = teardown)
+{
+    enum { RANKS = 2 };
+    char line[600];
+    test_require_mpi();
+    prepare_run();
+    write_text("rank.sh", rank_script);
+    snprintf(line, sizeof line,
+             "%s -n %d sh rank.sh %s train run.yaml '--run.checkpoint.every=1 steps' "
+             "'--loss.kl.weight={from: 1, to: 3e38, steps: 3}' </dev/null",
+             KD_MPIRUN, (int)RANKS, KD_COMMAND);
+    (void)run_line(line);
+    for (int r = 0; r < RANKS; r++) {
+        const char *log = log_of(r);
+        cr_expect(number_in("code", r) == 5, "rank %d: exit %d: %s", r, number_in("code", r), log);
+        cr_expect(strstr(log, "of 2: step 1: ") && strstr(log, "(rank 0"), "rank %d: %s", r, log);
+        cr_expect(strstr(log, "; nothing was updated; state before it: checkpoint-000001"),
+                  "rank %d: %s", r, log);
+    }
+    cr_expect(!kd_dir_exists("out/checkpoint-000002"));
+}
+
 /* ---- what is refused -------------------------------------------------------------------------- */
 
 Test(ranks, that_do_not_agree_are_refused, .init = setup, .fini = teardown)

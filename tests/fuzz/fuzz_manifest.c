@@ -87,7 +87,9 @@ static void check_state(void)
     (void)fuzz_accepted(kd_state_check(state, path, &wanted), KD_EFORMAT, KD_EFORMAT, path);
     fuzz_begin();
     if (fuzz_accepted(kd_state_progress(&p, state, path), KD_EFORMAT, KD_EFORMAT, path))
-        fuzz_require(p.step >= 0 && p.tokens >= 0 && p.best_step >= -1 && p.cursor.samples >= 0,
+        fuzz_require(p.step >= 0 && p.tokens >= 0 && p.best_step >= -1 && p.cursor.samples >= 0 &&
+                         p.guard.updates + p.guard.skips == p.step && p.guard.seen <= p.step &&
+                         p.guard.in_row >= 0 && p.guard.stopped == 0,
                      "progress");
     json_decref(state);
 }

@@ -231,6 +231,7 @@ static void check_resumed(const run *whole, const variant *v, const char *path, 
     run r;
     open_run(&r, v, "cuda", path);
     test_ok(kd_checkpoint_load(&r.checkpoint.progress, dir, &r.checkpoint));
+    test_ok(kd_step_load_guard(&r.lesson.step, &r.checkpoint.progress.guard));
     test_ok(kd_loader_seek(r.loader, &r.checkpoint.progress.cursor));
     finish(&r);
     same_bits(&r, whole, v->name, "resumed");
@@ -249,6 +250,7 @@ Test(run, has_the_same_bits_again_resumed_and_without_graphs)
         unsetenv("KD_GRAPHS");
         open_run(&whole, v, "cuda", path);
         while (whole.checkpoint.progress.step < STEPS / 2) take_step(&whole);
+        test_ok(kd_step_save_guard(&whole.checkpoint.progress.guard, &whole.lesson.step));
         test_ok(kd_checkpoint_save(&dir, arena, out, &whole.checkpoint));
         finish(&whole);
         if (i == 0) check_again(&whole, v, path, "again");
@@ -259,6 +261,109 @@ Test(run, has_the_same_bits_again_resumed_and_without_graphs)
         kd_arena_destroy(arena);
         test_ok(kd_dir_remove(out));
     }
+    test_text_remove();
+}
+
+/* ---- what is not finite ----------------------------------------------------------------------- */
+
+enum { TEACHER, STUDENT };
+static const test_planted bad[] = { { TEACHER, "head", 7, 1, 1, NAN },
+                                    { STUDENT, "blocks.0.out", 5, 1, 1, INFINITY } };
+static const char *const places[] = {
+    "logits of first are not finite (rank 0, micro-batch 0, row ",
+    "logits of second are not finite (rank 0, micro-batch 0, row "
+};
+
+/* Enqueues a step; its result is not waited for. */
+static void go(run *r, kd_cursor *before)
+{
+    const kd_step_batch *batch;
+    if (before) kd_loader_cursor(before, r->loader);
+    test_ok(kd_loader_next(&batch, r->loader, NULL));
+    test_ok(kd_step_run(&r->lesson.step, batch, r->checkpoint.progress.step++));
+}
+
+static void expect_stop(kd_status status, int64_t step, const char *place)
+{
+    char name[32];
+    snprintf(name, sizeof name, "step %lld: ", (long long)step);
+    cr_assert(status == KD_ENONFINITE && strncmp(kd_last_error(), name, strlen(name)) == 0 &&
+                  strstr(kd_last_error(), place) && strstr(kd_last_error(), "nothing was updated"),
+              "%s: %s", kd_status_text(status), kd_last_error());
+}
+
+/* The step behind the bad one is on its way when that is known, and moves nothing either. */
+static void check_stop(const variant *v, int which, const char *path)
+{
+    const kd_step_batch *batch;
+    const kd_step_result *result;
+    kd_cursor cursor;
+    size_t bytes;
+    run r;
+    open_run(&r, v, "cuda", path);
+    for (int k = 0; k < 3; k++) take_step(&r);
+    read_result(&r, 2);
+    test_ok(test_lesson_plant(&r.lesson, &bad[which]));
+    unsigned char *before = test_lesson_bits(&r.lesson, &bytes);
+    go(&r, &cursor);
+    if (which == TEACHER) {
+        const test_planted mended = { TEACHER, "head", 7, 1, 1, 0.5f };
+        test_ok(test_lesson_plant(&r.lesson, &mended));
+    }
+    go(&r, NULL);
+    expect_stop(kd_step_result_of(&result, &r.lesson.step, 3), 3, "not finite");
+    unsigned char *after = test_lesson_bits(&r.lesson, &bytes);
+    cr_assert(memcmp(before, after, bytes) == 0, "%s: weights or moments have moved", v->name);
+    if (which == TEACHER) test_ok(test_lesson_plant(&r.lesson, &bad[which]));
+    test_ok(kd_loader_seek(r.loader, &cursor));
+    test_ok(kd_loader_next(&batch, r.loader, NULL));
+    expect_stop(kd_step_look(&r.lesson.step, batch, 3), 3, places[which]);
+    free(before);
+    free(after);
+    close_run(&r);
+}
+
+/* Steps 0 to 4 of which 3 is bad and left out, or not taken at all. */
+static void skip_one(run *r, bool taken, const char *path)
+{
+    static const test_planted mended = { TEACHER, "head", 7, 1, 1, 0.5f };
+    const kd_step_batch *batch;
+    open_run(r, &variants[0], "cuda", path);
+    r->lesson.step.optim.on_nonfinite = KD_NONFINITE_SKIP;
+    r->lesson.step.optim.max_skips = 1;
+    for (int k = 0; k < 3; k++) take_step(r);
+    read_result(r, 2);
+    test_ok(test_lesson_plant(&r->lesson, &bad[TEACHER]));
+    if (taken) {
+        take_step(r);
+        read_result(r, 3);
+        cr_assert(r->results[3].skips == 1 && r->results[3].in_row == 1);
+    } else {
+        test_ok(kd_loader_next(&batch, r->loader, NULL));
+        r->checkpoint.progress.step++;
+    }
+    test_ok(test_lesson_plant(&r->lesson, &mended));
+    go(r, NULL);
+    read_result(r, 4);
+    cr_assert(r->results[4].skips == taken && r->results[4].in_row == 0);
+}
+
+Test(run, that_is_not_finite_moves_nothing)
+{
+    require_cuda();
+    const char *path = write_tokens("finite", CLASSES, true);
+    for (int graphs = 0; graphs < 2; graphs++) {
+        run with, without;
+        setenv("KD_GRAPHS", graphs ? "1" : "0", 1);
+        check_stop(&variants[graphs], TEACHER, path);
+        check_stop(&variants[!graphs], STUDENT, path);
+        skip_one(&with, true, path);
+        skip_one(&without, false, path);
+        same_bits(&with, &without, variants[0].name, "a step left out");
+        close_run(&with);
+        close_run(&without);
+    }
+    unsetenv("KD_GRAPHS");
     test_text_remove();
 }
 

@@ -178,6 +178,80 @@ Test(update, nothing_moves_after_a_bad_verdict)
     parity_close(&p);
 }
 
+/* ---- the guard -------------------------------------------------------------------------------- */
+
+static void same_students(const kd_step_scalars *got, const kd_step_scalars *want, int students,
+                          int64_t step)
+{
+    for (int i = 0; i < students; i++) {
+        const kd_step_scalars *a = &got[i], *b = &want[i];
+        cr_assert(a->verdict == b->verdict && a->skips == b->skips && a->in_row == b->in_row &&
+                      a->stopped == b->stopped && a->lr == b->lr && a->loss == b->loss,
+                  "step %lld, student %d: verdict %g, %g skips, %g in a row; expected %g, %g, %g",
+                  (long long)step, i, a->verdict, a->skips, a->in_row, b->verdict, b->skips,
+                  b->in_row);
+        /* 128 additions in double, of whose order nothing is left in f32 but a rounding. */
+        test_near_value(a->loss_z, b->loss_z, KD_F32, 1, 1, 1, "step %lld: z", (long long)step);
+        test_near_value(a->norm_z, b->norm_z, KD_F32, 1, 1, 1, "step %lld: z", (long long)step);
+        test_near_value(a->bias1, b->bias1, KD_F32, 1, 0, 1, "step %lld: bias", (long long)step);
+        test_near_value(a->bias2, b->bias2, KD_F32, 1, 0, 1, "step %lld: bias", (long long)step);
+    }
+}
+
+/* What comes at some of its steps; else around 1. */
+static void set_step(parity *p, kd_step_scalars *s, int students, int64_t step)
+{
+    for (int i = 0; i < students; i++) {
+        s[i] = (kd_step_scalars){ .lr = 1,
+                                  .loss = (float)test_uniform(&p->bench),
+                                  .norm = (float)(1 + test_uniform(&p->bench)) };
+        if (step % 50 == 9 && i == students - 1) s[i].verdict = KD_VERDICT_LOSS;
+        if (step % 50 == 10 && i == 0) s[i].verdict = KD_VERDICT_GRADIENT;
+        if (step % 50 == 30 && i == 0) s[i].loss = 20;
+        if (step % 50 == 32 && i == students - 1) s[i].norm = 20;
+    }
+}
+
+/* The same decisions from the first step past full windows until a stop and beyond. */
+Test(update, guard)
+{
+    enum { STEPS = 300 };
+    static const int counts_of_students[] = { 1, 2, KD_MAX_STUDENTS };
+    parity p;
+    parity_open(&p, 0);
+    for (int c = 0; c < KD_COUNT(counts_of_students); c++) {
+        const int mark = test_mark(&p.bench), n = counts_of_students[c];
+        const int64_t bytes = n * (int64_t)sizeof(kd_step_scalars);
+        kd_tensor scalars[2], guard[2];
+        for (int i = 0; i < 2; i++) {
+            scalars[i] = test_tensor(&p.bench, KD_U8, KD_SHAPE(bytes), 0);
+            guard[i] = test_tensor(&p.bench, KD_U8, KD_SHAPE(sizeof(kd_guard)), 0);
+            *(kd_guard *)guard[i].data = (kd_guard){ .updates = 0 };
+        }
+        const kd_guard *cpu = guard[0].data, *gpu = guard[1].data;
+        for (int64_t step = 0; step < STEPS; step++) {
+            kd_guard_args args = { .skip = step < 250,
+                                   .zscore = c == 1 ? 0 : 6,
+                                   .max_skips = 2,
+                                   .beta1 = 0.9f,
+                                   .beta2 = 0.999f };
+            if (step > 140 && step < 250 && step % 9) continue; /* the emulator takes its time */
+            set_step(&p, scalars[0].data, n, step);
+            memcpy(scalars[1].data, scalars[0].data, (size_t)bytes);
+            args.guard = &guard[0], args.scalars = &scalars[0];
+            test_ok(kd_op_run(&p.bench.exec, KD_OP_guard, &args));
+            args.guard = &guard[1], args.scalars = &scalars[1];
+            test_ok(parity_run_gpu(&p, KD_OP_guard, &args));
+            same_students(scalars[1].data, scalars[0].data, n, step);
+            cr_assert(memcmp(gpu, cpu, sizeof *gpu) == 0, "step %lld: another guard",
+                      (long long)step);
+        }
+        cr_assert(cpu->seen > KD_GUARD_WINDOW && cpu->skips > 4, "%d skips", (int)cpu->skips);
+        test_release(&p.bench, mark);
+    }
+    parity_close(&p);
+}
+
 /* The whole way: a gradient that is not finite anywhere stops its own update. */
 Test(update, a_bad_gradient_is_found)
 {

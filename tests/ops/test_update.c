@@ -31,6 +31,7 @@ static state make(test_bench *b, kd_dtype dtype)
                 .sum_squares = test_tensor(b, KD_F32, KD_SHAPE(1), 0),
                 .losses = test_filled(b, KD_F32, KD_SHAPE(3), 0, 0, 1) };
     repeat(&s.param, golden_start[0]);
+    *(kd_step_scalars *)s.scalars.data = (kd_step_scalars){ .term = { { .scale = 0.5f } } };
     return s;
 }
 
@@ -182,6 +183,150 @@ Test(update, what_is_not_finite_stops_the_update)
     test_close(&b);
 }
 
+/* ---- the guard -------------------------------------------------------------------------------- */
+
+typedef struct decision {
+    kd_guard guard;
+    kd_step_scalars s[2]; /* two students */
+    kd_guard_args args;
+} decision;
+
+static void decide(test_bench *b, decision *d)
+{
+    const kd_tensor guard = kd_tensor_of(&d->guard, KD_U8, KD_SHAPE(sizeof d->guard));
+    const kd_tensor scalars = kd_tensor_of(d->s, KD_U8, KD_SHAPE(sizeof d->s));
+    d->args.guard = &guard;
+    d->args.scalars = &scalars;
+    test_ok(kd_op_run(&b->exec, KD_OP_guard, &d->args));
+}
+
+/* A step with these values and verdicts; `verdict` of the second student. */
+static void take(test_bench *b, decision *d, double loss, double norm, kd_verdict verdict)
+{
+    for (int i = 0; i < 2; i++)
+        d->s[i] = (kd_step_scalars){ .lr = 3,
+                                     .loss = (float)(loss + i),
+                                     .norm = (float)(norm * (1 + i)),
+                                     .verdict = (float)(i ? verdict : KD_VERDICT_GOOD) };
+    decide(b, d);
+    cr_assert(d->s[0].lr == 3 && d->s[1].lr == 3, "guard wrote what is not its own");
+}
+
+static void expect(const decision *d, kd_verdict first, kd_verdict second, int updates, int skips,
+                   int in_row, bool stopped, const char *what)
+{
+    const kd_guard *g = &d->guard;
+    cr_assert((int)d->s[0].verdict == (int)first && (int)d->s[1].verdict == (int)second,
+              "%s: verdicts %g and %g", what, d->s[0].verdict, d->s[1].verdict);
+    cr_assert(g->updates == updates && g->skips == skips && g->in_row == in_row &&
+                  (g->stopped != 0) == stopped,
+              "%s: %d updates, %d skips, %d in a row, stopped %d", what, (int)g->updates,
+              (int)g->skips, (int)g->in_row, (int)g->stopped);
+    for (int i = 0; i < 2; i++)
+        cr_assert(d->s[i].skips == (float)skips && d->s[i].in_row == (float)in_row &&
+                      d->s[i].stopped == (float)stopped,
+                  "%s: the host is told otherwise", what);
+}
+
+/* One student's bad step is no step of the other either; after a stop none is. */
+Test(update, a_bad_step_moves_no_student_and_stops_for_good)
+{
+    static const kd_verdict bad[] = { KD_VERDICT_LOSS, KD_VERDICT_GRADIENT };
+    test_bench b;
+    test_open(&b, 0);
+    for (int i = 0; i < KD_COUNT(bad); i++) {
+        decision d = { .args = { .beta1 = 0.5f, .beta2 = 0.75f, .max_skips = 10 } };
+        take(&b, &d, 1, 1, KD_VERDICT_GOOD);
+        expect(&d, KD_VERDICT_GOOD, KD_VERDICT_GOOD, 1, 0, 0, false, "good");
+        take(&b, &d, NAN, 1, bad[i]);
+        expect(&d, KD_VERDICT_HELD, bad[i], 1, 1, 1, true, "stop");
+        take(&b, &d, 1, 1, KD_VERDICT_GOOD);
+        expect(&d, KD_VERDICT_HELD, KD_VERDICT_HELD, 1, 1, 1, true, "after it");
+        cr_assert(d.guard.seen == 1 && isnan(d.s[0].loss_z), "a held step was looked at");
+    }
+    test_close(&b);
+}
+
+/* Left out: the next update is the second, by its bias too.  The eleventh in a row stops. */
+Test(update, bad_steps_are_left_out_some_times_in_a_row)
+{
+    test_bench b;
+    test_open(&b, 0);
+    decision d = { .args = { .skip = true, .beta1 = 0.5f, .beta2 = 0.75f, .max_skips = 10 } };
+    take(&b, &d, 1, 1, KD_VERDICT_GOOD);
+    cr_assert(d.s[1].bias1 == 0.5f && d.s[1].bias2 == 0.25f);
+    for (int i = 1; i <= 10; i++) {
+        take(&b, &d, INFINITY, NAN, KD_VERDICT_LOSS);
+        expect(&d, KD_VERDICT_HELD, KD_VERDICT_LOSS, 1, i, i, false, "left out");
+    }
+    take(&b, &d, 1, 1, KD_VERDICT_GOOD);
+    expect(&d, KD_VERDICT_GOOD, KD_VERDICT_GOOD, 2, 10, 0, false, "good again");
+    cr_assert(d.s[0].bias1 == 0.75f && d.s[0].bias2 == 0.4375f, "bias %g and %g", d.s[0].bias1,
+              d.s[0].bias2);
+    for (int i = 1; i <= 11; i++) take(&b, &d, 1, NAN, KD_VERDICT_GRADIENT);
+    expect(&d, KD_VERDICT_HELD, KD_VERDICT_GRADIENT, 2, 21, 11, true, "once more");
+    cr_assert(d.guard.seen == 2, "what is not finite is in a window");
+    test_close(&b);
+}
+
+/* Of the last 128 values, the newest among them, in the oracle's own words. */
+static double z_of(const double *values, int64_t count)
+{
+    double sum = 0, squares = 0;
+    for (int64_t i = count - KD_GUARD_WINDOW; i < count; i++) {
+        sum += values[i];
+        squares += values[i] * values[i];
+    }
+    const double mean = sum / KD_GUARD_WINDOW;
+    const double variance = squares / KD_GUARD_WINDOW - mean * mean;
+    return (values[count - 1] - mean) / sqrt(variance);
+}
+
+Test(update, spikes_are_left_out_by_their_z)
+{
+    enum { VALUES = 3 * KD_GUARD_WINDOW };
+    static double losses[VALUES], norms[VALUES];
+    int spikes = 0;
+    test_bench b;
+    test_open(&b, 0);
+    decision d = { .args = { .zscore = 4, .max_skips = 3, .beta1 = 0, .beta2 = 0 } };
+    for (int64_t i = 0; i < VALUES; i++) {
+        const bool high = i == 100 || i == 200 || i == 300;
+        losses[i] = 3 + test_uniform(&b) + (high && i != 300 ? 9 : 0);
+        norms[i] = 0.5 + test_uniform(&b) + (i == 300 ? 9 : 0);
+        take(&b, &d, (double)(float)losses[i], (double)(float)norms[i], KD_VERDICT_GOOD);
+        const kd_step_scalars *s = &d.s[0];
+        if (i < KD_GUARD_WINDOW) {
+            cr_assert(isnan(s->loss_z) && isnan(s->norm_z) && s->verdict == KD_VERDICT_GOOD,
+                      "step %lld: z before the window is full", (long long)i);
+            continue;
+        }
+        const double loss_z = z_of(losses, i + 1), norm_z = z_of(norms, i + 1);
+        cr_assert(fabs(s->loss_z - loss_z) < 1e-5 && fabs(s->norm_z - norm_z) < 1e-5,
+                  "step %lld: z %.9g and %.9g, expected %.9g and %.9g", (long long)i, s->loss_z,
+                  s->norm_z, loss_z, norm_z);
+        cr_assert((s->verdict == KD_VERDICT_SPIKE) == high && (d.guard.in_row > 0) == high,
+                  "step %lld: verdict %g", (long long)i, s->verdict);
+        spikes += high;
+    }
+    cr_assert(spikes == 2 && d.guard.skips == 2 && d.guard.seen == VALUES);
+    /* A low is no spike; equal values have none; off is off; one spike too many stops. */
+    take(&b, &d, -99, 0, KD_VERDICT_GOOD);
+    cr_assert(d.s[0].loss_z < -4 && d.s[0].verdict == KD_VERDICT_GOOD);
+    for (int i = 0; i < KD_GUARD_WINDOW; i++) take(&b, &d, 1, 1, KD_VERDICT_GOOD);
+    cr_assert(d.s[0].loss_z == 0 && d.s[0].norm_z == 0 && d.s[0].verdict == KD_VERDICT_GOOD);
+    for (int i = 1; i <= 4; i++) {
+        take(&b, &d, pow(10, i), 1, KD_VERDICT_GOOD);
+        expect(&d, KD_VERDICT_SPIKE, KD_VERDICT_SPIKE, (int)d.guard.updates, 2 + i, i, i == 4,
+               "higher and higher");
+    }
+    d.guard.stopped = 0;
+    d.args.zscore = 0;
+    take(&b, &d, 1e6, 1, KD_VERDICT_GOOD);
+    cr_assert(d.s[0].loss_z > 4 && d.s[0].verdict == KD_VERDICT_GOOD, "off: %g", d.s[0].verdict);
+    test_close(&b);
+}
+
 Test(update, plans_without_memory_and_refuses_what_does_not_fit)
 {
     test_bench b;
@@ -191,10 +336,15 @@ Test(update, plans_without_memory_and_refuses_what_does_not_fit)
     kd_tensor *const all[] = { &s.param,    &s.m,       &s.v,           &s.weights,
                                &s.gradient, &s.scalars, &s.sum_squares, &s.losses };
     for (int i = 0; i < KD_COUNT(all); i++) *all[i] = test_untouchable(all[i]);
+    const kd_tensor guard = test_untouchable(&(const kd_tensor){
+        .dtype = KD_U8, .rank = 1, .shape = { sizeof(kd_guard) }, .stride = { 1 } });
+    const kd_tensor small = kd_tensor_slice(&guard, 0, 0, sizeof(kd_guard) - 1);
+    const kd_tensor many = kd_tensor_of(guard.data, KD_U8, KD_SHAPE(9 * sizeof(kd_step_scalars)));
     kd_stack counting;
     kd_exec plan = test_planning(&b, &counting);
     test_ok(KD_RUN(&plan, clip, .scalars = &s.scalars, .sum_squares = &s.sum_squares,
                    .losses = &s.losses));
+    test_ok(KD_RUN(&plan, guard, .guard = &guard, .scalars = &s.scalars));
     test_ok(adamw(&plan, &s, NULL));
     test_ok(sgd(&plan, &s, &sgd_cases[2]));
 
@@ -210,5 +360,10 @@ Test(update, plans_without_memory_and_refuses_what_does_not_fit)
     test_refused(adamw(&b.exec, &s, &s.weights), KD_EINVAL, "weights: found f16");
     const sgd_case wrong = { "wrong", NULL, 0, 0, true };
     test_refused(sgd(&b.exec, &real, &wrong), KD_EINVAL, "nesterov");
+    test_refused(KD_RUN(&b.exec, guard, .scalars = &real.scalars), KD_EINVAL, "guard: absent");
+    test_refused(KD_RUN(&b.exec, guard, .guard = &small, .scalars = &real.scalars), KD_EINVAL,
+                 "guard: found");
+    test_refused(KD_RUN(&b.exec, guard, .guard = &guard, .scalars = &many), KD_EINVAL,
+                 "found 9 students, expected at most 8");
     test_close(&b);
 }

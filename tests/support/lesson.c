@@ -170,7 +170,10 @@ static kd_status open_step(test_lesson *l, const test_lesson_options *o)
                                                  .beta1 = 0.9,
                                                  .beta2 = 0.95,
                                                  .eps = 1e-8,
-                                                 .clip = 1 },
+                                                 .clip = 1,
+                                                 .on_nonfinite = o->skip,
+                                                 .skip_zscore = o->zscore,
+                                                 .max_skips = o->max_skips },
                                       .steps = o->steps ? o->steps : 100 };
     KD_TRY(kd_step_plan(&l->step, &options));
     KD_TRY(cut_buckets(l, o->bucket));
@@ -215,6 +218,33 @@ kd_status test_lesson_step(test_lesson *l, kd_step_result *result, const kd_step
     KD_TRY(kd_step_result_of(&found, &l->step, index));
     if (result) *result = *found;
     return KD_OK;
+}
+
+static kd_status plant(kd_device *device, const kd_tensor *to, const test_planted *p)
+{
+    float *values = malloc(kd_tensor_bytes(to) * 2);
+    void *raw = malloc(kd_tensor_bytes(to));
+    const int64_t n = kd_tensor_elements(to);
+    kd_status status = kd_fail(KD_ENOMEM, "%s: no memory", p->param);
+    if (values && raw) status = download(raw, device, to);
+    if (status == KD_OK) status = kd_convert(values, KD_F32, raw, to->dtype, n);
+    for (int64_t i = 0; status == KD_OK && i < p->count; i++)
+        values[p->begin + i * p->stride] = p->value;
+    if (status == KD_OK) status = upload(device, to, values);
+    free(values);
+    free(raw);
+    return status;
+}
+
+kd_status test_lesson_plant(const test_lesson *l, const test_planted *p)
+{
+    const kd_slab *slab = &l->models[p->model]->slab;
+    int i = 0;
+    while (i < slab->params.count && strcmp(slab->params.items[i].name, p->param) != 0) i++;
+    if (i == slab->params.count) return kd_fail(KD_EINVAL, "no parameter %s", p->param);
+    const kd_tensor weight = kd_slab_weight(slab, i), master = kd_slab_master(slab, i);
+    KD_TRY(plant(l->device, &weight, p));
+    return slab->trainable ? plant(l->device, &master, p) : KD_OK;
 }
 
 /* ---- what it left ----------------------------------------------------------------------------- */

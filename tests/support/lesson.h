@@ -32,14 +32,17 @@ typedef struct test_lesson_options {
     kd_dtype dtype;
     kd_term terms[TEST_LESSON_TERMS]; /* count 0: test_distil(0, 1, ...) of the models 1 and 0 */
     int term_count;
-    int64_t classes;    /* 0: 61 */
-    int64_t rows;       /* of a micro-batch */
-    bool f32_logits;    /* in training too */
-    bool certainty;     /* kd_step_options.certainty */
-    int64_t chunk;      /* 0: the engine's choice */
-    int64_t bucket;     /* least elements of a bucket; 0: the engine's choice */
-    int64_t steps;      /* of the schedule; 0: 100 */
-    double lr;          /* 0: 1e-3 */
+    int64_t classes; /* 0: 61 */
+    int64_t rows;    /* of a micro-batch */
+    bool f32_logits; /* in training too */
+    bool certainty;  /* kd_step_options.certainty */
+    int64_t chunk;   /* 0: the engine's choice */
+    int64_t bucket;  /* least elements of a bucket; 0: the engine's choice */
+    int64_t steps;   /* of the schedule; 0: 100 */
+    double lr;       /* 0: 1e-3 */
+    bool skip;       /* optim.on_nonfinite */
+    double zscore;   /* optim.skip_zscore */
+    int64_t max_skips;
     kd_comm *comm;      /* NULL: one rank */
     const char *device; /* NULL: "cpu" */
     kd_device *on;      /* an open device in its place, which stays the caller's; or NULL */
@@ -64,6 +67,16 @@ void test_lesson_close(test_lesson *lesson);
 /* Step `index` over `batch`; `result` (may be NULL) is copied. */
 KD_MUST_CHECK kd_status test_lesson_step(test_lesson *lesson, kd_step_result *result,
                                          const kd_step_batch *batch, int64_t index);
+
+/* Elements begin, begin + stride, ... of a parameter ("blocks.1.mlp_up") of a model, `count` of them,
+ * become `value`: in the weights and, of a trained model, in their masters. */
+typedef struct test_planted {
+    int model;
+    const char *param;
+    int64_t begin, stride, count;
+    float value;
+} test_planted;
+KD_MUST_CHECK kd_status test_lesson_plant(const test_lesson *lesson, const test_planted *planted);
 
 /* The gradient slab of a model, freed by free(). */
 float *test_lesson_gradient(const test_lesson *lesson, int model);

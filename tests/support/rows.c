@@ -4,9 +4,23 @@
 #include <math.h>
 
 static const char *const row_names[ROW_KINDS] = {
-    "random",          "near",         "same",      "flat",       "large",  "shifted",
-    "dead teacher",    "dead student", "dead both", "dead label", "lowest", "one-hot teacher",
-    "one-hot student", "one-hot both", "no label",  "no weight",
+    "random",
+    "near",
+    "same",
+    "flat",
+    "large",
+    "shifted",
+    "dead teacher",
+    "dead student",
+    "dead both",
+    "dead label",
+    "lowest",
+    "extreme",
+    "one-hot teacher",
+    "one-hot student",
+    "one-hot both",
+    "no label",
+    "no weight",
 };
 
 /* Student and teacher of class j; the label's class lives but in ROW_DEAD_LABEL. */
@@ -26,6 +40,7 @@ static void logits_at(double *s, double *t, test_bench *b, int row, int64_t j)
     case ROW_DEAD_BOTH: *s = odd ? -INFINITY : *s, *t = j % 2 ? -INFINITY : *t; break;
     case ROW_DEAD_LABEL: *s = j == 0 ? -INFINITY : *s; break;
     case ROW_LOWEST: *t = odd ? -1e30 : *t; break; /* a mask as others write it */
+    case ROW_EXTREME: *s = j % 2 ? 1e4 : -1e4 + *s, *t = j % 3 ? 1e4 - *t : -1e4; break;
     case ROW_ONE_HOT_TEACHER: *t = j == 2 ? 1e4 : 0.0; break;
     case ROW_ONE_HOT_STUDENT: *s = j == 0 ? 1e4 : 0.0; break;
     case ROW_ONE_HOT_BOTH: *s = j == 0 ? 1e4 : *s, *t = j == 0 ? 1e4 : *t; break;

@@ -133,7 +133,16 @@ void test_run_fill(test_run *run, uint64_t seed, int64_t step)
                        .cursor = { .samples = 77 + step, .source_samples = { 7, 0, 70 } },
                        .best_step = step - 1,
                        .best = 0.1 + (double)step,
-                       .seconds = 1.0 / 3.0 };
+                       .seconds = 1.0 / 3.0,
+                       .guard = { .updates = step - 2 * (step > 2),
+                                  .skips = 2 * (step > 2),
+                                  .in_row = step > 2,
+                                  .seen = step - (step > 2) } };
+    kd_guard *guard = &run->checkpoint.progress.guard;
+    const int64_t values = kd_min_i64(guard->seen, KD_GUARD_WINDOW);
+    for (int i = 0; i < 2 * run->checkpoint.student_count; i++)
+        for (int64_t k = 0; k < values; k++)
+            guard->window[i / 2][i % 2][k] = 1e30f / (float)(3 + i + 7 * k);
 }
 
 /* ---- bits ------------------------------------------------------------------------------------- */

@@ -1,7 +1,7 @@
 /*
  * Same bits: a run taken twice, and a run that is stopped after any of its steps and goes on from its
  * checkpoint, have the same weights, optimizer state and losses to the last bit, whether driven step
- * by step or by kd_run_train; and a step that is not finite moves nothing.
+ * by step or by kd_run_train.
  */
 #include "support/golden.h"
 #include "support/lesson.h"
@@ -129,6 +129,7 @@ static void resume(const run *whole, unsigned char *const *bits, const variant *
     snprintf(what, sizeof what, "%s, resumed after step %lld", v->name, (long long)k);
     open_run(&r, v, path);
     test_ok(kd_checkpoint_load(&r.checkpoint.progress, dir, &r.checkpoint));
+    test_ok(kd_step_load_guard(&r.lesson.step, &r.checkpoint.progress.guard));
     test_ok(kd_loader_seek(r.loader, &r.checkpoint.progress.cursor));
     cr_assert(r.checkpoint.progress.step == k, "%s: step %lld", what,
               (long long)r.checkpoint.progress.step);
@@ -157,6 +158,7 @@ Test(bits, a_run_resumed_after_any_step_is_the_run)
         for (int64_t k = 0; k <= STEPS; k++) {
             if (k > 0) take_step(&whole);
             bits[k] = test_lesson_bits(&whole.lesson, &bytes);
+            test_ok(kd_step_save_guard(&whole.checkpoint.progress.guard, &whole.lesson.step));
             test_ok(kd_checkpoint_save(&dirs[k], arena, out, &whole.checkpoint));
             cr_assert(k == 0 || memcmp(bits[k], bits[k - 1], bytes) != 0,
                       "%s: step %lld moved nothing", v->name, (long long)k);
@@ -218,77 +220,69 @@ Test(bits, a_run_that_died_goes_on_with_the_same_records)
     test_training_close(&c);
 }
 
-/* ---- a step that is not finite ---------------------------------------------------------------- */
+/* ---- through spikes --------------------------------------------------------------------------- */
 
-typedef struct poison {
-    const char *name;
-    int model;
-    float value;
-    const char *component; /* named in the message */
-} poison;
+enum { LONG = 170 };
 
-Test(bits, a_step_that_is_not_finite_moves_nothing)
+/* A low bar, over which many steps jump once the windows are full. */
+static kd_status train_long(const test_training *c, const char *out)
 {
-    static const poison poisons[] = {
-        { "NaN in the teacher", 0, NAN, "kl" },
-        { "infinity in the teacher", 0, INFINITY, "kl" },
-        { "NaN in the student", 1, NAN, "ce" },
-    };
-    const char *path = test_tokens_write("finite", CLASSES);
-    for (int i = 0; i < 2 * KD_COUNT(poisons); i++) {
-        const poison *p = &poisons[i / 2];
-        const variant v = { p->name, i % 2 ? KD_BF16 : KD_F32, false, KD_RECOMPUTE_NONE };
-        const kd_step_batch *batch;
-        size_t bytes;
-        run r;
-        open_run(&r, &v, path);
-        take_step(&r);
-        const kd_model *model = r.lesson.models[p->model];
-        const kd_tensor weight = kd_slab_weight(&model->slab, model->final_norm.weight);
-        test_set(&weight, 3, (double)p->value);
-        unsigned char *before = test_lesson_bits(&r.lesson, &bytes);
-        test_ok(kd_loader_next(&batch, r.loader, NULL));
-        const kd_status status = test_lesson_step(&r.lesson, NULL, batch, 1);
-        const char *message = kd_last_error();
-        cr_assert(status == KD_ENONFINITE && strstr(message, "step 1") &&
-                      strstr(message, "rank 0") && strstr(message, "second") &&
-                      strstr(message, p->component),
-                  "%s: %s, \"%s\"", p->name, kd_status_text(status), message);
-        same_bits(&r, before, p->name, 1);
-        free(before);
-        close_run(&r);
-    }
-    test_text_remove();
+    static const char *const settings[][2] = { { "data.valid", "" },
+                                               { "eval.every", "never" },
+                                               { "loss.kl", "{weight: 0.6, temperature: 2}" },
+                                               { "optim.skip_zscore", "1.5" },
+                                               { "optim.schedule", "constant" },
+                                               { "run.steps", "170" },
+                                               { "run.log_every", "1" },
+                                               { "run.tensorboard", "false" },
+                                               { "run.checkpoint.every", "10 steps" } };
+    kd_run *made = test_training_run(c, out);
+    for (int i = 0; i < KD_COUNT(settings); i++)
+        test_ok(kd_run_set(made, settings[i][0], settings[i][1]));
+    const kd_status status = kd_run_train(made);
+    kd_run_destroy(made);
+    return status;
 }
 
-/* The same through kd_run_train: no checkpoint of it is ever written. */
-Test(bits, a_run_that_is_not_finite_stops)
+/* The last number called `key` in metrics.jsonl. */
+static double last_of(const char *metrics, const char *key)
 {
-    char broken[512];
-    test_training c;
-    kd_device *device;
-    kd_model *teacher;
-    const kd_model_options options = { .label = "teacher", .dtype = KD_F32 };
-    test_training_open(&c, "f32");
-    snprintf(broken, sizeof broken, "%s", test_path(c.folder, "broken"));
-    test_ok(kd_device_open(&device, "cpu"));
-    test_ok(kd_model_open(&teacher, device, KD_GOLDEN "/step/teacher", &options));
-    /* Finite, or it would not be read; what it multiplies is not. */
-    const kd_tensor weight = kd_slab_weight(&teacher->slab, teacher->final_norm.weight);
-    test_fill_constant(&weight, 3e38);
-    test_ok(kd_model_save(teacher, broken, KD_F32));
-    kd_model_close(teacher);
-    kd_device_close(device);
+    double value = NAN;
+    for (const char *at = metrics; (at = strstr(at, key));) value = strtod(at += strlen(key), NULL);
+    return value;
+}
 
-    kd_run *made = test_training_run(&c, "out");
-    test_ok(kd_run_set(made, "teacher.model", broken));
-    test_ok(kd_run_set(made, "run.checkpoint.every", "never"));
-    const kd_status status = kd_run_train(made);
-    cr_assert(status == KD_ENONFINITE && strstr(kd_last_error(), "step 0"), "%s: %s",
-              kd_status_text(status), kd_last_error());
-    cr_assert(test_count(test_path(c.folder, "out"), "checkpoint-") == 0 &&
-                  !test_exists(test_path(c.folder, "out"), "model.safetensors"),
-              "something was written");
-    kd_run_destroy(made);
+/* Died before the windows were full, and between spikes: the same ones are left out again. */
+Test(bits, a_run_resumed_between_spikes_is_the_run)
+{
+    static const int64_t died[] = { 100, 140 };
+    char whole[512], out[512];
+    test_training c;
+    test_training_open(&c, "f32");
+    const char *log = test_log();
+    snprintf(whole, sizeof whole, "%s", test_path(c.folder, "whole"));
+    snprintf(out, sizeof out, "%s", test_path(c.folder, "died"));
+    test_ok(train_long(&c, "whole"));
+    cr_assert(strstr(log, "  |grad|       z  "), "%s", log);
+    char *want = test_metrics(whole, false);
+    const double skipped = last_of(want, "\"skipped\":"), z = last_of(want, "\"norm_z\":");
+    cr_assert(skipped >= 3 && skipped < LONG - KD_GUARD_WINDOW && fabs(z) < 12,
+              "%g steps were left out, z %g", skipped, z);
+    test_ok(train_long(&c, "died"));
+    for (int i = 0; i < KD_COUNT(died); i++) {
+        for (int64_t step = died[i] + 10; step <= LONG; step += 10) {
+            char name[64];
+            snprintf(name, sizeof name, "checkpoint-%06lld", (long long)step);
+            test_ok(kd_dir_remove(test_path(out, name)));
+        }
+        cr_assert(remove(test_path(out, "config.json")) == 0);
+        test_ok(train_long(&c, "died"));
+        char *got = test_metrics(out, false);
+        test_same_text(got, want, "metrics");
+        test_same_checkpoint(whole, out, LONG);
+        test_same_file(whole, out, "model.safetensors");
+        free(got);
+    }
+    free(want);
     test_training_close(&c);
 }

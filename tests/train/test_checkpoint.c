@@ -1,5 +1,5 @@
-/* Round trips, damage, refusals, and the folder of all checkpoints; faults are in test_faults.c. */
-#include "support/students.h"
+/* Round trips, refusals, and the folder of all checkpoints; damage and faults have files of their own. */
+#include "support/damage.h"
 
 #include <fcntl.h>
 #include <math.h>
@@ -18,6 +18,8 @@ static void expect_progress(const kd_progress *found, const kd_progress *wanted,
               "%s: counters differ", name);
     cr_assert(memcmp(&found->cursor, &wanted->cursor, sizeof found->cursor) == 0,
               "%s: the cursor differs", name);
+    cr_assert(memcmp(&found->guard, &wanted->guard, sizeof found->guard) == 0,
+              "%s: the guard differs", name);
     cr_assert(memcmp(&found->best, &wanted->best, sizeof found->best) == 0 &&
                   memcmp(&found->seconds, &wanted->seconds, sizeof found->seconds) == 0,
               "%s: best %a and seconds %a, expected %a and %a", name, found->best, found->seconds,
@@ -179,181 +181,6 @@ Test(checkpoint, is_a_model_folder_written_once)
     test_ok(kd_dir_remove(root));
 }
 
-/* ---- damage ----------------------------------------------------------------------------------- */
-
-static const char *const bf16_files[] = {
-    "config.json",
-    "model.safetensors",
-    "trainer_state.json",
-    "engine/state.json",
-    "engine/config.json",
-    "engine/optimizer.safetensors",
-    "students/pupil/config.json",
-    "students/pupil/model.safetensors",
-    "MANIFEST.json",
-};
-
-static void xor_byte(const char *path, int64_t at, unsigned mask)
-{
-    const int fd = open(path, O_RDWR | O_CLOEXEC);
-    unsigned char byte;
-    cr_assert(fd >= 0 && pread(fd, &byte, 1, at) == 1, "%s: byte %lld", path, (long long)at);
-    byte = (unsigned char)(byte ^ mask);
-    cr_assert(pwrite(fd, &byte, 1, at) == 1);
-    close(fd);
-}
-
-/* The tensor that byte `at` belongs to; "header" before the first. */
-static void owner_of(char *name, size_t size, const char *path, int64_t at)
-{
-    kd_st_file *file;
-    test_ok(kd_st_open(&file, path));
-    snprintf(name, size, "header");
-    for (int64_t i = 0; i < file->count; i++) {
-        const kd_st_entry *e = &file->entries[i];
-        if (at >= e->offset && at < e->offset + e->bytes)
-            snprintf(name, size, "\"%s\": bytes %lld to %lld", e->name, (long long)e->offset,
-                     (long long)(e->offset + e->bytes));
-    }
-    kd_st_close(file);
-}
-
-static void expect_flip_found(const char *dir, const char *file, int64_t at, unsigned mask)
-{
-    const char *path = test_path(dir, file);
-    char owner[256] = "";
-    if (strstr(file, ".safetensors")) owner_of(owner, sizeof owner, path, at);
-    xor_byte(path, at, mask);
-    const kd_status status = kd_checkpoint_verify(dir);
-    cr_assert(status == KD_EFORMAT && strstr(kd_last_error(), path) &&
-                  strstr(kd_last_error(), owner),
-              "%s: byte %lld of %s, bits %02x: status %d: %s", file, (long long)at, owner, mask,
-              (int)status, status == KD_OK ? "accepted" : kd_last_error());
-    xor_byte(path, at, mask);
-}
-
-static void flip_everywhere(const char *dir)
-{
-    test_bench random = { .seed = 7 };
-    for (int i = 0; i < KD_COUNT(bf16_files); i++) {
-        int64_t bytes;
-        test_ok(kd_file_size(&bytes, test_path(dir, bf16_files[i])));
-        const bool manifest = strcmp(bf16_files[i], "MANIFEST.json") == 0;
-        expect_flip_found(dir, bf16_files[i], 0, 1);
-        expect_flip_found(dir, bf16_files[i], bytes - 1, 0x80);
-        /* Every byte of the manifest: nothing else vouches for it. */
-        for (int64_t k = 0; k < (manifest ? bytes : 60); k++) {
-            const int64_t at = manifest ? k : (int64_t)(test_uniform(&random) * (double)bytes);
-            const unsigned bit = 1u << (int)(test_uniform(&random) * 8);
-            expect_flip_found(dir, bf16_files[i], at, bit);
-        }
-    }
-}
-
-/* `data` in place of the file, verified, then the file as it was. */
-static void expect_content_refused(const char *dir, const char *file, const char *data,
-                                   size_t bytes, const char *what)
-{
-    char *keep;
-    size_t length;
-    const char *path = test_path(dir, file);
-    test_ok(kd_file_read(&keep, &length, path, (size_t)1 << 30));
-    test_ok(kd_file_write_atomic(path, data ? data : keep, bytes));
-    const kd_status status = kd_checkpoint_verify(dir);
-    cr_assert(status == KD_EFORMAT && strstr(kd_last_error(), path), "%s %s to %zu bytes: %s", file,
-              what, bytes, status == KD_OK ? "accepted" : kd_last_error());
-    test_ok(kd_file_write_atomic(path, keep, length));
-    free(keep);
-}
-
-static void cut_and_grow(const char *dir)
-{
-    for (int i = 0; i < KD_COUNT(bf16_files); i++) {
-        int64_t bytes;
-        test_ok(kd_file_size(&bytes, test_path(dir, bf16_files[i])));
-        const int64_t cuts[] = { 0, 1, 8, bytes / 3, bytes / 2, bytes - 50, bytes - 2, bytes - 1 };
-        for (int k = 0; k < KD_COUNT(cuts); k++)
-            if (cuts[k] >= 0 && cuts[k] < bytes)
-                expect_content_refused(dir, bf16_files[i], NULL, (size_t)cuts[k], "cut");
-        char *zeros = calloc((size_t)bytes + 1, 1);
-        expect_content_refused(dir, bf16_files[i], zeros, (size_t)bytes, "zeroed");
-        expect_content_refused(dir, bf16_files[i], zeros, (size_t)bytes + 1, "grown");
-        free(zeros);
-    }
-}
-
-static void remove_and_replace(const char *dir)
-{
-    for (int i = 0; i < KD_COUNT(bf16_files); i++) {
-        const char *path = test_path(dir, bf16_files[i]), *away = test_path(dir, "away");
-        cr_assert(rename(path, away) == 0);
-        test_refused(kd_checkpoint_verify(dir), KD_EFORMAT, path);
-        cr_assert(mkdir(path, 0777) == 0);
-        test_refused(kd_checkpoint_verify(dir), KD_EFORMAT, path);
-        cr_assert(rmdir(path) == 0 && mkfifo(path, 0666) == 0);
-        test_refused(kd_checkpoint_verify(dir), KD_EFORMAT, path); /* and does not hang */
-        cr_assert(unlink(path) == 0 && rename(away, path) == 0);
-    }
-}
-
-/* `text` as a manifest whose own hash is right. */
-static void expect_manifest_refused(const char *dir, const char *text, const char *message)
-{
-    char whole[1024];
-    const int n = snprintf(whole, sizeof whole, "%s,\n  \"xxh3\": \"%s\"\n}\n", text,
-                           kd_hash_bytes(text, strlen(text)).hex);
-    test_ok(kd_file_write_atomic(test_path(dir, "MANIFEST.json"), whole, (size_t)n));
-    test_refused(kd_checkpoint_verify(dir), KD_EFORMAT, message);
-}
-
-static void hostile_manifests(const char *dir)
-{
-#define LISTED                                                                                     \
-    "\"config.json\": 1, \"model.safetensors\": 1, \"trainer_state.json\": 1, "                    \
-    "\"engine/state.json\": 1, \"engine/optimizer.safetensors\": 1"
-    static const char *const outside[] = { "../x", "/etc/passwd", "a/../../x", "a/..", "..",
-                                           "",     "a//b",        "a/" };
-    char text[512];
-    expect_manifest_refused(dir, "{\"files\": {}", "config.json");
-    expect_manifest_refused(dir, "{\"files\": 3", "config.json");
-    expect_manifest_refused(dir, "{\"files\": {" LISTED "}", "bytes or xxh3 missing");
-    expect_manifest_refused(dir, "{\"files\": {}, \"files\": {" LISTED "}", "duplicate");
-    for (int i = 0; i < KD_COUNT(outside); i++) {
-        snprintf(text, sizeof text,
-                 "{\"files\": {\"%s\": {\"bytes\": 1, \"xxh3\": \"0\"}, " LISTED "}", outside[i]);
-        expect_manifest_refused(dir, text, "not a path inside");
-    }
-#undef LISTED
-}
-
-Test(checkpoint, damage_is_found_and_named)
-{
-    const char *out = test_folder(), *dir;
-    test_run run;
-    kd_progress progress;
-    test_log();
-    test_run_open(&run, (test_run_options){ .dtype = KD_BF16, .moments = 2, .count = 2 });
-    test_run_fill(&run, 3, 12);
-    test_ok(kd_checkpoint_save(&dir, run.arena, out, &run.checkpoint));
-    flip_everywhere(dir);
-    cut_and_grow(dir);
-    remove_and_replace(dir);
-    test_ok(kd_checkpoint_verify(dir));
-    /* Somebody's own file beside ours is no damage. */
-    test_ok(kd_file_write_atomic(test_path(dir, "README.md"), "mine", 4));
-    test_ok(kd_checkpoint_verify(dir));
-
-    void *copy = test_run_copy(&run);
-    xor_byte(test_path(dir, "engine/optimizer.safetensors"), 4096, 4);
-    test_refused(kd_checkpoint_load(&progress, dir, &run.checkpoint), KD_EFORMAT,
-                 "optimizer.safetensors");
-    cr_assert(test_run_equals(&run, copy), "a damaged folder was loaded in part");
-    hostile_manifests(dir);
-    free(copy);
-    test_run_close(&run);
-    test_ok(kd_dir_remove(out));
-}
-
 /* ---- refusals --------------------------------------------------------------------------------- */
 
 static void expect_other_refused(const char *dir, test_run_options options, const char *contract,
@@ -376,12 +203,12 @@ static void expect_other_refused(const char *dir, test_run_options options, cons
 static void expect_format_refused(const char *dir, test_run_options options)
 {
     json_t *state = read_json(dir, "engine/state.json");
-    json_object_set_new(state, "format", json_integer(2));
+    json_object_set_new(state, "format", json_integer(3));
     test_ok(kd_json_write(test_path(dir, "engine/state.json"), state));
     json_decref(state);
     cr_assert(unlink(test_path(dir, "MANIFEST.json")) == 0);
     test_ok(kd_manifest_write(dir));
-    expect_other_refused(dir, options, NULL, "format: found 2", "expected 1");
+    expect_other_refused(dir, options, NULL, "format: found 3", "expected 2");
 }
 
 Test(checkpoint, of_another_run_is_refused_naming_both)
@@ -463,7 +290,7 @@ Test(checkpoint, newest_good_one_is_found)
     expect_latest(&run, out, "checkpoint-1000000");
     cr_assert(!*log, "said something of good folders: %s", log);
 
-    xor_byte(test_path(out, "checkpoint-1000000/model.safetensors"), 2000, 1);
+    test_xor_byte(test_path(out, "checkpoint-1000000/model.safetensors"), 2000, 1);
     expect_latest(&run, out, "checkpoint-000010");
     cr_assert(strstr(log, "checkpoint-1000000: passed over") && strstr(log, "model.safetensors"),
               "no warning of the damaged folder: %s", log);
@@ -477,6 +304,7 @@ Test(checkpoint, newest_good_one_is_found)
     test_ok(kd_dir_create(test_path(out, ".tmp-of-somebody-else")));
     const int fd = open(test_path(out, ".tmp-checkpoint-000012.1"), O_RDONLY | O_DIRECTORY);
     cr_assert(fd >= 0 && flock(fd, LOCK_EX) == 0);
+    test_ok(kd_output_sweep(out));
     expect_latest(&run, out, "checkpoint-000010");
     cr_assert(!test_exists(out, ".tmp-checkpoint-000011.1") &&
                   !test_exists(out, ".del-checkpoint-000008.1"),
@@ -486,7 +314,7 @@ Test(checkpoint, newest_good_one_is_found)
               "a living run's folder was removed");
     cr_assert(strstr(log, ".tmp-checkpoint-000011.1: left by"), "not said: %s", log);
     close(fd);
-    expect_latest(&run, out, "checkpoint-000010");
+    test_ok(kd_output_sweep(out));
     cr_assert(!test_exists(out, ".tmp-checkpoint-000012.1"), "its writer is gone");
     test_run_close(&run);
     test_ok(kd_dir_remove(out));

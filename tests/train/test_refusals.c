@@ -15,10 +15,13 @@ typedef struct state_case {
 } state_case;
 
 #define SOURCES(first) "[" first ",0,0,0,0,0,0,0,0,0,0,0,0,0,0,0]"
+#define GUARD(updates, skips, seen, in_row, windows)                                               \
+    "{\"updates\":" updates ",\"skips\":" skips ",\"seen\":" seen ",\"in_row\":" in_row            \
+    ",\"windows\":[" windows "]}"
 static const state_case state_cases[] = {
     { "format", NULL, "format: found nothing, expected an integer" },
-    { "format", "2", "format: found 2, expected 1" },
-    { "format", "1.0", "format: found 1.0, expected an integer" },
+    { "format", "3", "format: found 3, expected 2" },
+    { "format", "2.0", "format: found 2.0, expected an integer" },
     { "format", "\"1\"", "format: found \"1\", expected an integer" },
     { "contract", NULL, "contract: missing" },
     { "contract", "7", "contract: missing" },
@@ -41,6 +44,20 @@ static const state_case state_cases[] = {
       "cursor.source_samples: found 7.0, expected an integer" },
     { "cursor", "{\"samples\":7,\"source_samples\":" SOURCES("\"7\"") "}",
       "cursor.source_samples: found \"7\", expected an integer" },
+    { "guard", NULL, "updates: found nothing, expected an integer" },
+    { "guard", GUARD("8.0", "2", "11", "1", ""), "updates: found 8.0, expected an integer" },
+    { "guard", GUARD("10", "-2", "11", "1", ""), "skips: found -2, expected a count" },
+    { "guard", GUARD("10", "1", "11", "1", ""), "guard: found 10 updates, 1 skips |of 12 steps" },
+    { "guard", GUARD("10", "2", "13", "1", ""), "13 finite steps, expected those of 12 steps" },
+    { "guard", GUARD("10", "2", "9", "1", ""), "9 finite steps, expected those of 12 steps" },
+    { "guard", GUARD("10", "2", "11", "3", ""), "2 skips (3 in a row)" },
+    { "guard", GUARD("10", "2", "11", "1", ""), "guard.windows: found 0, expected 2 of each of 1" },
+    { "guard", GUARD("10", "2", "11", "1", "[1,2],[]"),
+      "guard.windows: found 2 numbers, expected 11" },
+    { "guard", GUARD("10", "2", "11", "1", "[0,0,0,0,0,0,0,0,0,0,1e39],[]"),
+      "guard.windows: found 1e39, expected a number of f32" },
+    { "guard", GUARD("10", "2", "11", "1", "[0,0,0,0,0,0,0,0,0,0,0],[0,0,0,0,0,0,0,0,0,0,\"x\"]"),
+      "guard.windows: found \"x\", expected a number of f32" },
     { "students", NULL, "students: found 0, expected 1" },
     { "students", "[7]", "student student: label: found nothing, expected \"student\"" },
     { "students", "[{\"label\":\"other\"}]", "label: found \"other\", expected \"student\"" },
@@ -120,7 +137,8 @@ static const char *const entries[][2] = {
     { "{\"bytes\":1,\"xxh3\":0}", "bytes or xxh3 missing" },
     { "{\"bytes\":9007199254740993,\"xxh3\":\"0\"}",
       "optimizer.safetensors: found |expected 9007199254740993" },
-    { "{\"bytes\":%lld,\"xxh3\":\"0\"}", "optimizer.safetensors: found xxh3 |expected 0" },
+    { "{\"bytes\":%lld,\"xxh3\":\"0\"}",
+      "optimizer.safetensors: bytes 0 to |: found xxh3 |expected 0" },
     { "{\"bytes\":%lld,\"xxh3\":\"0\",\"tensors\":[]}", "tensors is no object" },
     { "{\"bytes\":%lld,\"xxh3\":\"0\",\"tensors\":{\"a\":{\"begin\":0,\"end\":1}}}",
       "a tensor without begin, end or xxh3" },

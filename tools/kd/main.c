@@ -1,6 +1,7 @@
 /* kd - the command. */
 #include "cmd.h"
 
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -132,8 +133,19 @@ static void wait_without_spinning(char **argv)
     execv(path, argv);
 }
 
+/* What is opened next must not become a stream that the caller has closed: the log would go there.
+ * Writing to one of these fails, as it should. */
+static void open_streams(void)
+{
+    int fd;
+    do fd = open("/dev/null", O_RDONLY);
+    while (fd >= 0 && fd <= STDERR_FILENO);
+    if (fd >= 0) close(fd);
+}
+
 int main(int argc, char **argv)
 {
+    open_streams();
     wait_without_spinning(argv); /* returns where it cannot start again: slower, not wrong */
     kd_status status = run_command(argc, argv);
     /* An answer that was not written is not an answer: a full disk behind stdout. */
