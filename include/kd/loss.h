@@ -23,6 +23,8 @@ typedef struct kd_loss_info {
     bool label;         /* reads the label */
     const char *option; /* its one option, "beta"; NULL: none */
     double option_default, option_min, option_max;
+    const char *option2; /* a second one; NULL: none */
+    double option2_default, option2_min, option2_max;
     const char *help;
 } kd_loss_info;
 
@@ -33,12 +35,25 @@ KD_MUST_CHECK kd_status kd_loss_describe(kd_loss_info *info, int loss);
 /* `name` as in a run file, the short "ce" and "kl" too.  KD_EINVAL names the nearest. */
 KD_MUST_CHECK kd_status kd_loss_find(int *loss, const char *name);
 
+/* What a teacher is, of whom K log-probabilities a row are known. */
+typedef enum kd_loss_topk {
+    KD_LOSS_TAIL,         /* those K classes and one for all others */
+    KD_LOSS_RENORMALISED, /* those K, made to sum to 1 */
+    KD_LOSS_SAMPLED,      /* K draws: an estimate without bias; forward_kl and soft_cross_entropy */
+} kd_loss_topk;
+
 typedef struct kd_loss_options {
     double temperature; /* above 0; of both softmaxes; 0: 1 */
     bool t_squared;     /* multiply value and gradient with temperature^2 */
     double option;      /* beta, lambda, label smoothing; unused by losses without one */
-    int64_t classes;    /* columns of both softmaxes; 0: the smaller of V and V' */
-    const char *device; /* as for kd_device_open; NULL: the CPU */
+    double option2;     /* the second, where a loss has one */
+    bool
+        standardise; /* both sides' logits are z-scores of their row: (z - mean) / (sd + 1e-7), sd over
+                           C - 1; the gradient goes through it.  No class may be at -inf. */
+    kd_loss_topk topk;          /* with teacher_ids */
+    double teacher_temperature; /* at which teacher_log_p was taken; 0: 1 */
+    int64_t classes;            /* columns of both softmaxes; 0: the smaller of V and V' */
+    const char *device;         /* as for kd_device_open; NULL: the CPU */
 } kd_loss_options;
 
 typedef struct kd_loss_tensors {
@@ -47,6 +62,12 @@ typedef struct kd_loss_tensors {
     kd_tensor teacher; /* [N, V'] f32 or bf16; absent where the loss reads none */
     kd_tensor labels;  /* [N] i32; -1: the row is ignored; or absent */
     kd_tensor weight;  /* [N] f32, a factor of each row's loss; 0: ignored; or absent */
+    /* In place of `teacher`, K of its log-probabilities: */
+    kd_tensor teacher_ids;   /* [N, K] i32 of classes; -1: none */
+    kd_tensor teacher_log_p; /* [N, K] f32 or bf16 */
+    kd_tensor
+        teacher_sampling;   /* [N, K] f32: with what probability each was drawn, for `sampled` */
+    kd_tensor teacher_tail; /* [N] f32: the teacher's mass elsewhere; absent: what lacks to 1 */
 } kd_loss_tensors;
 
 /*
@@ -60,7 +81,8 @@ KD_MUST_CHECK kd_status kd_loss_apply(int loss, const kd_loss_tensors *tensors,
 
 /*
  * The same from file to file, in chunks of rows.  `in` has `student` [n, V] and, as the loss and the
- * user want, `teacher` [n, V'] (f32, bf16 or f16), `labels` [n] (any integer type; -1 and -100:
+ * user want, `teacher` [n, V'] (f32, bf16 or f16) or `teacher_ids` [n, K] with `teacher_logprobs`,
+ * `teacher_sampling` and `teacher_tail` as above, `labels` [n] (any integer type; -1 and -100:
  * ignored) and `weight` [n].  `out` gets `loss` [n] and `d_student` [n, V], both f32, computed in f32.
  */
 KD_MUST_CHECK kd_status kd_loss_file(int loss, const char *in, const char *out,

@@ -65,11 +65,10 @@ int ranks_for(kd_exec *exec, const Params &p, size_t class_bytes)
 
 kd_status launch_plain(kd_exec *exec, int rows, Params &p, kd_dtype student, kd_dtype teacher)
 {
-    typedef Set<ANY, NONE> Any;
     if (student == KD_BF16 && teacher == KD_BF16) return launch_bf16<false>(exec, rows, p);
-    if (student == KD_BF16) return launch<false, Any, bf16, float>(exec, rows, p);
-    if (teacher == KD_BF16) return launch<false, Any, float, bf16>(exec, rows, p);
-    return launch<false, Any, float, float>(exec, rows, p);
+    if (student == KD_BF16) return launch_any<false, bf16, float>(exec, rows, p);
+    if (teacher == KD_BF16) return launch_any<false, float, bf16>(exec, rows, p);
+    return launch_any<false, float, float>(exec, rows, p);
 }
 
 } // namespace

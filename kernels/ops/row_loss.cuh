@@ -25,6 +25,7 @@ struct Params {
     const kd_term_scalars *scalars;
     int ranks; /* blocks per row; more than one are a cluster */
     int count;
+    bool extras;                                         /* some term reads kd_row_extra */
     int kind[KD_MAX_ROW_TERMS], index[KD_MAX_ROW_TERMS]; /* index: the term's in loss and scalars */
 };
 
@@ -41,6 +42,8 @@ template <class S> struct Facts {
     Term term[S::terms];
     bool reads_teacher[S::terms]; /* of a group */
     int groups;
+    bool rest, asks_top; /* what the terms read besides: kd_row_extra */
+    int top;             /* the teacher's first largest class; INT32_MAX: none, or nobody asks */
 };
 
 template <class S> struct State {
@@ -55,10 +58,10 @@ template <class S> struct State {
     double row_sum[2][KD_MAX_SUMS];
     int row_top[2];
 
-    float label_logit;
-    bool poisoned; /* a temperature is none */
-    bool need;     /* some gradient reads its sums */
-    bool clean;    /* no class of either side is dead at any temperature */
+    float label_logit[2]; /* of student and teacher */
+    bool poisoned;        /* a temperature is none */
+    bool need;            /* some gradient reads its sums */
+    bool clean;           /* no class of either side is dead at any temperature */
 };
 
 template <class S, bool> struct own_of {
@@ -79,20 +82,25 @@ template <class T, class U> struct Row {
 
 /* ---- sweeps ----------------------------------------------------------------------------------- */
 
-/* Takes a unit into what the thread has seen; own[slot + g] are its sums at temperature g. */
+/* Takes a unit into what the thread has seen; own[slot + g] are its sums at temperature g.  Of where
+ * the classes without the label are wanted, the label's logit counts in the minimum alone. */
 template <class S, class Own>
 __device__ __forceinline__ void see(kd_seen &seen, Own &own, int slot, const Facts<S> &facts,
-                                    bool teacher, const float (&z)[KD_UNIT], const kd_units &units,
-                                    int unit)
+                                    bool teacher, float (&z)[KD_UNIT], const kd_units &units,
+                                    int unit, int label)
 {
     const int groups = S::fixed ? (teacher ? 1 : S::terms) : facts.groups;
     const int count = units.classes - unit * KD_UNIT;
-    float most = z[0], least = z[0];
+    float least = z[0];
 #pragma unroll
-    for (int i = 1; i < KD_UNIT; i++) {
-        most = fmaxf(most, z[i]);
-        least = fminf(least, z[i]);
+    for (int i = 1; i < KD_UNIT; i++) least = fminf(least, z[i]);
+    if (S::extras && facts.rest) {
+#pragma unroll
+        for (int i = 0; i < KD_UNIT; i++) z[i] = unit * KD_UNIT + i == label ? -INFINITY : z[i];
     }
+    float most = z[0];
+#pragma unroll
+    for (int i = 1; i < KD_UNIT; i++) most = fmaxf(most, z[i]);
     if (count < KD_UNIT) {
         least = z[0];
 #pragma unroll
@@ -159,8 +167,8 @@ __device__ __forceinline__ void sweep_statistics(kd_seen (&seen)[2], Own &own, c
         float z[KD_UNIT], t[KD_UNIT];
         const int next = unit + step < row.units.end ? unit + step : -1;
         load_unit<STAGED, AHEAD>(z, t, raw, row, teacher, unit, next, -INFINITY);
-        see<S>(seen[0], own, 0, facts, false, z, row.units, unit);
-        if (teacher) see<S>(seen[1], own, teacher_slot, facts, true, t, row.units, unit);
+        see<S>(seen[0], own, 0, facts, false, z, row.units, unit, row.label);
+        if (teacher) see<S>(seen[1], own, teacher_slot, facts, true, t, row.units, unit, row.label);
     }
 }
 
@@ -183,6 +191,7 @@ __device__ __forceinline__ void sweep_terms(Own &own, const Row<T, U> &row, cons
         load_unit<STAGED, AHEAD>(z, t, raw, row, teacher, unit, left > 1 ? unit + step : -1, fill);
         Classes c;
         c.label = row.label - unit * KD_UNIT; /* -1: none, of any unit */
+        c.top = !S::extras ? -1 : facts.top - unit * KD_UNIT;
         int group = -1;
 #pragma unroll(S::unroll)
         for (int j = first; j < end; j++) {
@@ -193,8 +202,9 @@ __device__ __forceinline__ void sweep_terms(Own &own, const Row<T, U> &row, cons
             group = term.group;
             kd_row_stats stats = term.stats;
             if (CLEAN) stats.option = stats.a = stats.b = 0.0f; /* see `need` */
-            if (sums) add_sums(kd_own(own, 2 * j), kd_own(own, 2 * j + 1), kind, c, stats.option);
-            if (gradient) add_gradient(out, kind, c, stats, term.scale);
+            if (sums)
+                add_sums<S::extras>(kd_own(own, 2 * j), kd_own(own, 2 * j + 1), kind, c, stats);
+            if (gradient) add_gradient<S::extras>(out, kind, c, stats, term.scale);
         }
         if (gradient) kd_store_unit(row.student, unit, 0, row.units.classes, out);
     }
@@ -209,7 +219,8 @@ template <class S> __device__ void plan_terms(State<S> &state, const Params &p, 
     unsigned placed = 0;
     int at = 0, groups = 0;
     state.poisoned = false;
-    state.top[0] = state.top[1] = INT32_MAX;
+    state.top[0] = state.top[1] = state.facts.top = INT32_MAX;
+    state.facts.rest = state.facts.asks_top = false;
     for (int j = 0; j < count; j++) {
         if (placed >> j & 1u) continue;
         const float temperature = p.scalars[p.index[j]].temperature, inv_t = 1.0f / temperature;
@@ -226,12 +237,16 @@ template <class S> __device__ void plan_terms(State<S> &state, const Params &p, 
             Term &term = state.facts.term[at++];
             term = {};
             term.stats.option = s.option;
+            term.stats.option2 = s.option2;
+            term.stats.inv_t = inv_t;
             term.scale = weight * s.scale * s.t_squared * inv_t;
             term.squared = weight * s.t_squared;
             term.kind = kind;
             term.group = groups;
             term.index = p.index[i];
             state.facts.reads_teacher[groups] |= reads_teacher(kind);
+            state.facts.rest |= extra_of(kind) == KD_EXTRA_REST;
+            state.facts.asks_top |= extra_of(kind) == KD_EXTRA_TOP;
             placed |= 1u << i;
         }
         groups++;
@@ -250,35 +265,71 @@ __device__ __forceinline__ bool all_live(float min, float max, float inv_t)
     return (fminf(min, LOWEST) - max) * inv_t > -INFINITY;
 }
 
+/* A row's softmax from that of its `rest`, whose maximum and sum these are, and its label's logit. */
+__device__ __forceinline__ kd_side with_label(float max, double sum, float label, float scale)
+{
+    const float most = fmaxf(max, label);
+    const double rest = max == -INFINITY ? 0.0 : sum * (double)kd_exp2((max - most) * scale);
+    return kd_side_of(most, rest + (double)kd_exp2((label - most) * scale), KD_ROW_LOG_FLOOR);
+}
+
+__device__ __forceinline__ kd_row_rest rest_of(float max, double sum, const kd_side &row,
+                                               float inv_t)
+{
+    if (max == -INFINITY) return { max, 0.0f, KD_ROW_LOG_FLOOR };
+    const float log_sum = logf((float)sum);
+    return { max, log_sum, (max - row.max) * inv_t + log_sum - row.log_sum };
+}
+
+__device__ __forceinline__ float log_probability(float z, const kd_side &side, float inv_t)
+{
+    const float x = (z - side.max) * inv_t;
+    return x == -INFINITY ? side.dead : x - side.log_sum;
+}
+
+/* One side of a row at one temperature; `rest`: max and sum are without the label. */
+__device__ __forceinline__ kd_side side_of(float max, double sum, float label, bool rest,
+                                           float scale)
+{
+    return rest ? with_label(max, sum, label, scale) : kd_side_of(max, sum, KD_ROW_LOG_FLOOR);
+}
+
 /* One thread: softmaxes and what of the terms is known without their sums. */
 template <class S>
 __device__ void finish_statistics(State<S> &state, const float *most, const double *sum, int label,
                                   bool teacher, int count)
 {
     Facts<S> &facts = state.facts;
+    const bool rest = S::extras && facts.rest;
+    const float *of_label = state.label_logit;
     state.need = false;
     state.clean = true;
     for (int g = 0; g < facts.groups; g++) {
         kd_softmax &at = facts.softmax[g];
-        at.student = kd_side_of(most[0], sum[g], KD_ROW_LOG_FLOOR);
+        at.student = side_of(most[0], sum[g], of_label[0], rest, at.scale);
         state.clean &= all_live(-most[2], most[0], at.inv_t);
         if (!teacher || !facts.reads_teacher[g]) continue;
-        at.teacher = kd_side_of(most[1], sum[count + g], KD_ROW_LOG_FLOOR);
+        at.teacher = side_of(most[1], sum[count + g], of_label[1], rest, at.scale);
         state.clean &= all_live(-most[3], most[1], at.inv_t);
     }
     for (int j = 0; j < count; j++) {
         Term &term = facts.term[j];
         const kd_softmax &at = facts.softmax[term.group];
         const kd_row_need need = need_of(S::kind(j, term.kind));
-        term.stats.lse = most[0] * at.inv_t + at.student.log_sum;
+        term.stats.lse = at.student.max * at.inv_t + at.student.log_sum;
         if (label >= 0) {
-            const float x = (state.label_logit - most[0]) * at.inv_t;
-            term.stats.log_q_label = x == -INFINITY ? at.student.dead : x - at.student.log_sum;
+            const float x = (of_label[0] - at.student.max) * at.inv_t;
+            term.stats.log_q_label = log_probability(of_label[0], at.student, at.inv_t);
             term.stats.label_live = x == -INFINITY ? 0.0f : 1.0f;
+        }
+        if (rest && facts.reads_teacher[term.group]) {
+            term.stats.log_p_label = log_probability(of_label[1], at.teacher, at.inv_t);
+            term.stats.rest_q = rest_of(most[0], sum[term.group], at.student, at.inv_t);
+            term.stats.rest_p = rest_of(most[1], sum[count + term.group], at.teacher, at.inv_t);
         }
         state.need |= need == KD_SUMS_ALWAYS ||
                       (need == KD_SUMS_OPTION && term.stats.option != 0.0f) ||
-                      (need == KD_SUMS_DEAD && dies(-most[2], most[0], at.inv_t));
+                      (need == KD_SUMS_DEAD && dies(-most[2], at.student.max, at.inv_t));
     }
 }
 
@@ -377,17 +428,27 @@ __device__ __forceinline__ void find_statistics(State<S> &state, Own &own, const
     const float of_thread[4] = { seen[0].max, seen[1].max, -seen[0].min, -seen[1].min };
     kd_reduce_max(state.most, state.partials, of_thread);
     const float *most = across<STAGED>(state.row_most, state.most, 4, p.ranks);
-    if (p.same_top) {
-        find_top<STAGED>(state.top[0], row.student, row.units, seen[0], most[0]);
-        find_top<STAGED>(state.top[1], row.teacher, row.units, seen[1], most[1]);
+    const bool tops = p.same_top || (S::extras && state.facts.asks_top);
+    const bool rest = S::extras && state.facts.rest;
+    if (tops) {
+        const float *of_label = state.label_logit;
+        const float largest[2] = { rest ? fmaxf(most[0], of_label[0]) : most[0],
+                                   rest ? fmaxf(most[1], of_label[1]) : most[1] };
+        find_top<STAGED>(state.top[0], row.student, row.units, seen[0], largest[0]);
+        find_top<STAGED>(state.top[1], row.teacher, row.units, seen[1], largest[1]);
+        for (int i = 0; i < 2; i++)
+            if (rest && row.rank == 0 && threadIdx.x == 0 && of_label[i] == largest[i] &&
+                largest[i] > -INFINITY)
+                atomicMin(&state.top[i], row.label);
     }
     rescale(own, 0, state.facts, seen[0].max, most[0]);
     if (S::teacher) rescale(own, count, state.facts, seen[1].max, most[1]);
     kd_reduce_sums<2 * S::unroll>(state.sum[0], state.partials, own, 2 * count);
     const double *sum = across<STAGED>(state.row_sum[0], state.sum[0], 2 * count, p.ranks);
-    if (p.same_top) {
+    if (tops) {
         const int *top = across<STAGED>(state.row_top, state.top, 2, p.ranks);
         write_same_top(p, row, top[0] == top[1] && top[0] < INT32_MAX);
+        if (threadIdx.x == 0) state.facts.top = top[1];
     }
     if (threadIdx.x == 0)
         finish_statistics(state, most, sum, row.label, row.teacher.data != NULL, count);
@@ -509,7 +570,10 @@ __global__ void __launch_bounds__(STAGED ? STAGED_THREADS : S::threads,
     const bool no_label = p.labels && (row.label < 0 || row.label >= p.classes);
     if (threadIdx.x == 0) {
         plan_terms(state, p, weight);
-        if (row.label >= 0 && !no_label) state.label_logit = kd_load(row.student.data + row.label);
+        const bool labelled = row.label >= 0 && !no_label;
+        if (labelled) state.label_logit[0] = kd_load(row.student.data + row.label);
+        if (S::extras && labelled && row.teacher.data)
+            state.label_logit[1] = kd_load(row.teacher.data + row.label);
     }
     if (STAGED) kd_copy_wait<0>();
     __syncthreads();

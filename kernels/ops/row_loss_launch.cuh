@@ -66,6 +66,7 @@ inline Params params_of(const kd_row_loss_args *args)
     for (int k = 0; k < p.count; k++) {
         p.kind[k] = args->terms->kind[k];
         p.index[k] = k;
+        p.extras |= kd_row_types[p.kind[k]].extra != KD_EXTRA_NONE;
     }
     return p;
 }
@@ -114,7 +115,7 @@ template <class S> int most_threads(kd_exec *exec, const Params &p, size_t class
 {
     const kd_cuda_limits *limits = kd_cuda_limits_of(exec);
     const size_t in_flight = 2 * (size_t)limits->multiprocessors * (size_t)p.classes * class_bytes;
-    return in_flight > limits->cache / 5 * 3 ? S::threads : 512;
+    return in_flight > limits->cache / 5 * 3 || S::threads < 512 ? S::threads : 512;
 }
 
 template <bool STAGED, class S, class T, class U>
@@ -135,6 +136,13 @@ kd_status launch(kd_exec *exec, int rows, const Params &p)
     return kd_launch(exec, "row_loss", row_loss_kernel<STAGED, S, T, U>, grid, p);
 }
 
+template <bool STAGED, class T, class U>
+kd_status launch_any(kd_exec *exec, int rows, const Params &p)
+{
+    return p.extras ? launch<STAGED, Set<EXTRAS, NONE>, T, U>(exec, rows, p)
+                    : launch<STAGED, Set<ANY, NONE>, T, U>(exec, rows, p);
+}
+
 /* Terms of bf16 logits on both sides. */
 template <bool STAGED> kd_status launch_bf16(kd_exec *exec, int rows, Params &p)
 {
@@ -143,7 +151,7 @@ template <bool STAGED> kd_status launch_bf16(kd_exec *exec, int rows, Params &p)
         return launch<STAGED, Set<FIRST, SECOND>, bf16, bf16>(exec, rows, p);
     KD_MIXES(KD_MIX)
 #undef KD_MIX
-    return launch<STAGED, Set<ANY, NONE>, bf16, bf16>(exec, rows, p);
+    return launch_any<STAGED, bf16, bf16>(exec, rows, p);
 }
 
 } // namespace

@@ -7,5 +7,5 @@ extern "C" kd_status kd_row_loss_resident(kd_exec *exec, const kd_row_loss_args 
     Params p = params_of(args);
     p.ranks = ranks;
     if (args->student->dtype == KD_BF16) return launch_bf16<true>(exec, rows, p);
-    return launch<true, Set<ANY, NONE>, float, float>(exec, rows, p);
+    return launch_any<true, float, float>(exec, rows, p);
 }

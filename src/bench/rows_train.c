@@ -220,6 +220,41 @@ static const bench_shape logits[] = {
     { BENCH_CPU, "jsd", KD_F32, { 64, 49152 } },
 };
 
+/* Student read once and its gradient written once; of what is known of the teacher, ids and log p. */
+static bench_work work_row_loss_topk(const bench_shape *s)
+{
+    return (bench_work){ .bytes = dim(s, 0) *
+                                  (2 * element(s) * dim(s, 1) + (4 + element(s)) * dim(s, 2)) };
+}
+
+static void open_row_loss_topk(bench_run *r, int set)
+{
+    const bench_shape *s = r->shape;
+    const int64_t n = s->dim[0], v = s->dim[1], k = s->dim[2];
+    kd_step_scalars scalars = scalars_of(s);
+    int32_t *known;
+    for (int i = 0; i < mix_of(s)->count; i++)
+        scalars.term[i].temperature = scalars.term[i].t_squared = 1;
+    if (r->status == KD_OK) r->status = KD_ARENA_ARRAY(&known, r->arena, n * k);
+    if (r->status != KD_OK) return;
+    for (int64_t i = 0; i < n * k; i++) known[i] = (int32_t)((i % k * (v / k) + i / k) % v);
+    ARGS(r, set, row_loss_topk,
+         .student = kd_bench_filled(r, set, s->dtype, KD_SHAPE(n, v), -4, 4, 1),
+         .loss = kd_bench_zeros(r, set, KD_F32, KD_SHAPE(mix_of(s)->count, n)),
+         .teacher_ids = kd_bench_given(r, set, KD_I32, KD_SHAPE(n, k), known),
+         .teacher_log_p = kd_bench_filled(r, set, s->dtype, KD_SHAPE(n, k), -12, -8, 2),
+         .labels = ids(r, set, n, v),
+         .scalars = kd_bench_given(r, set, KD_U8, KD_SHAPE((int64_t)sizeof scalars), &scalars),
+         .terms = mix_of(s), .classes = v, .mode = KD_TOPK_TAIL, .capture = 1);
+}
+
+static const bench_shape known_classes[] = {
+    { BENCH_QUICK, "ce+kl", KD_F32, { 3, 50, 4 } },
+    { BENCH_GPU, "kl", KD_BF16, { 8192, 128256, 64 } },
+    { BENCH_GPU, "ce+kl", KD_BF16, { 8192, 128256, 64 } },
+    { BENCH_CPU, "ce+kl", KD_F32, { 64, 151936, 64 } },
+};
+
 /* ---- the head --------------------------------------------------------------------------------- */
 
 typedef struct head {
@@ -416,6 +451,7 @@ static const bench_shape few[] = {
 
 const bench_row kd_bench_rows_train[] = {
     ROW(row_loss, "NV", work_row_loss, logits, 0),
+    ROW(row_loss_topk, "NVK", work_row_loss_topk, known_classes, 0),
     { "head", "NstV", open_head, run_head, work_head, heads, KD_COUNT(heads), -1, -1 },
     ROW(adamw, "n", work_adamw, updates, -1),
     ROW(sgd, "n", work_sgd, updates, -1),

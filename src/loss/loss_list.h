@@ -11,6 +11,13 @@ KD_FEATURE(hidden_mse)
 KD_FEATURE(hint)
 KD_FEATURE(normalised_mse)
 
+/* relations: pairs */
+KD_FEATURE(cc)
+KD_FEATURE(pkt)
+KD_FEATURE(rkd_angle)
+KD_FEATURE(rkd_distance)
+KD_FEATURE(sp)
+
 /* relations */
 
 /* transformers */

@@ -46,6 +46,7 @@ void kd_objective_scalars(kd_step_scalars *scalars, const kd_objective *objectiv
             .temperature = (float)term->temperature,
             .t_squared = term->t_squared ? (float)(term->temperature * term->temperature) : 1.0f,
             .option = (float)term->option,
+            .option2 = (float)term->option2,
         };
     }
 }

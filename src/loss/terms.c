@@ -7,7 +7,7 @@
 
 typedef struct term_options {
     const char *type;
-    double weight, temperature, option;
+    double weight, temperature, option, option2;
     bool t_squared;
 } term_options;
 
@@ -33,6 +33,10 @@ static const kd_option term_rows[] = {
       "multiply the loss with temperature^2 (Hinton)" },
     { 0 },
 };
+
+/* Names of all that a term may have beside its weight. */
+static const char *const named[] = { "type", "temperature", "t_squared", "label_smoothing",
+                                     "beta", "lambda",      "alpha",     NULL };
 
 static const kd_option weight_rows[] = {
     { "weight", KD_FLOAT, offsetof(term_options, weight), "1", 0, 0, "",
@@ -93,12 +97,25 @@ static kd_status parse_weight(kd_ramp *ramp, kd_arena *arena, const kd_node *nod
         return KD_OK;
     }
     /* Only the weight's own row: the others are parsed by parse_term. */
-    static const char *const others[] = { "type", "temperature", "t_squared", "label_smoothing",
-                                          "beta", "lambda",      NULL };
     term_options o;
-    KD_TRY(kd_options_parse(&o, weight_rows, arena, node, path, others));
+    KD_TRY(kd_options_parse(&o, weight_rows, arena, node, path, named));
     *ramp = (kd_ramp){ o.weight, o.weight, 0 };
     return KD_OK;
+}
+
+/* The kind's own options, up to two, into `rows`; `preset` is their defaults' memory. */
+static void own_options(kd_option *rows, char preset[2][32], const kd_row_type *row)
+{
+    snprintf(preset[0], sizeof preset[0], "%g", row->option_default);
+    snprintf(preset[1], sizeof preset[1], "%g", row->option2_default);
+    if (row->option)
+        rows[0] = (kd_option){ row->option, KD_FLOAT,        offsetof(term_options, option),
+                               preset[0],   row->option_min, row->option_max,
+                               "",          row->help };
+    if (row->option2)
+        rows[1] = (kd_option){ row->option2, KD_FLOAT,         offsetof(term_options, option2),
+                               preset[1],    row->option2_min, row->option2_max,
+                               "",           row->help };
 }
 
 static kd_status parse_term(kd_term *term, kd_arena *arena, const kd_node *node)
@@ -108,17 +125,12 @@ static kd_status parse_term(kd_term *term, kd_arena *arena, const kd_node *node)
     const kd_node *type = kd_node_find(node, "type");
     KD_TRY(find_kind(&term->kind, type ? type : node, path, type ? type->text : node->key));
 
-    /* The kind's own option joins the common rows. */
+    /* The kind's own options join the common rows. */
     const kd_row_type *row = &kd_row_types[term->kind];
-    kd_option rows[KD_COUNT(term_rows) + 1] = { { 0 } };
-    char fallback[32];
+    kd_option rows[KD_COUNT(term_rows) + 2] = { { 0 } };
+    char preset[2][32];
     memcpy(rows, term_rows, sizeof term_rows);
-    snprintf(fallback, sizeof fallback, "%g", row->option_default);
-    if (row->option)
-        rows[KD_COUNT(term_rows) - 1] =
-            (kd_option){ row->option, KD_FLOAT,        offsetof(term_options, option),
-                         fallback,    row->option_min, row->option_max,
-                         "",          row->help };
+    own_options(rows + KD_COUNT(term_rows) - 1, preset, row);
     static const char *const elsewhere[] = { "weight", NULL };
     term_options o = { 0 };
     KD_TRY(kd_options_parse(&o, rows, arena, node, path, elsewhere));
@@ -126,6 +138,7 @@ static kd_status parse_term(kd_term *term, kd_arena *arena, const kd_node *node)
     term->temperature = o.temperature;
     term->t_squared = o.t_squared;
     term->option = o.option;
+    term->option2 = o.option2;
     return kd_arena_string(&term->name, arena, node->key);
 }
 
@@ -241,18 +254,19 @@ kd_status kd_terms_parse(kd_term **terms, int *count, bool *f32_logits, kd_arena
 static kd_status print_term(const char **text, kd_arena *arena, const kd_term *term)
 {
     const kd_row_type *row = &kd_row_types[term->kind];
-    char weight[64], option[48] = "", temperature[48] = "";
+    char weight[64], option[48] = "", option2[48] = "", temperature[48] = "";
     if (term->weight.steps)
         snprintf(weight, sizeof weight, "%g..%g over %lld steps", term->weight.from,
                  term->weight.to, (long long)term->weight.steps);
     else
         snprintf(weight, sizeof weight, "%g", term->weight.to);
     if (row->option) snprintf(option, sizeof option, ", %s %g", row->option, term->option);
+    if (row->option2) snprintf(option2, sizeof option2, ", %s %g", row->option2, term->option2);
     if (row->teacher)
         snprintf(temperature, sizeof temperature, ", T %g, T^2 %s", term->temperature,
                  term->t_squared ? "on" : "off");
-    return kd_arena_format(text, arena, "%s %s = %s%s%s", weight, term->name, row->name,
-                           temperature, option);
+    return kd_arena_format(text, arena, "%s %s = %s%s%s%s", weight, term->name, row->name,
+                           temperature, option, option2);
 }
 
 kd_status kd_terms_print(const char **text, kd_arena *arena, const kd_term *terms, int count,
@@ -288,6 +302,8 @@ kd_status kd_terms_json(json_t *root, const kd_term *terms, int count, bool f32_
         ok = json_object_set_new(one, "weight", weight_json(&term->weight)) == 0;
         if (ok && row->option)
             ok = json_object_set_new(one, row->option, json_real(term->option)) == 0;
+        if (ok && row->option2)
+            ok = json_object_set_new(one, row->option2, json_real(term->option2)) == 0;
         /* The same term of a second student has the same name and the same text. */
         ok = json_object_set_new(loss, term->name, one) == 0 && ok;
     }
@@ -301,13 +317,11 @@ void kd_terms_help(void *file)
     kd_options_help(file, "loss.NAME", term_rows);
     for (int i = 0; i < KD_ROW_COUNT; i++) {
         const kd_row_type *row = &kd_row_types[i];
-        char path[64], fallback[32];
+        char path[64], preset[2][32];
         if (!row->option) continue;
         snprintf(path, sizeof path, "loss.%s", row->name);
-        snprintf(fallback, sizeof fallback, "%g", row->option_default);
-        const kd_option rows[] = { { row->option, KD_FLOAT, 0, fallback, row->option_min,
-                                     row->option_max, "", row->help },
-                                   { 0 } };
+        kd_option rows[3] = { { 0 } };
+        own_options(rows, preset, row);
         kd_options_help(file, path, rows);
     }
 }

@@ -99,6 +99,15 @@ KD_OP(sum_squares, OUT(y) IN(x))   /* y[1] = sum of x^2; y f32, x f32 */
 KD_OP(row_loss, INOUT(student) OUT(loss) OUT(same_top) IN(teacher) IN(labels) IN(weight) IN(scalars)
                     ARG(const kd_row_terms *, terms) ARG(int64_t, classes))
 
+/* The same where the teacher is known at K classes of a row: teacher_ids i32 [n,K] with -1 where there is
+ * none, teacher_log_p [n,K] at temperature `capture`; teacher_sampling f32 [n,K], the probabilities that
+ * ids were drawn with, in that mode; teacher_tail f32 [n], the teacher's mass elsewhere, or absent: what
+ * is missing to 1.  K at most `classes`, but of draws.                          row_loss_topk.c */
+KD_OP(row_loss_topk,
+      INOUT(student) OUT(loss) OUT(same_top) IN(teacher_ids) IN(teacher_log_p) IN(teacher_sampling)
+          IN(teacher_tail) IN(labels) IN(weight) IN(scalars) ARG(const kd_row_terms *, terms)
+              ARG(int64_t, classes) ARG(kd_topk, mode) ARG(float, capture))
+
 /* How far apart two rows are.  loss[n] = factor weight[n] value, d_student[n] += scale[0] times its
  * gradient; student, teacher [N,D]; d_student [N,D] of the student's type, or absent; weight f32 [N], 0:
  * the row is not read, or absent; loss f32 [N]; scale f32 [1].                    row_distance.c */
@@ -110,6 +119,31 @@ KD_OP(row_distance, INOUT(d_student) OUT(loss) IN(student) IN(teacher) IN(weight
  *                                                                                    maps.c */
 KD_OP(map_powers, OUT(y) IN(x) ARG(float, power) ARG(bool, channels))
 KD_OP(map_powers_backward, INOUT(dx) IN(dy) IN(x) ARG(float, power) ARG(bool, channels))
+
+/* y = x / max(|x|, eps), or x / (|x| + eps) when `added`, over the last dimension; y f32 or bf16 of its
+ * own; norm = |x|, f32, one per row.                                             normalise.c */
+KD_OP(normalise, OUT(y) OUT(norm) IN(x) ARG(float, eps) ARG(bool, added))
+KD_OP(normalise_backward,
+      INOUT(dx) IN(dy) IN(x) IN(norm) ARG(float, eps) ARG(bool, added)) /* dx += */
+
+/* y f32 = x, zeros in rows whose weight is 0, which are not read; share = weight / how many are not 0. */
+KD_OP(keep_rows, OUT(y) OUT(share) IN(x) IN(weight))
+
+/* Losses over all pairs of a batch of N.  y[N,N] f32 = |x_i - x_j|^2 of rows of x[N,D], exactly
+ * symmetric with a diagonal of zeros; dx_i += 2 sum_j (dy_ij + dy_ji) (x_i - x_j).     pairs.c */
+KD_OP(pair_distances, OUT(y) IN(x))
+KD_OP(pair_distances_backward, INOUT(dx) IN(dy) IN(x))
+/* loss f32 [N] of row i, times weight[i]; d [N,N] = scale[0] times the gradient of their sum with
+ * respect to `student`; d or absent, with it scale may be; weight f32 [N] or absent, a row whose weight
+ * is 0 counting in no other's loss; all f32.
+ * student and teacher: squared distances; `whole`: a mean distance counts all N^2 pairs. */
+KD_OP(rkd_distance, OUT(d) OUT(loss) IN(student) IN(teacher) IN(weight) IN(scale) ARG(bool, whole))
+KD_OP(rkd_angle, OUT(d) OUT(loss) IN(student) IN(teacher) IN(weight) IN(scale))
+/* student and teacher: products of normalised rows, symmetric; d_ij stands for ij and ji together. */
+KD_OP(pkt, OUT(d) OUT(loss) IN(student) IN(teacher) IN(weight) IN(scale) ARG(float, eps))
+/* Products of |student - teacher| of a row and the next; student, d_student and teacher [N,D]; d_student
+ * is added to, or absent.                                                        correlation.c */
+KD_OP(correlation, INOUT(d_student) OUT(loss) IN(student) IN(teacher) IN(weight) IN(scale))
 
 /* The update; every operand is a slab range [n].                                      update.c */
 /* Global norm, clip factor, loss and verdict into `scalars`, from sum_squares[1] and losses [terms]. */

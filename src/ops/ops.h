@@ -37,20 +37,39 @@ typedef enum kd_row_need {
     KD_SUMS_ALWAYS,
 } kd_row_need;
 
+/* What of a row a term reads that most do not. */
+typedef enum kd_row_extra {
+    KD_EXTRA_NONE,
+    KD_EXTRA_TOP,    /* which class is the teacher's first largest */
+    KD_EXTRA_LOGITS, /* the logits themselves, beside both softmaxes */
+    KD_EXTRA_REST,   /* both softmaxes over the classes that are not the label, and the logits */
+} kd_row_extra;
+
 /* What the list says of a term. */
 typedef struct kd_row_type {
     const char *name;
     bool teacher; /* reads the teacher's logits */
     bool label;   /* reads the label */
     kd_row_need sums;
-    const char *option; /* name of its one option ("beta"); NULL: none */
+    kd_row_extra extra;
+    const char *option; /* name of its first option ("beta"); NULL: none */
     double option_default, option_min, option_max;
+    const char *option2; /* and of its second */
+    double option2_default, option2_min, option2_max;
     const char *help;
 } kd_row_type;
 
 extern const kd_row_type kd_row_types[KD_ROW_COUNT];
 
 enum { KD_MAX_NORMED_HEAD = 256 }; /* elements of a head that qk_norm_rope takes */
+
+/* What a row's teacher is, of whom K log-probabilities are known: row_loss_topk.c. */
+typedef enum kd_topk {
+    KD_TOPK_TAIL,         /* K classes and one that stands for all others */
+    KD_TOPK_RENORMALISED, /* those K, made to sum to 1; probability 0 elsewhere */
+    KD_TOPK_SAMPLED,      /* K draws: an estimate without bias */
+    KD_TOPK_COUNT
+} kd_topk;
 
 /* What row_distance measures between x and y; x', y' are x / |x|, y / |y|. */
 typedef enum kd_distance {
@@ -67,7 +86,8 @@ typedef struct kd_term_scalars {
     float scale; /* weight / global count: what the gradient is multiplied with */
     float temperature;
     float t_squared; /* T^2 where the term asks for it, else 1 */
-    float option;    /* beta, lambda, smoothing */
+    float option;    /* beta, lambda, smoothing, alpha of dkd */
+    float option2;   /* beta of dkd */
 } kd_term_scalars;
 
 typedef enum kd_verdict {
@@ -138,6 +158,7 @@ typedef struct kd_guard {
 /* What only a host that shares memory with labels, weight and scalars can see in time: labels outside
  * [0, classes) in rows that count, temperatures.  The CPU's op asks it itself. */
 KD_MUST_CHECK kd_status kd_row_loss_check_values(const kd_row_loss_args *args);
+KD_MUST_CHECK kd_status kd_row_loss_topk_check_values(const kd_row_loss_topk_args *args);
 
 struct kd_ops {
 #define KD_OP(name, operands) kd_status (*name)(kd_exec *, const kd_##name##_args *);

@@ -23,162 +23,9 @@
  * Sums are pairwise in float within a block and in double over blocks, in an order that depends on
  * the row alone, so the number of threads does not change a bit.
  */
-#include "ops/rowio.h"
-#include "ops/vmath.h"
+#include "ops/row_block.h"
 
 #include <omp.h>
-#include <stdalign.h>
-
-#define KD_ROW_FN        static inline
-#define KD_ROW_LOG(x)    kd_vlogf(x)
-#define KD_ROW_ABS(x)    __builtin_fabsf(x)
-#define KD_ROW_DIV(x, y) ((x) / (y))
-#define KD_ROW_BRANCHES  0
-
-#include "ops/rows/cross_entropy.h"
-#include "ops/rows/forward_kl.h"
-#include "ops/rows/jsd.h"
-#include "ops/rows/reverse_kl.h"
-#include "ops/rows/skew_kl.h"
-#include "ops/rows/skew_reverse_kl.h"
-#include "ops/rows/total_variation.h"
-#include "ops/rows/z_loss.h"
-
-/* clang-format off */
-const kd_row_type kd_row_types[KD_ROW_COUNT] = {
-#define KD_ROW(term, reads_teacher, reads_label, sums, option_name, preset, low, high, text)       \
-    { #term, reads_teacher, reads_label, sums, option_name, preset, low, high, text },
-#include "ops/row_list.h"
-#undef KD_ROW
-};
-/* clang-format on */
-
-/* ---- blocks ----------------------------------------------------------------------------------- */
-
-enum { BLOCK = 256 }; /* classes; a multiple of 64 */
-
-/* The last block of a row is filled up with classes that are dead on both sides: they add 0. */
-typedef struct block {
-    alignas(64) float log_q[BLOCK], q[BLOCK], log_p[BLOCK], p[BLOCK], live[BLOCK], label[BLOCK];
-} block;
-
-/* Sum in a fixed order: 64 lanes, then halved. */
-static double sum_block(const float *restrict x)
-{
-    alignas(64) float lane[64];
-    for (int i = 0; i < 64; i++) lane[i] = x[i];
-    for (int first = 64; first < BLOCK; first += 64)
-        for (int i = 0; i < 64; i++) lane[i] += x[first + i];
-    for (int i = 0; i < 32; i++) lane[i] += lane[i + 32];
-    for (int i = 0; i < 16; i++) lane[i] += lane[i + 16];
-    for (int i = 0; i < 8; i++) lane[i] += lane[i + 8];
-    for (int i = 0; i < 4; i++) lane[i] += lane[i + 4];
-    return ((double)lane[0] + (double)lane[2]) + ((double)lane[1] + (double)lane[3]);
-}
-
-static inline kd_row_class class_at(const block *restrict b, int i)
-{
-    return (kd_row_class){ b->log_q[i], b->q[i], b->log_p[i], b->p[i], b->live[i], b->label[i] };
-}
-
-typedef struct term_functions {
-    void (*add_sums)(double sums[2], const block *b, float option);
-    float (*value)(kd_row_stats stats);
-    /* gradient[i] += factor * the term's, for live classes */
-    void (*add_gradient)(float *gradient, const block *b, kd_row_stats stats, float factor);
-} term_functions;
-
-#define KD_ROW(term, ...)                                                                          \
-    static void add_sums_##term(double sums[2], const block *restrict b, float option)             \
-    {                                                                                              \
-        alignas(64) float a_of[BLOCK], b_of[BLOCK];                                                \
-        for (int i = 0; i < BLOCK; i++) {                                                          \
-            const kd_row_sums share = kd_row_##term##_sums(class_at(b, i), option);                \
-            a_of[i] = share.a;                                                                     \
-            b_of[i] = share.b;                                                                     \
-        }                                                                                          \
-        sums[0] += sum_block(a_of);                                                                \
-        sums[1] += sum_block(b_of);                                                                \
-    }                                                                                              \
-    static void add_gradient_##term(float *restrict gradient, const block *restrict b,             \
-                                    kd_row_stats stats, float factor)                              \
-    {                                                                                              \
-        for (int i = 0; i < BLOCK; i++) {                                                          \
-            const float g = kd_row_##term##_gradient(class_at(b, i), stats);                       \
-            gradient[i] += b->live[i] == 0.0f ? 0.0f : factor * g;                                 \
-        }                                                                                          \
-    }
-#include "ops/row_list.h"
-#undef KD_ROW
-
-static const term_functions functions[KD_ROW_COUNT] = {
-#define KD_ROW(term, ...) { add_sums_##term, kd_row_##term##_value, add_gradient_##term },
-#include "ops/row_list.h"
-#undef KD_ROW
-};
-
-/* ---- rows of logits --------------------------------------------------------------------------- */
-
-/* Classes [first, first + BLOCK) of a row as floats, -inf from `classes` on; in place when they
- * lie there so, else in `buffer`. */
-static const float *load_block(float *restrict buffer, kd_row row, int64_t first, int64_t classes)
-{
-    const int count = (int)kd_min_i64(BLOCK, classes - first);
-    if (row.dtype == KD_F32) {
-        const float *from = (const float *)row.data + first;
-        if (count == BLOCK) return from;
-        memcpy(buffer, from, (size_t)count * sizeof *from);
-    } else {
-        const uint16_t *from = (const uint16_t *)row.data + first;
-        for (int i = 0; i < count; i++) buffer[i] = kd_bf16_to_f32(from[i]);
-    }
-    for (int i = count; i < BLOCK; i++) buffer[i] = -INFINITY;
-    return buffer;
-}
-
-static void store_block(kd_row row, int64_t first, int64_t classes, const float *restrict from)
-{
-    const int count = (int)kd_min_i64(BLOCK, classes - first);
-    if (row.dtype == KD_F32) {
-        memcpy((float *)row.data + first, from, (size_t)count * sizeof *from);
-    } else {
-        uint16_t *restrict to = (uint16_t *)row.data + first;
-        for (int i = 0; i < count; i++) to[i] = kd_f32_to_bf16(from[i]);
-    }
-}
-
-static void zero_columns(kd_row row, int64_t first, int64_t end)
-{
-    const size_t size = kd_dtype_size(row.dtype);
-    memset((char *)row.data + (size_t)first * size, 0, (size_t)(end - first) * size);
-}
-
-static float element(kd_row row, int64_t j)
-{
-    return row.dtype == KD_F32 ? ((const float *)row.data)[j]
-                               : kd_bf16_to_f32(((const uint16_t *)row.data)[j]);
-}
-
-/* NaN is never the largest. */
-static float row_max(kd_row row, int64_t classes)
-{
-    alignas(64) float buffer[BLOCK], most[BLOCK];
-    for (int i = 0; i < BLOCK; i++) most[i] = -INFINITY;
-    for (int64_t first = 0; first < classes; first += BLOCK) {
-        const float *z = load_block(buffer, row, first, classes);
-        for (int i = 0; i < BLOCK; i++) most[i] = z[i] > most[i] ? z[i] : most[i];
-    }
-    float max = -INFINITY;
-    for (int i = 0; i < BLOCK; i++) max = most[i] > max ? most[i] : max;
-    return max;
-}
-
-static int64_t first_equal(kd_row row, int64_t classes, float value)
-{
-    for (int64_t j = 0; j < classes; j++)
-        if (element(row, j) == value) return j;
-    return classes;
-}
 
 /* ---- one row ---------------------------------------------------------------------------------- */
 
@@ -189,12 +36,14 @@ typedef struct side {
     float *exp; /* scratch [round_up(classes, BLOCK)]: exp((z - max) / T) */
     float log_sum, inv_sum;
     float floor; /* log-probability of a dead class; NaN in a row that has a NaN */
+    kd_row_rest rest;
 } side;
 
 typedef struct job {
     const kd_row_loss_args *args;
     const kd_term_scalars *term; /* [args->terms->count] */
     bool teacher;                /* some term reads it */
+    unsigned extras;             /* bit x: some term reads kd_row_extra x */
     int64_t columns;             /* classes rounded up to BLOCK */
 } job;
 
@@ -212,6 +61,29 @@ static void exponentials(side *s, int64_t classes, float inv_t)
     s->log_sum = (float)log(sum);
     s->inv_sum = (float)(1.0 / sum);
     s->floor = isnan(s->log_sum) ? s->log_sum : KD_ROW_LOG_FLOOR;
+}
+
+/* The side without class `label`, after exponentials. */
+static void find_rest(side *s, int64_t label, int64_t classes, float inv_t)
+{
+    alignas(64) float buffer[BLOCK], e[BLOCK];
+    kd_row_rest *rest = &s->rest;
+    rest->max = -INFINITY;
+    for (int64_t j = 0; j < classes; j++) {
+        const float z = element(s->row, j);
+        if (j != label && z > rest->max) rest->max = z;
+    }
+    double sum = 0.0;
+    for (int64_t first = 0; first < classes; first += BLOCK) {
+        const float *restrict z = load_block(buffer, s->row, first, classes);
+        for (int i = 0; i < BLOCK; i++)
+            e[i] = first + i == label ? 0.0f : kd_vexpf((z[i] - rest->max) * inv_t);
+        sum += sum_block(e);
+    }
+    const bool none = rest->max == -INFINITY;
+    rest->log_sum = none ? 0.0f : (float)log(sum);
+    rest->log_mass =
+        none ? KD_ROW_LOG_FLOOR : (rest->max - s->max) * inv_t + rest->log_sum - s->log_sum;
 }
 
 static void fill_student(block *restrict b, const side *s, int64_t first, int64_t classes,
@@ -250,6 +122,8 @@ typedef struct group {
     unsigned members; /* bit k: term k */
     bool reads_teacher;
     int64_t label; /* -1: none */
+    int64_t top;   /* the teacher's first largest class; -1: not asked for, or none */
+    bool logits;   /* some member reads them */
 } group;
 
 /* What a term that reads no teacher is shown. */
@@ -265,32 +139,60 @@ static void fill_block(block *b, const group *g, int64_t first, int64_t classes)
     if (g->reads_teacher) fill_teacher(b, &g->teacher, first, classes, g->inv_t);
     memset(b->label, 0, sizeof b->label);
     if (g->label >= first && g->label < first + BLOCK) b->label[g->label - first] = 1.0f;
+    memset(b->top, 0, sizeof b->top);
+    if (g->top >= first && g->top < first + BLOCK) b->top[g->top - first] = 1.0f;
+    if (!g->logits) return;
+    alignas(64) float buffer[BLOCK];
+    memcpy(b->z, load_block(buffer, g->student.row, first, classes), sizeof b->z);
+    memcpy(b->t, load_block(buffer, g->teacher.row, first, classes), sizeof b->t);
+}
+
+/* log-probability of class `j`. */
+static float log_probability(const side *s, int64_t j, float inv_t)
+{
+    const float x = (element(s->row, j) - s->max) * inv_t;
+    return x == -INFINITY ? s->floor : x - s->log_sum;
+}
+
+/* What is known of the row before its sums. */
+static kd_row_stats common_stats(const group *g, const job *j)
+{
+    const side *s = &g->student, *t = &g->teacher;
+    kd_row_stats stats = { .inv_t = g->inv_t, .lse = s->max * g->inv_t + s->log_sum };
+    if (g->label >= 0) {
+        const float x = (element(s->row, g->label) - s->max) * g->inv_t;
+        stats.log_q_label = log_probability(s, g->label, g->inv_t);
+        stats.label_live = x == -INFINITY ? 0.0f : 1.0f;
+    }
+    if (j->extras >> KD_EXTRA_REST & 1u && g->reads_teacher) {
+        stats.log_p_label = log_probability(t, g->label, g->inv_t);
+        stats.rest_q = s->rest;
+        stats.rest_p = t->rest;
+    }
+    return stats;
 }
 
 static void group_stats(kd_row_stats stats[KD_MAX_ROW_TERMS], const group *g, const job *j)
 {
     const kd_row_terms *terms = j->args->terms;
+    const kd_row_stats common = common_stats(g, j);
     double sums[KD_MAX_ROW_TERMS][2] = { { 0.0 } };
     block b;
     no_teacher(&b);
-    for (int64_t first = 0; first < j->args->classes; first += BLOCK) {
-        fill_block(&b, g, first, j->args->classes);
-        for (int k = 0; k < terms->count; k++)
-            if (g->members >> k & 1u)
-                functions[terms->kind[k]].add_sums(sums[k], &b, j->term[k].option);
-    }
-
-    kd_row_stats common = { .lse = g->student.max * g->inv_t + g->student.log_sum };
-    if (g->label >= 0) {
-        const side *s = &g->student;
-        const float x = (element(s->row, g->label) - s->max) * g->inv_t;
-        common.log_q_label = x == -INFINITY ? s->floor : x - s->log_sum;
-        common.label_live = x == -INFINITY ? 0.0f : 1.0f;
-    }
     for (int k = 0; k < terms->count; k++) {
         if (!(g->members >> k & 1u)) continue;
         stats[k] = common;
         stats[k].option = j->term[k].option;
+        stats[k].option2 = j->term[k].option2;
+    }
+    for (int64_t first = 0; first < j->args->classes; first += BLOCK) {
+        fill_block(&b, g, first, j->args->classes);
+        for (int k = 0; k < terms->count; k++)
+            if (g->members >> k & 1u)
+                kd_row_functions_of[terms->kind[k]].add_sums(sums[k], &b, stats[k]);
+    }
+    for (int k = 0; k < terms->count; k++) {
+        if (!(g->members >> k & 1u)) continue;
         stats[k].a = (float)sums[k][0];
         stats[k].b = (float)sums[k][1];
     }
@@ -315,8 +217,8 @@ static void group_gradient(const group *g, const job *j, const kd_row_stats *sta
         for (int k = 0; k < terms->count; k++) {
             const kd_term_scalars *s = &j->term[k];
             if (!(g->members >> k & 1u)) continue;
-            functions[terms->kind[k]].add_gradient(out, &b, stats[k],
-                                                   weight * s->scale * s->t_squared * g->inv_t);
+            kd_row_functions_of[terms->kind[k]].add_gradient(
+                out, &b, stats[k], weight * s->scale * s->t_squared * g->inv_t);
         }
         if (after)
             memcpy(after + first, out, sizeof out);
@@ -344,14 +246,20 @@ static void open_group(group *g, const job *j, int k)
     g->temperature = j->term[k].temperature;
     g->inv_t = 1.0f / g->temperature;
     g->members = 0;
-    g->reads_teacher = false;
+    g->reads_teacher = g->logits = false;
+    bool rest = false;
     for (int i = k; i < terms->count; i++) {
         if (j->term[i].temperature != g->temperature) continue;
+        const kd_row_type *type = &kd_row_types[terms->kind[i]];
         g->members |= 1u << i;
-        g->reads_teacher |= kd_row_types[terms->kind[i]].teacher;
+        g->reads_teacher |= type->teacher;
+        g->logits |= type->extra == KD_EXTRA_LOGITS || type->extra == KD_EXTRA_REST;
+        rest |= type->extra == KD_EXTRA_REST;
     }
     exponentials(&g->student, j->args->classes, g->inv_t);
     if (g->reads_teacher) exponentials(&g->teacher, j->args->classes, g->inv_t);
+    if (rest) find_rest(&g->student, g->label, j->args->classes, g->inv_t);
+    if (rest) find_rest(&g->teacher, g->label, j->args->classes, g->inv_t);
 }
 
 /* scratch: `columns` floats for the student, for the teacher where one is read, and for a gradient
@@ -361,14 +269,15 @@ static void run_row(const job *j, int64_t n, int64_t label, float weight, float 
     const kd_row_loss_args *args = j->args;
     const int count = args->terms->count;
     const kd_row student = kd_row_of(args->student, n);
-    group g = { .label = label };
-    g.student = (side){ student, row_max(student, args->classes), scratch, 0.0f, 0.0f, 0.0f };
+    group g = { .label = label, .top = -1 };
+    g.student = (side){ student, .max = row_max(student, args->classes), .exp = scratch };
     if (kd_present(args->teacher)) {
         const kd_row teacher = kd_row_of(args->teacher, n);
-        g.teacher = (side){
-            teacher, row_max(teacher, args->classes), scratch + j->columns, 0.0f, 0.0f, 0.0f
-        };
+        g.teacher =
+            (side){ teacher, .max = row_max(teacher, args->classes), .exp = scratch + j->columns };
     }
+    if (j->extras >> KD_EXTRA_TOP & 1u && g.teacher.max > -INFINITY)
+        g.top = first_equal(g.teacher.row, args->classes, g.teacher.max);
     if (kd_present(args->same_top)) {
         const int64_t top = first_equal(student, args->classes, g.student.max);
         set_same_top(j, n,
@@ -389,7 +298,7 @@ static void run_row(const job *j, int64_t n, int64_t label, float weight, float 
             if (g.members >> i & 1u)
                 set_loss(j, i, n,
                          weight * j->term[i].t_squared *
-                             functions[args->terms->kind[i]].value(stats[i]));
+                             kd_row_functions_of[args->terms->kind[i]].value(stats[i]));
         group_gradient(&g, j, stats, weight, first ? NULL : carried,
                        done + 1u == 1u << count ? NULL : carried);
     }
@@ -397,23 +306,6 @@ static void run_row(const job *j, int64_t n, int64_t label, float weight, float 
 }
 
 /* ---- the op ----------------------------------------------------------------------------------- */
-
-static int64_t label_of(const kd_row_loss_args *args, int64_t n)
-{
-    const kd_tensor *t = args->labels;
-    return kd_present(t) ? ((const int32_t *)t->data)[n * t->stride[0]] : -1;
-}
-
-static float weight_of(const kd_row_loss_args *args, int64_t n)
-{
-    const kd_tensor *t = args->weight;
-    return kd_present(t) ? ((const float *)t->data)[n * t->stride[0]] : 1.0f;
-}
-
-static bool ignored(const kd_row_loss_args *args, int64_t n)
-{
-    return (kd_present(args->labels) && label_of(args, n) == -1) || weight_of(args, n) == 0.0f;
-}
 
 static kd_status check_logits(const kd_tensor *t, const char *what, int64_t rows, int64_t classes)
 {
@@ -469,8 +361,8 @@ kd_status kd_row_loss_check_values(const kd_row_loss_args *args)
                            kd_row_types[args->terms->kind[k]].name, (double)term[k].temperature);
     if (!kd_present(args->labels)) return KD_OK;
     for (int64_t n = 0; n < args->student->shape[0]; n++) {
-        const int64_t label = label_of(args, n);
-        if (!ignored(args, n) && (label < 0 || label >= args->classes))
+        const int64_t label = label_of(args->labels, n);
+        if (!ignored(args->labels, args->weight, n) && (label < 0 || label >= args->classes))
             return kd_fail(KD_EINVAL,
                            "row %lld: label %lld, expected -1 or 0 to %lld of %lld classes",
                            (long long)n, (long long)label, (long long)args->classes - 1,
@@ -483,7 +375,10 @@ kd_status kd_row_loss_cpu(kd_exec *exec, const kd_row_loss_args *args)
 {
     const kd_row_terms *terms = args->terms;
     job j = { .args = args, .columns = kd_ceil_div(args->classes, BLOCK) * BLOCK };
-    for (int k = 0; k < terms->count; k++) j.teacher |= kd_row_types[terms->kind[k]].teacher;
+    for (int k = 0; k < terms->count; k++) {
+        j.teacher |= kd_row_types[terms->kind[k]].teacher;
+        j.extras |= 1u << kd_row_types[terms->kind[k]].extra;
+    }
 
     const int threads = omp_get_max_threads();
     const int64_t width = (1 + j.teacher + (terms->count > 1)) * j.columns;
@@ -497,12 +392,12 @@ kd_status kd_row_loss_cpu(kd_exec *exec, const kd_row_loss_args *args)
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t n = 0; n < rows; n++) {
         float *own = (float *)scratch.data + omp_get_thread_num() * width;
-        if (ignored(args, n)) {
+        if (ignored(args->labels, args->weight, n)) {
             for (int k = 0; k < terms->count; k++) set_loss(&j, k, n, 0.0f);
             set_same_top(&j, n, false);
             zero_columns(kd_row_of(args->student, n), 0, args->student->shape[1]);
         } else {
-            run_row(&j, n, label_of(args, n), weight_of(args, n), own);
+            run_row(&j, n, label_of(args->labels, n), weight_of(args->weight, n), own);
         }
     }
     return KD_OK;

@@ -44,6 +44,12 @@ KD_MUST_CHECK kd_status kd_push_blocks(kd_tensor *blocks, kd_exec *exec, const c
 float *kd_block_of(const kd_tensor *blocks, int64_t block);      /* zeroed; NULL of absent ones */
 void kd_add_blocks(const kd_tensor *y, const kd_tensor *blocks); /* y += them, in order */
 
+/* Element `index` of a list of f32; `otherwise` where there is no list. */
+static inline float kd_list_at(const kd_tensor *t, int64_t index, float otherwise)
+{
+    return kd_present(t) ? ((const float *)t->data)[index] : otherwise;
+}
+
 /* ---- rows and strips -------------------------------------------------------------------------- */
 
 typedef struct kd_row {

@@ -40,6 +40,11 @@ static json_t *row_json(const kd_row_type *row)
                                   json_pack("{s:s, s:f, s:f, s:f}", "name", row->option, "default",
                                             row->option_default, "min", row->option_min, "max",
                                             row->option_max));
+    if (row->option2)
+        (void)json_object_set_new(one, "option2",
+                                  json_pack("{s:s, s:f, s:f, s:f}", "name", row->option2, "default",
+                                            row->option2_default, "min", row->option2_min, "max",
+                                            row->option2_max));
     return one;
 }
 
@@ -80,15 +85,21 @@ static void print_reads(FILE *out, const json_t *reads)
                 json_is_true(json_object_get(read, "optional")) ? " or none" : "");
 }
 
-static void print_options(FILE *out, const json_t *row)
+static void print_option(FILE *out, const json_t *option)
 {
-    const json_t *option = json_object_get(row, "option"), *one;
-    size_t i;
     if (option)
         fprintf(out, "; %s %g to %g, default %g", text_of(option, "name"),
                 json_number_value(json_object_get(option, "min")),
                 json_number_value(json_object_get(option, "max")),
                 json_number_value(json_object_get(option, "default")));
+}
+
+static void print_options(FILE *out, const json_t *row)
+{
+    const json_t *one;
+    size_t i;
+    print_option(out, json_object_get(row, "option"));
+    print_option(out, json_object_get(row, "option2"));
     json_array_foreach(json_object_get(row, "options"), i, one)
         fprintf(out, "; %s, default %s", text_of(one, "name"), text_of(one, "default"));
 }

@@ -5,7 +5,7 @@
 
 student [5, 12] and teacher [5, 10] are f32 logits of 9 classes and padding of 1e30; labels [5];
 class 3 of the last row is -inf on both sides.  Of every case <term>.<i>: `setting` = (temperature,
-option), `loss` [5] without T^2, `gradient` [5, 9] with respect to the student's logits.
+option, second option), `loss` [5] without T^2, `gradient` [5, 9] with respect to the student's logits.
 """
 import sys
 
@@ -59,6 +59,27 @@ def z_loss(s, t, y, _):
     return s.logsumexp(0).square()
 
 
+def soft_cross_entropy(s, t, y, _):  # Hinton et al. 2015; TinyBERT eq. 10
+    return F.cross_entropy(s[None], t.softmax(0)[None])
+
+
+def hard_distillation(s, t, y, _):  # DeiT eq. 3, its second half
+    return F.cross_entropy(s[None], t.argmax()[None])
+
+
+def logit_mse(s, t, y, _):
+    return F.mse_loss(s, t)
+
+
+def dkd(s, t, y, alpha, beta):  # Zhao et al. 2022, eq. 7, from probabilities
+    q, p = s.softmax(0), t.softmax(0)
+    rest = torch.arange(len(s)) != y
+    binary_q, binary_p = torch.stack([q[y], q[rest].sum()]), torch.stack([p[y], p[rest].sum()])
+    within_q, within_p = q[rest] / q[rest].sum(), p[rest] / p[rest].sum()
+    kl = lambda a, b: (a * (a.log() - b.log())).sum()
+    return alpha * kl(binary_p, binary_q) + beta * kl(within_p, within_q)
+
+
 CASES = {
     cross_entropy: [(1.0, 0.0), (1.0, 0.1), (2.0, 0.5)],
     forward_kl: [(1.0, 0.0), (4.0, 0.0), (0.25, 0.0)],
@@ -68,6 +89,10 @@ CASES = {
     skew_reverse_kl: [(1.0, 0.125), (2.0, 0.75), (1.0, 0.0)],
     total_variation: [(1.0, 0.0), (2.0, 0.0)],
     z_loss: [(1.0, 0.0), (2.0, 0.0)],
+    soft_cross_entropy: [(1.0, 0.0), (4.0, 0.0)],
+    hard_distillation: [(1.0, 0.0), (2.0, 0.0)],
+    logit_mse: [(1.0, 0.0), (2.0, 0.0)],
+    dkd: [(1.0, 1.0, 1.0), (4.0, 1.0, 8.0), (2.0, 0.0, 1.0), (2.0, 1.0, 0.0)],
 }
 
 
@@ -81,18 +106,18 @@ def main(path):
     out = {"student": student, "teacher": teacher, "labels": labels}
 
     for term, settings in CASES.items():
-        for i, (temperature, option) in enumerate(settings):
+        for i, (temperature, *options) in enumerate(settings):
             losses, gradients = torch.zeros(ROWS), torch.zeros(ROWS, CLASSES)
             for n in range(ROWS):
                 live = torch.isfinite(student[n, :CLASSES]).nonzero()[:, 0]
                 s = student[n, live].double().requires_grad_()
                 t = teacher[n, live].double()
                 y = (live == labels[n]).nonzero()[0, 0]
-                loss = term(s / temperature, t / temperature, y, option)
+                loss = term(s / temperature, t / temperature, y, *options)
                 (gradient,) = torch.autograd.grad(loss, s)
                 losses[n], gradients[n, live] = loss.item(), gradient.float()
             name = f"{term.__name__}.{i}"
-            out[name + ".setting"] = torch.tensor([temperature, option])
+            out[name + ".setting"] = torch.tensor([temperature, *options, 0.0][:3])
             out[name + ".loss"], out[name + ".gradient"] = losses, gradients
     save_file(out, path, metadata={"torch": torch.__version__})
 

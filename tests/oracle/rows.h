@@ -13,8 +13,8 @@ typedef struct oracle_row {
     kd_row_kind kind;
     int64_t classes;
     const double *student, *teacher; /* [classes]; teacher NULL where the term reads none */
-    int64_t label;                   /* used by cross_entropy */
-    double temperature, option;
+    int64_t label;                   /* used by cross_entropy and dkd */
+    double temperature, option, option2;
 } oracle_row;
 
 /* log softmax(z / T) and log-sum-exp(z / T); -inf stays -inf. */

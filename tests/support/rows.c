@@ -109,6 +109,7 @@ void rows_add_term(row_fixture *f, kd_row_kind kind, double temperature, double 
         .temperature = (float)temperature,
         .t_squared = squared ? (float)(temperature * temperature) : 1.0f,
         .option = (float)option,
+        .option2 = (float)kd_row_types[kind].option2_default,
     };
 }
 
@@ -165,6 +166,7 @@ oracle_row rows_oracle(const row_fixture *f, int k, int64_t n)
         .label = label_of(f, n),
         .temperature = (double)f->values.term[k].temperature,
         .option = (double)f->values.term[k].option,
+        .option2 = (double)f->values.term[k].option2,
     };
 }
 
@@ -179,10 +181,11 @@ const char *rows_describe(const row_fixture *f, int64_t n)
 {
     static char text[256];
     const kd_term_scalars *s = &f->values.term[0];
-    snprintf(text, sizeof text, "%s%s T %g option %g, %s, %lld classes, row %s",
+    snprintf(text, sizeof text, "%s%s T %g option %g %g, %s, %lld classes, row %s",
              kd_row_types[f->terms.kind[0]].name, f->terms.count > 1 ? " and others" : "",
-             (double)s->temperature, (double)s->option, kd_dtype_name(f->student.dtype),
-             (long long)f->classes, n < ROW_KINDS ? row_names[n] : "");
+             (double)s->temperature, (double)s->option, (double)s->option2,
+             kd_dtype_name(f->student.dtype), (long long)f->classes,
+             n < ROW_KINDS ? row_names[n] : "");
     return text;
 }
 

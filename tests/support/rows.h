@@ -56,7 +56,7 @@ void rows_align(row_fixture *f);
 /* Takes the doubles `s` and `t` from the logits; after they were set by hand. */
 void rows_copy_logits(row_fixture *f);
 
-/* The next term of the fixture, at scale 3/8. */
+/* The next term of the fixture, at scale 3/8, its second option at the default. */
 void rows_add_term(row_fixture *f, kd_row_kind kind, double temperature, double option,
                    bool squared);
 

@@ -9,11 +9,12 @@ typedef struct options {
     int number; /* of the loss */
 } options;
 
-enum { OPTION = 6 }; /* the place of the loss's own option */
+enum { OPTION = 9 }; /* the place of the loss's own options */
 
 static const kd_option common[] = {
     { "in", KD_STRING, offsetof(options, in), NULL, 0, 0, "",
-      "safetensors file: `student` [n, V], and `teacher`, `labels`, `weight` as wanted" },
+      "safetensors file: `student` [n, V], and `teacher` (or `teacher_ids` and `teacher_logprobs` "
+      "[n, K]), `labels`, `weight` as wanted" },
     { "out", KD_STRING, offsetof(options, out), NULL, 0, 0, "",
       "safetensors file that is written: f32 `loss` [n] and `d_student` [n, V]" },
     { "temperature", KD_FLOAT, offsetof(options, loss.temperature), "1", 0.05, 100, "",
@@ -22,19 +23,37 @@ static const kd_option common[] = {
       "multiply the loss with temperature^2 (Hinton)" },
     { "classes", KD_INT, offsetof(options, loss.classes), "0", 0, 1e9, "columns",
       "of both softmaxes; 0: all that student and teacher have" },
+    { "standardise", KD_BOOL, offsetof(options, loss.standardise), "false", 0, 0, "",
+      "both sides' logits are z-scores of their row first" },
+    { "topk", KD_CHOICE, offsetof(options, loss.topk), "tail", 0, 0, "tail|renormalised|sampled",
+      "what a teacher of K classes is; sampled reads `teacher_sampling` [n, K]" },
+    { "teacher_temperature", KD_FLOAT, offsetof(options, loss.teacher_temperature), "1", 0.05, 100,
+      "", "at which `teacher_logprobs` were taken" },
     { "device", KD_STRING, offsetof(options, loss.device), "auto", 0, 0, "",
       "auto, cpu, cuda, cuda:1" },
     { 0 }, /* OPTION */
     { 0 },
+    { 0 },
 };
 
-/* The loss's own option as a row; `fallback` is its memory. */
-static kd_option option_row(const kd_loss_info *info, char *fallback, size_t size)
+/* The loss's own options, up to two, into `rows`; `fallback` is their defaults' memory. */
+static void option_rows(kd_option *rows, char fallback[2][32], const kd_loss_info *info)
 {
-    snprintf(fallback, size, "%g", info->option_default);
-    return (kd_option){ info->option, KD_FLOAT,         offsetof(options, loss.option),
-                        fallback,     info->option_min, info->option_max,
-                        "",           "of this loss" };
+    snprintf(fallback[0], sizeof fallback[0], "%g", info->option_default);
+    snprintf(fallback[1], sizeof fallback[1], "%g", info->option2_default);
+    if (info->option)
+        rows[0] = (kd_option){ info->option, KD_FLOAT,         offsetof(options, loss.option),
+                               fallback[0],  info->option_min, info->option_max,
+                               "",           "of this loss" };
+    if (info->option2)
+        rows[1] = (kd_option){ info->option2,
+                               KD_FLOAT,
+                               offsetof(options, loss.option2),
+                               fallback[1],
+                               info->option2_min,
+                               info->option2_max,
+                               "",
+                               "of this loss" };
 }
 
 static void print_losses(FILE *out)
@@ -42,13 +61,17 @@ static void print_losses(FILE *out)
     fprintf(out, "NAME is one of these, over rows of logits,\n\n");
     for (int i = 0; i < kd_loss_count(); i++) {
         kd_loss_info info;
-        char fallback[32];
+        char fallback[2][32];
+        kd_option rows[3] = { { 0 } };
         if (kd_loss_describe(&info, i) != KD_OK) continue;
         fprintf(out, "  %-18s %s\n", info.name, info.help);
         if (!info.option) continue;
-        const kd_option rows[] = { option_row(&info, fallback, sizeof fallback), { 0 } };
-        fprintf(out, "%17s", "");
-        kd_options_help(out, "", rows);
+        option_rows(rows, fallback, &info);
+        for (int k = 0; rows[k].name; k++) {
+            const kd_option one[] = { rows[k], { 0 } };
+            fprintf(out, "%17s", "");
+            kd_options_help(out, "", one);
+        }
     }
     fprintf(out, "\nor of these, over features and relations (kd list losses --long says which "
                  "tensors each reads):\n\n");
@@ -119,7 +142,7 @@ kd_status cmd_loss(int argc, char **argv)
     kd_option rows[sizeof common / sizeof common[0]];
     const cmd_spec spec = { rows, 1, 1, "the name of a loss", false, print_losses };
     kd_loss_info info;
-    char fallback[32];
+    char fallback[2][32];
     options o = { .number = -1 };
     memcpy(rows, common, sizeof common);
     const bool named = argc > 1 && argv[1][0] != '-';
@@ -130,7 +153,7 @@ kd_status cmd_loss(int argc, char **argv)
         if (feature >= 0) return feature_loss(feature, argc, argv);
         KD_TRY(kd_loss_find(&o.number, argv[1]));
         KD_TRY(kd_loss_describe(&info, o.number));
-        if (info.option) rows[OPTION] = option_row(&info, fallback, sizeof fallback);
+        option_rows(rows + OPTION, fallback, &info);
     }
     return cmd_run(&spec, &o, apply, argc, argv);
 }

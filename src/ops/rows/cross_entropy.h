@@ -14,8 +14,9 @@
 
 #include "ops/rows/row.h"
 
-KD_ROW_FN kd_row_sums kd_row_cross_entropy_sums(kd_row_class c, float smoothing)
+KD_ROW_FN kd_row_sums kd_row_cross_entropy_sums(kd_row_class c, kd_row_stats row)
 {
+    const float smoothing = row.option;
     kd_row_sums s;
     s.a = smoothing == 0.0f || c.live == 0.0f ? 0.0f : c.log_q;
     s.b = c.live;

@@ -12,7 +12,7 @@
 
 #include "ops/rows/row.h"
 
-KD_ROW_FN kd_row_sums kd_row_forward_kl_sums(kd_row_class c, float unused)
+KD_ROW_FN kd_row_sums kd_row_forward_kl_sums(kd_row_class c, kd_row_stats unused)
 {
     kd_row_sums s;
     (void)unused;

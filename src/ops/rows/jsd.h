@@ -31,10 +31,11 @@ KD_ROW_FN float kd_row_jsd_choose(float beta, float at_0, float between, float a
 }
 
 /* a: the class's share of the value; b: of KL(q || m). */
-KD_ROW_FN kd_row_sums kd_row_jsd_sums(kd_row_class c, float beta)
+KD_ROW_FN kd_row_sums kd_row_jsd_sums(kd_row_class c, kd_row_stats row)
 {
-    const kd_row_sums forward = kd_row_forward_kl_sums(c, beta);
-    const kd_row_sums reverse = kd_row_reverse_kl_sums(c, beta);
+    const float beta = row.option;
+    const kd_row_sums forward = kd_row_forward_kl_sums(c, row);
+    const kd_row_sums reverse = kd_row_reverse_kl_sums(c, row);
     if (KD_ROW_BRANCHES && beta == 0.0f) return forward;
     if (KD_ROW_BRANCHES && beta == 1.0f) return reverse;
     const float m = kd_row_mix(c.p, c.q, beta);

@@ -8,7 +8,7 @@
  *
  * A term x gives, as inline functions of one class or of the row's statistics,
  *
- *     kd_row_x_sums      the class's share of the two sums a and b
+ *     kd_row_x_sums      the class's share of the two sums a and b, from what else is known of the row
  *     kd_row_x_value     the row's value, in nats, from the statistics
  *     kd_row_x_gradient  d value / d(z_j / T) of one class
  *
@@ -30,6 +30,7 @@
  * Valid C11 and CUDA C++17; the includer defines first
  *     KD_ROW_FN       function qualifiers, such as `static inline`
  *     KD_ROW_LOG(x)   logarithm of a positive float
+ *     KD_ROW_EXP(x)   exponential; 0 at -inf
  *     KD_ROW_ABS(x)   absolute value of a float
  *     KD_ROW_DIV(x, y) quotient of a float by a normal one, within 2 ulp; of the rest, as x / y
  *     KD_ROW_BRANCHES  1 where a branch on a term's option costs less than computing both sides
@@ -46,7 +47,16 @@ typedef struct kd_row_class {
     float log_p, p; /* teacher; 0 where the term reads none */
     float live;     /* 1, or 0 where the student's class is dead */
     float label;    /* 1 at the row's label, else 0 */
+    float top;      /* 1 at the teacher's first largest class, else 0; with KD_EXTRA_TOP */
+    float z, t;     /* the logits; with KD_EXTRA_LOGITS and KD_EXTRA_REST */
 } kd_row_class;
+
+/* One side of a row without its label's class. */
+typedef struct kd_row_rest {
+    float max;      /* its largest logit; -inf: no class lives */
+    float log_sum;  /* log sum_j exp((z_j - max) / T) */
+    float log_mass; /* log of its share of the whole row's probability; floor where none lives */
+} kd_row_rest;
 
 typedef struct kd_row_sums {
     float a, b;
@@ -55,10 +65,13 @@ typedef struct kd_row_sums {
 /* One row.  a and b are sums over classes, known to the value, and to the gradient of a term that
  * reads them as row_list.h says; else they may be 0 there. */
 typedef struct kd_row_stats {
-    float option;      /* beta, lambda, smoothing */
+    float option, option2;
+    float inv_t;       /* 1 / T */
     float lse;         /* log sum_j exp(z_j / T) */
     float log_q_label; /* of the label's class; floor where dead, 0 where the row has no label */
     float label_live;  /* 1, or 0 where the label's class is dead */
+    float log_p_label; /* the teacher's; with KD_EXTRA_REST, as the next two */
+    kd_row_rest rest_q, rest_p;
     float a, b;
 } kd_row_stats;
 

@@ -21,8 +21,9 @@ KD_ROW_FN float kd_row_skew_kl_weight(kd_row_class c, float lambda)
 }
 
 /* a: the class's share of the value; b: of sum_k q_k w_k. */
-KD_ROW_FN kd_row_sums kd_row_skew_kl_sums(kd_row_class c, float lambda)
+KD_ROW_FN kd_row_sums kd_row_skew_kl_sums(kd_row_class c, kd_row_stats row)
 {
+    const float lambda = row.option;
     const float m = kd_row_mix(c.p, c.q, lambda);
     const float mixed = kd_row_log_ratio(c.p, m, (1.0f - lambda) * KD_ROW_DIV(c.p - c.q, m));
     kd_row_sums s;

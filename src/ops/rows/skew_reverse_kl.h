@@ -25,8 +25,9 @@ KD_ROW_FN kd_row_sums kd_row_skew_reverse_kl_parts(kd_row_class c, float lambda)
 }
 
 /* a: the class's share of the value; b: of sum_k q_k lambda q_k / m_k. */
-KD_ROW_FN kd_row_sums kd_row_skew_reverse_kl_sums(kd_row_class c, float lambda)
+KD_ROW_FN kd_row_sums kd_row_skew_reverse_kl_sums(kd_row_class c, kd_row_stats row)
 {
+    const float lambda = row.option;
     kd_row_sums s = kd_row_skew_reverse_kl_parts(c, lambda);
     s.a *= c.q;
     s.b *= c.q;

@@ -16,7 +16,7 @@ KD_ROW_FN float kd_row_total_variation_half_sign(kd_row_class c)
     return c.q > c.p ? 0.5f : c.q < c.p ? -0.5f : 0.0f;
 }
 
-KD_ROW_FN kd_row_sums kd_row_total_variation_sums(kd_row_class c, float unused)
+KD_ROW_FN kd_row_sums kd_row_total_variation_sums(kd_row_class c, kd_row_stats unused)
 {
     kd_row_sums s;
     (void)unused;

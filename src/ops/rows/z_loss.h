@@ -10,7 +10,7 @@
 
 #include "ops/rows/row.h"
 
-KD_ROW_FN kd_row_sums kd_row_z_loss_sums(kd_row_class c, float unused)
+KD_ROW_FN kd_row_sums kd_row_z_loss_sums(kd_row_class c, kd_row_stats unused)
 {
     kd_row_sums s;
     (void)c;
