@@ -440,7 +440,7 @@ kd_status kd_comm_mpi(kd_comm **comm, int rank, int size, double timeout)
         return kd_fail(KD_EINVAL, "rank %d of %d, timeout %g s: expected 0 to %d and more than 0",
                        rank, size, timeout, size - 1);
     mpi_rank *r = calloc(1, sizeof *r);
-    if (!r) return kd_fail(KD_ENOMEM, "communicator: %zu bytes", sizeof *r);
+    if (!r) return kd_fail(KD_ENOMEM, "communicator: no memory");
     *r = (mpi_rank){ .base = { &mpi, rank, size, timeout } };
     const kd_status status = allocate(r);
     if (status != KD_OK) {
