@@ -405,7 +405,7 @@ __device__ __forceinline__ void run_known(State<All> &state, Short &shared, Know
     write_same_top(p.row, row, shared.top[1] < INT32_MAX && shared.top[0] == shared.top[1]);
 }
 
-template <class T> __global__ void __launch_bounds__(THREADS) row_loss_topk_kernel(TopkParams p)
+template <class T> __global__ void __launch_bounds__(THREADS, 1) row_loss_topk_kernel(TopkParams p)
 {
     KD_SHARED(State<All>, states, [1]);
     KD_SHARED(Short, shorts, [1]);
