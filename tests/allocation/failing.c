@@ -289,7 +289,7 @@ static int open_descriptors(void)
 
 typedef struct reference {
     kd_hash file;
-    char output[1 << 16];
+    char output[OUTPUT_BYTES];
     size_t bytes;
 } reference;
 
