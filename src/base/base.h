@@ -1,8 +1,8 @@
 /*
  * base.h - what every other folder stands on.  Knows no tensors.
  *
- * arena.c files.c json.c yaml.c nodes.c options.c args.c rng.c hash.c clock.c threads.c signals.c
- * library.c status.c log.c
+ * arena.c files.c stream.c json.c yaml.c nodes.c options.c args.c rng.c hash.c clock.c threads.c
+ * signals.c library.c status.c log.c
  */
 #ifndef KD_BASE_H
 #define KD_BASE_H
@@ -17,6 +17,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 
 #define KD_COUNT(array) ((int)(sizeof(array) / sizeof((array)[0])))
 
@@ -105,6 +106,18 @@ KD_MUST_CHECK kd_status kd_read_at(int fd, const char *path, void *data, size_t 
 KD_MUST_CHECK kd_status kd_write_at(int fd, const char *path, const void *data, size_t bytes,
                                     int64_t at);
 
+/* ---- a stream into memory --------------------------------------------------------------------- */
+
+typedef struct kd_stream kd_stream;
+
+/* What is written to `file`, something at least, is the text that kd_stream_close gives, with a NUL after
+ * its `bytes`; free with free().  Every opened stream is closed so.  KD_ENOMEM, and no text, when any of
+ * it was lost; `written` comes back where that is a failure already.  `what` is what messages call it,
+ * and must live as long. */
+KD_MUST_CHECK kd_status kd_stream_open(kd_stream **stream, FILE **file, const char *what);
+KD_MUST_CHECK kd_status kd_stream_close(char **text, size_t *bytes, kd_stream *stream,
+                                        kd_status written);
+
 /* ---- JSON (jansson) --------------------------------------------------------------------------- */
 
 /* Strict: duplicate keys, trailing bytes, the integer -0, nesting deeper than 32 and more than 2^24
@@ -114,6 +127,22 @@ KD_MUST_CHECK kd_status kd_json_parse(json_t **out, const char *source, const ch
                                       size_t bytes);
 KD_MUST_CHECK kd_status kd_json_read(json_t **out, const char *path);
 KD_MUST_CHECK kd_status kd_json_write(const char *path, const json_t *value); /* atomic, indent 2 */
+
+/* The same as a line or more of a stream; an error of the stream itself stays in it. */
+KD_MUST_CHECK kd_status kd_json_print(FILE *out, const char *what, const json_t *value);
+
+/* json_dumps; free with free(). */
+KD_MUST_CHECK kd_status kd_json_dump(char **text, const char *what, const json_t *value,
+                                     size_t flags);
+
+/* What jansson was refused by the heap so far, on this thread.  It does not always say so: a number
+ * loses digits, a string is called a syntax error, an item is not in its list. */
+int64_t kd_json_refused(void);
+
+/* Closes the making of a value, begun with `before` = kd_json_refused(), so that no item of it needs a
+ * check: KD_ENOMEM when anything was refused, KD_EINVAL when it is NULL (a text that is not UTF-8); the
+ * value is then released and NULL. */
+KD_MUST_CHECK kd_status kd_json_made(json_t **value, int64_t before, const char *what);
 
 /* The value as a file has it, for messages: `buffer`, "a long value", or "nothing" for NULL. */
 const char *kd_json_show(char *buffer, size_t size, const json_t *value);

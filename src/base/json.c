@@ -1,6 +1,7 @@
 /* json.c - jansson, made strict. */
 #include "base/base.h"
 
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -8,6 +9,68 @@ enum { MAX_DEPTH = 32, MAX_VALUES = 1 << 24 };
 
 /* tokenizer.json of a vocabulary of a million takes about 100 MB. */
 static const size_t MAX_FILE = (size_t)512 << 20;
+
+/* ---- memory ----------------------------------------------------------------------------------- */
+
+/* jansson lives through a refused allocation everywhere but in its reader, which loses a byte of a token
+ * without a word, or ends the process by an assertion.  So a reader that is refused gets what it asks
+ * for out of memory that was put aside before, and nothing more to read. */
+typedef struct reserve {
+    char *memory;
+    size_t used, size;
+} reserve;
+
+static json_malloc_t inner_malloc;
+static json_free_t inner_free;
+static _Thread_local int64_t refused;
+static _Thread_local reserve aside; /* of the reader that runs */
+
+static void *from_reserve(size_t bytes)
+{
+    const size_t need = kd_round_up(bytes, 16);
+    refused++;
+    if (need < bytes || need > aside.size - aside.used) return NULL;
+    aside.used += need;
+    return aside.memory + aside.used - need;
+}
+
+static void *json_take(size_t bytes)
+{
+    void *memory = inner_malloc(bytes);
+    return memory ? memory : from_reserve(bytes);
+}
+
+static void json_give(void *memory)
+{
+    const uintptr_t at = (uintptr_t)memory, begin = (uintptr_t)aside.memory;
+    if (at - begin >= aside.size) inner_free(memory);
+}
+
+/* In front of what the program has set, if it has. */
+static void stand_before(void)
+{
+    json_get_alloc_funcs(&inner_malloc, &inner_free);
+    json_set_alloc_funcs(json_take, json_give);
+}
+
+int64_t kd_json_refused(void)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, stand_before);
+    return refused;
+}
+
+kd_status kd_json_made(json_t **value, int64_t before, const char *what)
+{
+    const bool memory = kd_json_refused() != before;
+    if (*value && !memory) return KD_OK;
+    json_decref(*value);
+    *value = NULL;
+    return memory ? kd_fail(KD_ENOMEM, "%s: no memory", what)
+                  : kd_fail(KD_EINVAL, "%s: a text in it is not UTF-8", what);
+}
+
+/* ---- reading ---------------------------------------------------------------------------------- */
 
 /* Where in the text a scan stands. */
 typedef struct place {
@@ -29,13 +92,23 @@ static bool is_zero(const char *text, size_t i, size_t bytes)
            (i + 2 == bytes || !strchr(".eE", text[i + 2]));
 }
 
+/* In scan: what began at `token` ends before `at`. */
+static void end_token(size_t *longest, size_t *token, size_t at)
+{
+    if (*longest <= at - *token) *longest = at - *token + 1;
+    *token = at;
+}
+
 /* What jansson would let through, found before it allocates: it recurses to 2,048 levels, makes up to
- * a hundred bytes of "[],", and reads -0 as the integer 0. */
-static kd_status scan(const char *source, const char *text, size_t bytes)
+ * a hundred bytes of "[],", and reads -0 as the integer 0.  No
+ * token has more than `longest` bytes. */
+static kd_status scan(size_t *longest, const char *source, const char *text, size_t bytes)
 {
     place p = { source, 1, 0 };
     int depth = 0, values = 0;
     bool quoted = false;
+    size_t token = 0; /* the one at i begins here, or behind */
+    *longest = 0;
     for (size_t i = 0; i < bytes; i++) {
         const char c = text[i];
         if (c == '\n') {
@@ -46,6 +119,7 @@ static kd_status scan(const char *source, const char *text, size_t bytes)
             i++;
         } else if (c == '"') {
             quoted = !quoted;
+            end_token(longest, &token, i);
         } else if (quoted) {
             continue;
         } else if (c == '[' || c == '{') {
@@ -59,22 +133,61 @@ static kd_status scan(const char *source, const char *text, size_t bytes)
             return refuse(&p, i, "-0 is not a decimal integer");
         }
         if (values > MAX_VALUES) return refuse(&p, i, "more than 16777216 values");
+        if (!quoted && (c == ',' || c == ':')) end_token(longest, &token, i);
     }
+    end_token(longest, &token, bytes);
     return KD_OK;
+}
+
+/* What a reader still has to read. */
+typedef struct feed {
+    const char *text;
+    size_t bytes;
+    int64_t before;
+} feed;
+
+/* In small pieces, so that a reader that was refused soon ends. */
+static size_t next_piece(void *buffer, size_t size, void *context)
+{
+    enum { PIECE = 256 };
+    feed *f = context;
+    size_t n = f->bytes < size ? f->bytes : size;
+    if (n > PIECE) n = PIECE;
+    if (refused != f->before) return (size_t)-1;
+    if (n) memcpy(buffer, f->text, n);
+    f->text += n;
+    f->bytes -= n;
+    return n;
+}
+
+/* For a buffer that doubles until it holds the longest token, and for small objects of one piece. */
+static kd_status put_aside(size_t longest, const char *source)
+{
+    size_t token = 4096;
+    while (token / 2 <= longest) token *= 2;
+    aside = (reserve){ .memory = malloc(2 * token), .size = 2 * token };
+    if (aside.memory) return KD_OK;
+    aside.size = 0;
+    return kd_fail(KD_ENOMEM, "%s: no memory", source);
 }
 
 kd_status kd_json_parse(json_t **out, const char *source, const char *text, size_t bytes)
 {
-    KD_TRY(scan(source, text, bytes));
+    feed f = { text, bytes, kd_json_refused() };
     json_error_t error;
-    json_t *value = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, &error);
-    if (!value) {
-        const bool memory = json_error_code(&error) == json_error_out_of_memory;
-        return kd_fail(memory ? KD_ENOMEM : KD_EFORMAT, "%s:%d:%d: %s", source, error.line,
-                       error.column, error.text);
-    }
-    *out = value;
-    return KD_OK;
+    size_t longest;
+    KD_TRY(scan(&longest, source, text, bytes));
+    KD_TRY(put_aside(longest, source));
+    json_t *value = json_load_callback(next_piece, &f, JSON_REJECT_DUPLICATES, &error);
+    kd_status status = KD_OK;
+    if (!value && refused == f.before)
+        status = kd_fail(KD_EFORMAT, "%s:%d:%d: %s", source, error.line, error.column, error.text);
+    else
+        status = kd_json_made(&value, f.before, source);
+    free(aside.memory); /* after what was made of it */
+    aside = (reserve){ .size = 0 };
+    if (status == KD_OK) *out = value;
+    return status;
 }
 
 kd_status kd_json_read(json_t **out, const char *path)
@@ -87,6 +200,8 @@ kd_status kd_json_read(json_t **out, const char *path)
     return status;
 }
 
+/* ---- writing ---------------------------------------------------------------------------------- */
+
 const char *kd_json_show(char *buffer, size_t size, const json_t *value)
 {
     const size_t flags = JSON_COMPACT | JSON_ENCODE_ANY | JSON_REAL_PRECISION(15);
@@ -96,12 +211,28 @@ const char *kd_json_show(char *buffer, size_t size, const json_t *value)
     return buffer;
 }
 
+kd_status kd_json_dump(char **text, const char *what, const json_t *value, size_t flags)
+{
+    const int64_t before = kd_json_refused();
+    *text = json_dumps(value, flags);
+    if (*text && kd_json_refused() == before) return KD_OK;
+    free(*text);
+    return kd_fail(value ? KD_ENOMEM : KD_EINVAL, "%s: no %s", what, value ? "memory" : "JSON");
+}
+
+kd_status kd_json_print(FILE *out, const char *what, const json_t *value)
+{
+    char *text;
+    KD_TRY(kd_json_dump(&text, what, value, JSON_INDENT(2)));
+    fprintf(out, "%s\n", text);
+    free(text);
+    return KD_OK;
+}
+
 kd_status kd_json_write(const char *path, const json_t *value)
 {
-    char *text = json_dumps(value, JSON_INDENT(2));
-    if (!text) {
-        return kd_fail(KD_EINVAL, "%s: not a JSON object or list, or out of memory", path);
-    }
+    char *text;
+    KD_TRY(kd_json_dump(&text, path, value, JSON_INDENT(2)));
     const size_t bytes = strlen(text);
     text[bytes] = '\n'; /* in place of the NUL: the write takes a length */
     const kd_status status = kd_file_write_atomic(path, text, bytes + 1);

@@ -165,6 +165,7 @@ static json_t *cell_json(const bench_result *r)
 
 kd_status kd_bench_write(const char *path, const bench_report *report)
 {
+    const int64_t before = kd_json_refused();
     json_t *cells = json_array();
     for (int i = 0; i < report->count; i++)
         (void)json_array_append_new(cells, cell_json(&report->results[i]));
@@ -173,7 +174,7 @@ kd_status kd_bench_write(const char *path, const bench_report *report)
                              KD_VERSION, "how", report->rates.how, "copy", real(report->rates.copy),
                              "flops_f32", real(report->rates.flops_f32), "flops_bf16",
                              real(report->rates.flops_bf16), "cells", cells);
-    if (!root) return kd_fail(KD_ENOMEM, "%s: no memory", path);
+    KD_TRY(kd_json_made(&root, before, path));
     const kd_status status = kd_json_write(path, root);
     json_decref(root);
     return status;

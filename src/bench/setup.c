@@ -83,7 +83,7 @@ const kd_tensor *kd_bench_filled(bench_run *run, int set, kd_dtype dtype, kd_sha
     const size_t bytes = (size_t)period * kd_dtype_size(dtype), all = kd_tensor_bytes(t);
     void *host = malloc(bytes ? bytes : 1);
     if (!host) {
-        run->status = kd_fail(KD_ENOMEM, "%zu bytes of pattern", bytes);
+        run->status = kd_fail(KD_ENOMEM, "no memory for %zu bytes of pattern", bytes);
         return t;
     }
     fill_period(host, dtype, period, low, high, salt);

@@ -151,6 +151,8 @@ static kd_status add_line(block *b, const line *l)
     while (blank < l->bytes && strchr(" \t\r", l->text[blank]) && l->text[blank]) blank++;
     if (blank == l->bytes) return KD_OK;
     kd_status status = kd_json_parse(&json, "", l->text, l->bytes);
+    if (status == KD_ENOMEM)
+        return kd_fail(status, "%s:%" PRId64 ": no memory", l->r->part->path, l->number);
     /* ":1:COLUMN: what", in a text of one line. */
     if (status != KD_OK)
         return kd_fail(status, "%s:%" PRId64 "%s (the line begins at byte %" PRId64 ")",

@@ -1,6 +1,7 @@
 #include "device/device.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <omp.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -40,20 +41,20 @@ static void cpu_close(kd_device *device)
 
 kd_dnn *kd_cpu_dnn(kd_device *device) { return ((cpu_device *)device)->dnn; }
 
-/* "model name : AMD EPYC" of /proc/cpuinfo. */
+/* "model name : AMD EPYC" of /proc/cpuinfo.  Part of a checkpoint's contract, so it does not depend on
+ * memory, as stdio does. */
 static void processor_name(char *name, size_t size)
 {
-    snprintf(name, size, "processor");
-    FILE *file = fopen("/proc/cpuinfo", "r");
-    if (!file) return;
-    char line[256];
-    while (fgets(line, sizeof line, file)) {
-        if (strncmp(line, "model name", 10) != 0) continue;
-        const char *colon = strchr(line, ':');
-        if (colon) snprintf(name, size, "%.*s", (int)strcspn(colon + 2, "\n"), colon + 2);
-        break;
-    }
-    fclose(file);
+    char text[4096];
+    const int file = open("/proc/cpuinfo", O_RDONLY | O_CLOEXEC);
+    const ssize_t bytes = file < 0 ? 0 : read(file, text, sizeof text - 1);
+    if (file >= 0) close(file);
+    text[bytes > 0 ? bytes : 0] = '\0';
+    const char *line = strstr(text, "model name"), *colon = line ? strstr(line, ": ") : NULL;
+    if (colon)
+        snprintf(name, size, "%.*s", (int)strcspn(colon + 2, "\n"), colon + 2);
+    else
+        snprintf(name, size, "processor");
 }
 
 static void cpu_describe(kd_device_info *info, const kd_device *device)

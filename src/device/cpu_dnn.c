@@ -7,6 +7,11 @@
  * a call cannot be avoided by this API: six or seven list nodes, 264 to 272 bytes in all, and for
  * views with padded rows ("gemm:jit") its packing buffers.  Nothing is kept.
  *
+ * The library does not live through a heap that refuses it: its objects' operator new answers NULL to
+ * constructors that do not look (a crash), its containers throw through C (the end of the process).  So
+ * room is asked for before it makes anything, and KD_ENOMEM is the answer where there is none.  The list
+ * nodes of a call cannot be had in advance.
+ *
  * Numerics: products of f32 or bf16 pairs summed in f32, rounded once into y; accumulation is a sum
  * post-op, so `y + ab` is rounded once too.  Same number of threads, same bits.
  *
@@ -28,6 +33,9 @@
 /* Past this many primitives the cache starts afresh.  Planned work stays far below; what may come
  * here is a program that sees a new number of rows with every call. */
 enum { MAX_PRODUCTS = 1024, BUCKETS = 256, MAX_ARGS = 5 };
+
+/* More than a primitive takes: 72 kB of heap and 1.3 MB of mappings for its code (bf16 on AVX-512). */
+enum { ROOM_BYTES = 2 << 20 };
 
 /* What a primitive is made for; compared as bytes, so it has no padding.  A threaded primitive's
  * scratch fits the number of threads it was made for. */
@@ -72,6 +80,14 @@ static kd_status dnn_fail(dnnl_status_t failure, const char *call)
         if (dnn_try_ != dnnl_success) return dnn_fail(dnn_try_, #call);                            \
     } while (0)
 
+static kd_status ask_for_room(void)
+{
+    void *volatile room = malloc(ROOM_BYTES); /* else the compiler leaves out the pair */
+    if (!room) return kd_fail(KD_ENOMEM, "oneDNN: no memory for a primitive");
+    free(room);
+    return KD_OK;
+}
+
 /* ---- the cache -------------------------------------------------------------------------------- */
 
 static void product_free(product *p)
@@ -100,6 +116,7 @@ void kd_dnn_version(char *text, size_t size)
 
 kd_status kd_dnn_open(kd_dnn **out)
 {
+    KD_TRY(ask_for_room());
     kd_dnn *dnn = calloc(1, sizeof *dnn);
     if (!dnn) return kd_fail(KD_ENOMEM, "oneDNN: no memory");
     dnnl_status_t status = dnnl_engine_create(&dnn->engine, dnnl_cpu, 0);
@@ -217,6 +234,7 @@ static kd_status find_product(product **out, kd_dnn *dnn, const product_key *key
     for (*out = *bucket; *out; *out = (*out)->next)
         if (memcmp(&(*out)->key, key, sizeof *key) == 0) return KD_OK;
     if (dnn->count == MAX_PRODUCTS) forget_all(dnn);
+    KD_TRY(ask_for_room());
     product *p = calloc(1, sizeof *p);
     if (!p) return kd_fail(KD_ENOMEM, "oneDNN: no memory for a primitive");
     p->key = *key;

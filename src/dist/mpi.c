@@ -44,6 +44,7 @@ typedef struct mpi_rank {
     MPI_Request *notices;  /* [size]: to each rank, of `notice` */
     char notice[256];
     bool told;        /* it is on its way */
+    char heard[320];  /* of a rank that has stopped; "": nothing */
     kd_status broken; /* KD_OK until something ends the group for good */
     char reason[512];
 } mpi_rank;
@@ -164,13 +165,15 @@ static kd_status give_up(mpi_rank *r, const char *what, const char *names)
 static kd_status await(mpi_rank *r, const char *what)
 {
     const double start = kd_clock();
-    char names[128], why[sizeof r->notice + 64];
+    char names[128];
     for (int64_t polls = 0;; nap(polls++)) {
         int done = 0;
+        /* Heard first: what a rank sent before it stopped has come by then, and counts. */
+        if (!*r->heard) (void)hear(r, true, r->heard, sizeof r->heard);
         KD_TRY(
             check(r, MPI_Testall(2 * r->base.size, r->requests, &done, MPI_STATUSES_IGNORE), what));
         if (done) return KD_OK;
-        if (hear(r, true, why, sizeof why)) return break_group(r, KD_EPEER, "%s: %s", what, why);
+        if (*r->heard) return break_group(r, KD_EPEER, "%s: %s", what, r->heard);
         /* Nobody is late where it was this process that slept. */
         if (kd_clock() - start > r->base.timeout && late_ranks(r, names, sizeof names) > 0)
             return give_up(r, what, names);
@@ -440,7 +443,7 @@ kd_status kd_comm_mpi(kd_comm **comm, int rank, int size, double timeout)
         return kd_fail(KD_EINVAL, "rank %d of %d, timeout %g s: expected 0 to %d and more than 0",
                        rank, size, timeout, size - 1);
     mpi_rank *r = calloc(1, sizeof *r);
-    if (!r) return kd_fail(KD_ENOMEM, "communicator: %zu bytes", sizeof *r);
+    if (!r) return kd_fail(KD_ENOMEM, "communicator: no memory");
     *r = (mpi_rank){ .base = { &mpi, rank, size, timeout } };
     const kd_status status = allocate(r);
     if (status != KD_OK) {

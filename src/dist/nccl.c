@@ -367,7 +367,7 @@ kd_status kd_comm_nccl(kd_comm **comm, kd_device *device, int rank, int size, co
                        rank, size, timeout, size - 1);
     KD_TRY(kd_library_load(&library));
     nccl_rank *r = calloc(1, sizeof *r);
-    if (!r) return kd_fail(KD_ENOMEM, "communicator: %zu bytes", sizeof *r);
+    if (!r) return kd_fail(KD_ENOMEM, "communicator: no memory");
     *r = (nccl_rank){ .base = { &nccl, rank, size, timeout }, .device = device };
     r->queue = (kd_exec){ device, device->type->communication(device), &r->stack };
     const kd_status status = enter(r, id);

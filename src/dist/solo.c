@@ -45,7 +45,7 @@ static const kd_comm_type solo = {
 kd_status kd_comm_solo(kd_comm **comm)
 {
     *comm = malloc(sizeof **comm);
-    if (!*comm) return kd_fail(KD_ENOMEM, "communicator: %zu bytes", sizeof **comm);
+    if (!*comm) return kd_fail(KD_ENOMEM, "communicator: no memory");
     **comm = (kd_comm){ .type = &solo, .rank = 0, .size = 1, .timeout = INFINITY };
     return KD_OK;
 }

@@ -525,8 +525,9 @@ kd_status kd_config_parse(kd_config *config, kd_arena *arena, const char *source
     if (!json_is_object(json))
         return kd_fail(KD_EFORMAT, "%s: found %s, expected an object", source,
                        kd_json_show(text, sizeof text, json));
+    const int64_t before = kd_json_refused();
     config->raw = json_deep_copy(json);
-    if (!config->raw) return kd_fail(KD_ENOMEM, "%s: no memory", source);
+    KD_TRY(kd_json_made(&config->raw, before, source));
     const reader r = { source, "", config->raw };
     const kd_status status = parse_fields(config, &r);
     if (status == KD_OK) {

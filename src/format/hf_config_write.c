@@ -10,15 +10,14 @@
 static bool is_gpt2(const kd_config *c) { return !strcmp(c->family, "gpt2"); }
 static bool is_qwen(const kd_config *c) { return !strncmp(c->family, "qwen", 4); }
 
-/* The first failure to set a field (no memory) stays in `ok`. */
+/* What could not be set is found at the end (kd_json_made). */
 typedef struct writer {
     json_t *json;
-    bool ok;
 } writer;
 
 static void put(writer *w, const char *key, json_t *value)
 {
-    if (json_object_set_new(w->json, key, value) != 0) w->ok = false;
+    (void)json_object_set_new(w->json, key, value);
 }
 
 static void put_int(writer *w, const char *key, int64_t value)
@@ -42,7 +41,7 @@ static void put_eos(writer *w, const kd_config *c)
     }
     json_t *list = json_array();
     for (int i = 0; c->eos[i] >= 0; i++)
-        if (json_array_append_new(list, json_integer((json_int_t)c->eos[i])) != 0) w->ok = false;
+        (void)json_array_append_new(list, json_integer((json_int_t)c->eos[i]));
     put(w, "eos_token_id", list);
 }
 
@@ -90,9 +89,8 @@ static void put_window(writer *w, const kd_config *c)
     json_t *types = json_array();
     for (int64_t i = 0; i < c->layers; i++) {
         const bool sliding = used && i >= c->window_from;
-        if (json_array_append_new(
-                types, json_string(sliding ? "sliding_attention" : "full_attention")) != 0)
-            w->ok = false;
+        (void)json_array_append_new(types,
+                                    json_string(sliding ? "sliding_attention" : "full_attention"));
     }
     put(w, "layer_types", types);
 }
@@ -153,7 +151,8 @@ kd_status kd_config_write(const kd_config *config, const char *path, kd_dtype dt
     if (!type)
         return kd_fail(KD_EINVAL, "%s: weights in %s, expected f32, bf16 or f16", path,
                        kd_dtype_name(dtype));
-    writer w = { config->raw ? json_deep_copy(config->raw) : json_object(), true };
+    const int64_t before = kd_json_refused();
+    writer w = { config->raw ? json_deep_copy(config->raw) : json_object() };
     const json_t *old =
         json_object_get(config->raw, is_gpt2(config) ? "n_layer" : "num_hidden_layers");
     /* Code of the model's repository is not copied, so nothing may point to it. */
@@ -172,8 +171,8 @@ kd_status kd_config_write(const kd_config *config, const char *path, kd_dtype dt
     put_eos(&w, config);
     put_dtype(&w, type);
     if (!has(&w, "use_cache")) put(&w, "use_cache", json_true());
-    const kd_status status =
-        w.ok ? kd_json_write(path, w.json) : kd_fail(KD_ENOMEM, "%s: no memory", path);
+    KD_TRY(kd_json_made(&w.json, before, path));
+    const kd_status status = kd_json_write(path, w.json);
     json_decref(w.json);
     return status;
 }

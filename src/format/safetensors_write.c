@@ -102,10 +102,12 @@ kd_status kd_st_writer_metadata(kd_st_writer *writer, const char *key, const cha
     if (writer->begun)
         return kd_fail(KD_EINVAL, "%s: metadata \"%s\" after the header was written", writer->path,
                        key);
+    const int64_t before = kd_json_refused();
     if (!writer->metadata) writer->metadata = json_object();
-    if (json_object_set_new(writer->metadata, key, json_string(value)) != 0)
-        return kd_fail(KD_EINVAL, "%s: metadata \"%s\" is not UTF-8", writer->path, key);
-    return KD_OK;
+    if (json_object_set_new(writer->metadata, key, json_string(value)) == 0) return KD_OK;
+    return kd_json_refused() != before
+               ? kd_fail(KD_ENOMEM, "%s: no memory for metadata \"%s\"", writer->path, key)
+               : kd_fail(KD_EINVAL, "%s: metadata \"%s\" is not UTF-8", writer->path, key);
 }
 
 static kd_status grow(kd_st_writer *w)
@@ -160,6 +162,7 @@ static kd_status sort_items(kd_st_writer *w)
 /* `*header` is the caller's; `*bytes` of data.  Sets each item's offset from the start of the data. */
 static kd_status build_header(json_t **header, int64_t *bytes, kd_st_writer *w)
 {
+    const int64_t before = kd_json_refused();
     *header = json_object();
     if (w->metadata) (void)json_object_set(*header, "__metadata__", w->metadata);
     *bytes = 0;
@@ -173,17 +176,17 @@ static kd_status build_header(json_t **header, int64_t *bytes, kd_st_writer *w)
             (void)json_array_append_new(shape, json_integer(it->shape[d]));
         json_t *info = json_pack("{s:s, s:o, s:[I, I]}", "dtype", file_name_of(it->dtype), "shape",
                                  shape, "data_offsets", (json_int_t)it->offset, (json_int_t)*bytes);
-        if (json_object_set_new(*header, it->name, info) != 0)
+        if (json_object_set_new(*header, it->name, info) != 0 && kd_json_refused() == before)
             return kd_fail(KD_EINVAL, "%s: the name of tensor %lld is not UTF-8", w->path,
                            (long long)i);
     }
-    return KD_OK;
+    return kd_json_made(header, before, w->path);
 }
 
 static kd_status write_header(kd_st_writer *w, const json_t *header)
 {
-    char *text = json_dumps(header, JSON_COMPACT);
-    if (!text) return kd_fail(KD_ENOMEM, "%s: no memory for the header", w->path);
+    char *text;
+    KD_TRY(kd_json_dump(&text, w->path, header, JSON_COMPACT));
     const size_t length = strlen(text), padded = kd_round_up(length, 8);
     kd_status status = KD_OK;
     unsigned char prefix[8];

@@ -172,8 +172,10 @@ static kd_status write_unigram(canon *c, const json_t *vocab)
                            "%s: model.vocab[%zu] is %s, expected [token, score] and at most %d",
                            c->path, i, kd_json_show(shown, sizeof shown, pair), KD_MAX_IDS);
         (void)fprintf(c->out, "%zu\t%s\t", i, tokens[i].text);
+        const int64_t before = kd_json_refused();
         json_t *real = json_real(json_number_value(score));
-        const kd_status status = write_part(c, real);
+        kd_status status = kd_json_made(&real, before, c->path);
+        if (status == KD_OK) status = write_part(c, real);
         json_decref(real);
         KD_TRY(status);
     }
@@ -245,18 +247,20 @@ static kd_status write_canon(canon *c, const json_t *json)
 static kd_status fingerprint(kd_tokenizer_info *info, kd_arena *arena, const char *path)
 {
     json_t *json = NULL;
+    kd_stream *stream;
     char *text = NULL;
     size_t bytes = 0;
     KD_TRY(kd_json_read(&json, path));
-    canon c = { .path = path, .arena = arena, .out = open_memstream(&text, &bytes) };
-    kd_status status = c.out ? write_canon(&c, json) : kd_fail(KD_ENOMEM, "%s: no memory", path);
-    if (c.out && (ferror(c.out) | fclose(c.out)) != 0 && status == KD_OK)
-        status = kd_fail(KD_ENOMEM, "%s: no memory", path);
+    canon c = { .path = path, .arena = arena };
+    kd_status status = kd_stream_open(&stream, &c.out, path);
+    if (status != KD_OK) goto done;
+    status = kd_stream_close(&text, &bytes, stream, write_canon(&c, json));
     if (status == KD_OK) {
         info->fingerprint = kd_hash_bytes(text, bytes);
         info->size = c.size;
         info->present = true;
     }
+done:
     free(text);
     json_decref(json);
     return status;

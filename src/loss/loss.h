@@ -27,10 +27,9 @@ typedef struct kd_term {
     kd_ramp weight;
     double temperature;
     bool t_squared; /* the loss is multiplied with T^2, so that T does not scale the gradient */
-    double option;  /* beta, lambda, smoothing; unused by terms without one */
-    int student;    /* index into models */
-    int teacher;    /* index into models; -1: the term reads no teacher */
-    double option2; /* the second, of a term that has two */
+    double option, option2; /* beta, lambda, smoothing; unused by terms without */
+    int student;            /* index into models */
+    int teacher;            /* index into models; -1: the term reads no teacher */
 } kd_term;
 
 /* `loss:` of a run file: name -> {type, weight, temperature, t_squared, the type's option}.  Each

@@ -62,7 +62,8 @@ static kd_status write_pair(const layer_copy *copy, const char *name, const kd_s
                             const kd_st_file *file)
 {
     void *bytes = malloc((size_t)entry->bytes);
-    if (!bytes) return kd_fail(KD_ENOMEM, "%s: %lld bytes", name, (long long)entry->bytes);
+    if (!bytes)
+        return kd_fail(KD_ENOMEM, "%s: no memory for %lld bytes", name, (long long)entry->bytes);
     kd_status status;
     KD_TRY_GOTO(kd_st_read(bytes, (kd_dtype)entry->dtype, file, entry, 0, entry->elements), status,
                 done);
@@ -170,7 +171,8 @@ static kd_status fill_fresh(kd_model *model, double spread, uint64_t seed)
         const int64_t n = kd_tensor_elements(&to);
         const bool matrix = to.rank == 2;
         float *values = malloc(2 * (size_t)n * sizeof *values);
-        if (!values) return kd_fail(KD_ENOMEM, "fresh weights: %lld elements", (long long)n);
+        if (!values)
+            return kd_fail(KD_ENOMEM, "fresh weights: no memory for %lld elements", (long long)n);
         for (int64_t k = 0; k < n; k++)
             values[k] = matrix ? (float)(spread * kd_random_normal(seed, (uint64_t)i, (uint64_t)k))
                                : (is_gain(model, i) ? 1.0f : 0.0f);

@@ -280,7 +280,7 @@ static kd_status load_tensor(kd_exec *exec, const kd_st_file *file, const kd_st_
     const int64_t rows = rows_at_once(t, transposed);
     const size_t bytes = (size_t)(rows * (3 * t->columns + 1)) * sizeof(float);
     float *values = malloc(bytes);
-    if (!values) return kd_fail(KD_ENOMEM, "%s: %zu bytes to read it", entry->name, bytes);
+    if (!values) return kd_fail(KD_ENOMEM, "%s: no memory for %zu bytes", entry->name, bytes);
     kd_status status = KD_OK;
     for (int64_t at = 0; at < t->rows && status == KD_OK; at += rows) {
         const target some = rows_of(t, at, kd_min_i64(rows, t->rows - at));

@@ -80,8 +80,9 @@ static json_t *describe_guard(const kd_guard *guard, int students)
 kd_status kd_state_make(json_t **state, const kd_checkpoint *checkpoint)
 {
     const kd_progress *p = &checkpoint->progress;
+    const int64_t before = kd_json_refused();
     json_t *students = json_array();
-    bool complete = true;
+    bool complete = true; /* no label is not UTF-8 */
     for (int i = 0; i < checkpoint->student_count; i++)
         complete &= json_array_append_new(students, describe_student(checkpoint->students[i])) == 0;
     *state =
@@ -92,10 +93,11 @@ kd_status kd_state_make(json_t **state, const kd_checkpoint *checkpoint)
                   (json_int_t)p->best_step, "best", number(p->best), "seconds", number(p->seconds),
                   "guard", describe_guard(&p->guard, checkpoint->student_count), "contract",
                   checkpoint->contract ? checkpoint->contract : "", "students", students);
-    if (*state && complete) return KD_OK;
-    json_decref(*state);
-    *state = NULL;
-    return kd_fail(KD_EINVAL, "checkpoint: contract or a label is not UTF-8, or no memory");
+    if (!complete) {
+        json_decref(*state);
+        *state = NULL;
+    }
+    return kd_json_made(state, before, "checkpoint: engine/state.json");
 }
 
 /* ---- reading ---------------------------------------------------------------------------------- */
@@ -268,11 +270,11 @@ static kd_status check_student(const char *path, const json_t *found, const kd_m
     KD_TRY(check_text(path, label, "dtype", json_object_get(found, "dtype"),
                       kd_dtype_name(model->dtype)));
     KD_TRY(check_integer(path, label, "moments", found, model->slab.moments));
+    const int64_t before = kd_json_refused();
     json_t *wanted = describe_student(model);
-    const kd_status status =
-        wanted ? check_parameters(path, label, json_object_get(found, "parameters"),
-                                  json_object_get(wanted, "parameters"))
-               : kd_fail(KD_ENOMEM, "%s: no memory", path);
+    KD_TRY(kd_json_made(&wanted, before, path));
+    const kd_status status = check_parameters(path, label, json_object_get(found, "parameters"),
+                                              json_object_get(wanted, "parameters"));
     json_decref(wanted);
     KD_TRY(status);
     return check_integer(path, label, "elements", found, model->slab.params.elements);

@@ -70,8 +70,9 @@ static kd_status write_trainer_state(kd_arena *arena, const char *dir, const kd_
 {
     const char *path;
     KD_TRY(kd_path_join(&path, arena, dir, "trainer_state.json"));
+    const int64_t before = kd_json_refused();
     json_t *state = trainer_state_of(c);
-    if (!state) return kd_fail(KD_ENOMEM, "%s: no memory", path);
+    KD_TRY(kd_json_made(&state, before, path));
     const kd_status status = kd_json_write(path, state);
     json_decref(state);
     return status;
@@ -177,11 +178,13 @@ static kd_status same_history(bool *same, kd_arena *arena, const char *dir, cons
     json_t *found;
     KD_TRY(kd_path_join(&path, arena, dir, "trainer_state.json"));
     KD_TRY(kd_json_read(&found, path));
+    const int64_t before = kd_json_refused();
     json_t *wanted = trainer_state_of(c);
+    const kd_status status = kd_json_made(&wanted, before, path);
     *same = json_equal(found, wanted);
     json_decref(found);
     json_decref(wanted);
-    return KD_OK;
+    return status;
 }
 
 /* Whole, and of the same state of the same run: only the clock may differ. */
@@ -193,8 +196,10 @@ static kd_status is_saved(bool *saved, kd_arena *arena, const char *dir, const k
     *saved = false;
     KD_TRY(kd_path_join(&path, arena, dir, "engine/state.json"));
     KD_TRY(kd_json_read(&found, path));
-    kd_status status = KD_OK;
+    const int64_t before = kd_json_refused();
+    kd_status status;
     wanted = json_deep_copy(state);
+    KD_TRY_GOTO(kd_json_made(&wanted, before, path), status, done);
     (void)json_object_del(found, "seconds");
     (void)json_object_del(wanted, "seconds");
     if (!json_equal(found, wanted)) goto done;

@@ -84,10 +84,15 @@ static kd_status pieces_of_file(pieces *p, kd_arena *arena, const char *path)
 
 /* ---- writing ---------------------------------------------------------------------------------- */
 
+/* Only `key` may be no UTF-8: a value that is NULL was refused its memory. */
 static kd_status set(json_t *object, const char *key, json_t *value)
 {
+    const int64_t before = kd_json_refused();
+    const bool made = object && value;
     if (json_object_set_new(object, key, value) == 0) return KD_OK;
-    return kd_fail(KD_EINVAL, NAME ": \"%s\" is not UTF-8, or there is no memory", key);
+    return !made || kd_json_refused() != before
+               ? kd_fail(KD_ENOMEM, NAME ": \"%s\": no memory", key)
+               : kd_fail(KD_EINVAL, NAME ": \"%s\" is not UTF-8", key);
 }
 
 static kd_status describe_pieces(json_t *tensors, const pieces *p)
@@ -146,8 +151,8 @@ static kd_status describe_folder(json_t *files, kd_arena *arena, const char *dir
 /* The text without its closing brace, then the tail with the hash of that. */
 static kd_status write_text(const char *path, const json_t *manifest)
 {
-    char *text = json_dumps(manifest, JSON_INDENT(2));
-    if (!text) return kd_fail(KD_ENOMEM, "%s: no memory", path);
+    char *text;
+    KD_TRY(kd_json_dump(&text, path, manifest, JSON_INDENT(2)));
     const size_t head = strlen(text) - 2; /* "\n}" */
     char *whole = realloc(text, head + TAIL_BYTES + 1);
     if (!whole) {

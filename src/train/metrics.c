@@ -59,7 +59,9 @@ static kd_status keep_until(kd_metrics *metrics, int64_t step, int64_t evaluated
     for (size_t at = 0; at < bytes && status == KD_OK;) {
         const char *end = memchr(text + at, '\n', bytes - at);
         const size_t next = end ? (size_t)(end - text) + 1 : bytes;
-        json_t *record = end ? json_loadb(text + at, next - at, 0, NULL) : NULL;
+        json_t *record = NULL;
+        if (end) status = kd_json_parse(&record, path, text + at, next - at);
+        if (status == KD_EFORMAT) status = KD_OK; /* half a line, of a run that was killed */
         const bool keep = record && is_before(record, step, evaluated);
         if (keep) status = show_again(metrics, record, step);
         json_decref(record);

@@ -2,6 +2,7 @@
 #include "train/run.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 /* ---- rows ------------------------------------------------------------------------------------- */
@@ -371,7 +372,7 @@ void kd_run_help(FILE *out)
 /* A text stays one: a folder called 1.50 is not the number 1.5. */
 static kd_status value_of(json_t **value, const void *target, const kd_option *row)
 {
-    char text[128];
+    char text[128], list[sizeof text + 2];
     if (row->kind == KD_STRING) {
         const char *string = *(const char *const *)((const char *)target + row->offset);
         *value = json_string(string ? string : "");
@@ -379,8 +380,12 @@ static kd_status value_of(json_t **value, const void *target, const kd_option *r
     }
     KD_TRY(kd_option_print(text, sizeof text, target, row));
     /* Numbers and booleans are JSON too, a choice is not. */
-    *value = json_loads(text, JSON_DECODE_ANY, NULL);
-    if (!*value) *value = json_string(text);
+    json_t *parsed;
+    snprintf(list, sizeof list, "[%s]", text);
+    const kd_status status = kd_json_parse(&parsed, row->name, list, strlen(list));
+    if (status == KD_ENOMEM) return status;
+    *value = status == KD_OK ? json_incref(json_array_get(parsed, 0)) : json_string(text);
+    if (status == KD_OK) json_decref(parsed);
     return KD_OK;
 }
 
@@ -448,6 +453,7 @@ static kd_status put_metrics(json_t *eval, unsigned metrics)
 
 static kd_status effective(json_t **out, kd_run *run)
 {
+    const int64_t before = kd_json_refused();
     json_t *root = json_object();
     kd_status status;
     KD_TRY_GOTO(kd_run_parse(run), status, failed);
@@ -463,6 +469,7 @@ static kd_status effective(json_t **out, kd_run *run)
     KD_TRY_GOTO(put_section(root, "eval", &run->eval, eval_rows), status, failed);
     KD_TRY_GOTO(put_metrics(json_object_get(root, "eval"), run->eval.metrics), status, failed);
     KD_TRY_GOTO(put_section(root, "dist", &run->dist, dist_rows), status, failed);
+    KD_TRY_GOTO(kd_json_made(&root, before, "configuration"), status, failed);
     *out = root;
     return KD_OK;
 failed:
@@ -487,9 +494,10 @@ static kd_status write_effective(FILE *out, kd_run *run, size_t flags)
     json_t *root;
     int bytes;
     KD_TRY(effective(&root, run));
-    char *dump = json_dumps(root, flags);
+    char *dump;
+    const kd_status status = kd_json_dump(&dump, "configuration", root, flags);
     json_decref(root);
-    if (!dump) return kd_fail(KD_ENOMEM, "configuration: no memory");
+    KD_TRY(status);
     for (const unsigned char *c = (const unsigned char *)dump; *c; c += bytes) {
         const unsigned point = unlike_yaml(&bytes, c);
         if (point)
@@ -503,13 +511,13 @@ static kd_status write_effective(FILE *out, kd_run *run, size_t flags)
 
 kd_status kd_run_json(const char **text, kd_run *run)
 {
-    char *memory = NULL;
-    size_t bytes = 0;
-    FILE *out = open_memstream(&memory, &bytes);
-    if (!out) return kd_fail(KD_ENOMEM, "configuration: no memory");
-    kd_status status = write_effective(out, run, JSON_COMPACT);
-    if ((ferror(out) | fclose(out)) != 0 && status == KD_OK)
-        status = kd_fail(KD_ENOMEM, "configuration: no memory");
+    char *memory;
+    size_t bytes;
+    FILE *out;
+    kd_stream *stream;
+    KD_TRY(kd_stream_open(&stream, &out, "configuration"));
+    const kd_status written = write_effective(out, run, JSON_COMPACT);
+    kd_status status = kd_stream_close(&memory, &bytes, stream, written);
     if (status == KD_OK) status = kd_arena_string(text, run->arena, memory);
     free(memory);
     return status;

@@ -48,16 +48,15 @@ static json_t *calibration(const kd_eval_profile *p)
                      number(p->mean_entropy), "bins", list);
 }
 
-static bool add_profile(json_t *row, const kd_eval_profile *p, bool student)
+static void add_profile(json_t *row, const kd_eval_profile *p, bool student)
 {
-    if (p->tokens == 0) return true;
-    bool ok = json_object_set_new(row, "calibration", calibration(p)) == 0;
-    if (!student) return ok;
-    ok &= json_object_set_new(row, "by_context",
-                              bins(p->position, KD_EVAL_POSITIONS, position_from, true)) == 0;
-    ok &= json_object_set_new(row, "by_teacher_entropy",
-                              bins(p->entropy, KD_EVAL_ENTROPIES, entropy_from, true)) == 0;
-    return ok;
+    if (p->tokens == 0) return;
+    (void)json_object_set_new(row, "calibration", calibration(p));
+    if (!student) return;
+    (void)json_object_set_new(row, "by_context",
+                              bins(p->position, KD_EVAL_POSITIONS, position_from, true));
+    (void)json_object_set_new(row, "by_teacher_entropy",
+                              bins(p->entropy, KD_EVAL_ENTROPIES, entropy_from, true));
 }
 
 /* ---- the whole -------------------------------------------------------------------------------- */
@@ -75,9 +74,8 @@ static json_t *row_json(const kd_eval_report *r, int i)
         (json_int_t)row->bytes, "ms_per_token", number(row->ms_per_token), "nll", number(row->nll),
         "ppl", measure(row->ppl), "kl", measure(row->kl), "same_top", measure(row->same_top),
         "retained", number(r->has_teacher ? row->retained : NAN), "kl_quantiles", quantiles);
-    if (one && add_profile(one, &r->profile[i], student)) return one;
-    json_decref(one);
-    return NULL;
+    add_profile(one, &r->profile[i], student);
+    return one;
 }
 
 static json_t *pair_json(const kd_eval_report *r)
@@ -87,6 +85,7 @@ static json_t *pair_json(const kd_eval_report *r)
                      (json_int_t)r->pair.better, "documents", (json_int_t)r->pair.documents);
 }
 
+/* NULL where a name is not UTF-8. */
 static json_t *report_json(const kd_eval_report *r, const kd_eval_options *o)
 {
     json_t *models = json_array();
@@ -107,13 +106,11 @@ static json_t *report_json(const kd_eval_report *r, const kd_eval_options *o)
 kd_status kd_evaluate_write(FILE *out, const char *path, const kd_eval_report *report,
                             const kd_eval_options *options)
 {
-    kd_status status = KD_OK;
+    const int64_t before = kd_json_refused();
     json_t *root = report_json(report, options);
-    if (!root) return kd_fail(KD_EINVAL, "evaluation: a name is not UTF-8, or no memory");
-    if (path)
-        status = kd_json_write(path, root);
-    else if (json_dumpf(root, out, JSON_INDENT(2)) != 0 || fputc('\n', out) == EOF)
-        status = kd_fail(KD_EIO, "the evaluation could not be written");
+    KD_TRY(kd_json_made(&root, before, "evaluation"));
+    const kd_status status =
+        path ? kd_json_write(path, root) : kd_json_print(out, "evaluation", root);
     json_decref(root);
     return status;
 }

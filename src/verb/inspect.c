@@ -125,13 +125,13 @@ static json_t *model_json(const kd_model_info *m, const char *dir)
                      "tokenizer_size", (json_int_t)m->tokenizer_size);
 }
 
-/* Takes `value`, which may be NULL: then memory ran out, or a text was not UTF-8. */
-static kd_status print_json(FILE *out, json_t *value, const char *path)
+/* Takes `value`, made since `before`. */
+static kd_status print_json(FILE *out, json_t *value, int64_t before, const char *path)
 {
-    const bool done = value && json_dumpf(value, out, JSON_INDENT(2)) == 0;
+    KD_TRY(kd_json_made(&value, before, path));
+    const kd_status status = kd_json_print(out, path, value);
     json_decref(value);
-    fputc('\n', out);
-    return done ? KD_OK : kd_fail(KD_EINTERNAL, "%s: cannot be said as JSON", path);
+    return status;
 }
 
 static kd_status inspect_dir(FILE *out, const char *dir, bool json)
@@ -140,10 +140,11 @@ static kd_status inspect_dir(FILE *out, const char *dir, bool json)
     KD_TRY(kd_model_describe(&info, dir));
     const kd_status verdict = info.has_manifest ? kd_checkpoint_check(dir) : KD_OK;
     if (json) {
+        const int64_t before = kd_json_refused();
         json_t *value = model_json(&info, dir);
-        if (value && info.has_manifest)
+        if (info.has_manifest)
             (void)json_object_set_new(value, "intact", json_boolean(verdict == KD_OK));
-        KD_TRY(print_json(out, value, dir));
+        KD_TRY(print_json(out, value, before, dir));
     } else {
         print_model(out, &info);
         if (info.has_manifest)
@@ -218,8 +219,9 @@ kd_status kd_inspect(FILE *out, const char *path, bool json)
     kd_status status = KD_OK;
     if (kd_dir_exists(path)) return inspect_dir(out, path, json);
     KD_TRY(kd_st_open(&file, path));
+    const int64_t before = kd_json_refused();
     if (json)
-        status = print_json(out, file_json(file), path);
+        status = print_json(out, file_json(file), before, path);
     else
         print_file(out, file);
     kd_st_close(file);

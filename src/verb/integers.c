@@ -59,7 +59,8 @@ kd_status kd_verb_integers(int32_t **values, int64_t *count, kd_arena *arena,
     KD_TRY(KD_ARENA_ARRAY(values, arena, kd_max_i64(entry->elements, 1)));
     void *raw = malloc((size_t)kd_max_i64(entry->bytes, 1));
     if (!raw)
-        return kd_fail(KD_ENOMEM, "%s: %s: %lld bytes", file->path, name, (long long)entry->bytes);
+        return kd_fail(KD_ENOMEM, "%s: %s: no memory for %lld bytes", file->path, name,
+                       (long long)entry->bytes);
     kd_status status = kd_st_read(raw, (kd_dtype)entry->dtype, file, entry, 0, entry->elements);
     if (status == KD_OK) status = narrow(*values, raw, file, entry);
     free(raw);

@@ -9,7 +9,8 @@ const char *kd_version(void) { return KD_VERSION; }
 
 typedef struct listing {
     const char *name;
-    json_t *(*make)(bool whole);     /* array of objects */
+    /* Adds objects, whether they are whole is asked once; `whole`: with all that is known. */
+    kd_status (*make)(json_t *all, bool whole);
     void (*print)(FILE *, json_t *); /* one of them, as a line */
 } listing;
 
@@ -63,16 +64,15 @@ static json_t *feature_json(const kd_feature_type *type)
                      options, "help", type->help);
 }
 
-static json_t *make_losses(bool whole)
+static kd_status make_losses(json_t *all, bool whole)
 {
-    json_t *all = json_array();
     for (int i = 0; i < KD_ROW_COUNT + KD_FEATURE_COUNT; i++) {
         json_t *one = i < KD_ROW_COUNT ? row_json(&kd_row_types[i])
                                        : feature_json(kd_feature_types[i - KD_ROW_COUNT]);
         if (whole) (void)json_object_set_new(one, "text", text_json(text_of(one, "name")));
         (void)json_array_append_new(all, one);
     }
-    return all;
+    return KD_OK;
 }
 
 /* "student_q [N, H, d], ..." */
@@ -135,37 +135,45 @@ static void print_loss(FILE *out, json_t *row)
 /* ---- devices and ops -------------------------------------------------------------------------- */
 
 /* A device, or with "error" the reason why there is none. */
-static json_t *make_device(const char *id)
+static kd_status make_device(json_t **one, const char *id)
 {
     kd_device *device;
     kd_device_info info;
-    if (kd_device_open(&device, id) != KD_OK)
-        return json_pack("{s:s, s:s}", "id", id, "error", kd_last_error());
+    const kd_status status = kd_device_open(&device, id);
+    *one = NULL;
+    if (status == KD_ENOMEM) return status;
+    if (status != KD_OK) {
+        *one = json_pack("{s:s, s:s}", "id", id, "error", kd_last_error());
+        return KD_OK;
+    }
     kd_device_describe(&info, device);
     kd_device_close(device);
-    return json_pack("{s:s, s:s, s:s, s:s, s:I, s:I}", "id", id, "name", info.name, "software",
+    *one = json_pack("{s:s, s:s, s:s, s:s, s:I, s:I}", "id", id, "name", info.name, "software",
                      info.software, "driver", info.driver, "memory", (json_int_t)info.total, "free",
                      (json_int_t)info.memory);
+    return KD_OK;
 }
 
-static json_t *make_devices(bool whole)
+static kd_status make_devices(json_t *all, bool whole)
 {
     (void)whole;
-    json_t *all = json_array();
     for (int t = 0; kd_device_types[t]; t++) {
         const kd_device_type *type = kd_device_types[t];
         const int count = type->count();
-        json_t *found = json_array(),
+        json_t *found = json_array(), *one,
                *row = json_pack("{s:s, s:o}", "type", type->name, "found", found);
+        (void)json_array_append_new(all, row);
         for (int i = 0; i < count; i++) {
             char id[32];
             snprintf(id, sizeof id, "%s:%d", type->name, i);
-            (void)json_array_append_new(found, make_device(id));
+            KD_TRY(make_device(&one, id));
+            (void)json_array_append_new(found, one);
         }
-        if (count == 0) (void)json_object_set_new(row, "none", make_device(type->name));
-        (void)json_array_append_new(all, row);
+        if (count > 0) continue;
+        KD_TRY(make_device(&one, type->name));
+        (void)json_object_set_new(row, "none", one);
     }
-    return all;
+    return KD_OK;
 }
 
 static void print_device(FILE *out, json_t *row)
@@ -190,24 +198,25 @@ static void print_device(FILE *out, json_t *row)
 }
 
 /* The op tables of this build.  A device type without a device here shows none. */
-static json_t *make_ops(bool whole)
+static kd_status make_ops(json_t *all, bool whole)
 {
     (void)whole;
-    json_t *all = json_array();
     for (int i = 0; i < KD_OP_COUNT; i++)
         (void)json_array_append_new(
             all, json_pack("{s:s, s:{}}", "name", kd_op_infos[i].name, "devices"));
     for (int t = 0; kd_device_types[t]; t++) {
         kd_device *device;
-        if (kd_device_types[t]->count() < 1 || kd_device_types[t]->open(&device, 0) != KD_OK)
-            continue;
+        if (kd_device_types[t]->count() < 1) continue;
+        const kd_status status = kd_device_types[t]->open(&device, 0);
+        if (status == KD_ENOMEM) return status;
+        if (status != KD_OK) continue;
         for (int i = 0; i < KD_OP_COUNT; i++)
             (void)json_object_set_new(json_object_get(json_array_get(all, (size_t)i), "devices"),
                                       kd_device_types[t]->name,
                                       json_boolean(kd_op_infos[i].present(device->ops)));
         kd_device_close(device);
     }
-    return all;
+    return KD_OK;
 }
 
 static void print_op(FILE *out, json_t *row)
@@ -222,20 +231,18 @@ static void print_op(FILE *out, json_t *row)
 
 /* ---- models and optimizers -------------------------------------------------------------------- */
 
-static json_t *make_models(bool whole)
+static kd_status make_models(json_t *all, bool whole)
 {
     (void)whole;
-    json_t *all = json_array();
     for (int i = 0; kd_families[i]; i++)
         (void)json_array_append_new(all, json_pack("{s:s}", "name", kd_families[i]->name));
-    return all;
+    return KD_OK;
 }
 
 /* The choices are the optimizer's own option row. */
-static json_t *make_optimizers(bool whole)
+static kd_status make_optimizers(json_t *all, bool whole)
 {
     (void)whole;
-    json_t *all = json_array();
     for (const kd_option *row = kd_optim_rows; row->name; row++) {
         if (strcmp(row->name, "type") != 0) continue;
         for (const char *c = row->unit; *c; c += strspn(c, "|")) {
@@ -244,7 +251,7 @@ static json_t *make_optimizers(bool whole)
             c += length;
         }
     }
-    return all;
+    return KD_OK;
 }
 
 static void print_named(FILE *out, json_t *row) { fprintf(out, "  %s\n", text_of(row, "name")); }
@@ -282,16 +289,22 @@ static void print_listing(FILE *out, const listing *l, const json_t *rows)
 kd_status kd_list(FILE *out, const char *what, bool whole, bool json)
 {
     KD_TRY(check_name(what));
+    const int64_t before = kd_json_refused();
     json_t *all = json_object();
-    for (int i = 0; i < KD_COUNT(listings); i++) {
-        if (what && strcmp(what, listings[i].name) != 0) continue;
-        if (json_object_set_new(all, listings[i].name, listings[i].make(whole)) != 0) {
-            json_decref(all);
-            return kd_fail(KD_ENOMEM, "list: no memory");
+    kd_status status = KD_OK;
+    for (int i = 0; i < KD_COUNT(listings) && status == KD_OK; i++) {
+        json_t *rows = json_array();
+        if (!what || strcmp(what, listings[i].name) == 0) {
+            (void)json_object_set(all, listings[i].name, rows);
+            status = listings[i].make(rows, whole);
         }
-        if (!json) print_listing(out, &listings[i], json_object_get(all, listings[i].name));
+        json_decref(rows);
     }
-    if (json && json_dumpf(all, out, JSON_INDENT(2)) == 0) fputc('\n', out);
+    if (status == KD_OK) status = kd_json_made(&all, before, "list");
+    if (status == KD_OK && json) status = kd_json_print(out, "list", all);
+    for (int i = 0; i < KD_COUNT(listings) && status == KD_OK && !json; i++)
+        if (json_object_get(all, listings[i].name))
+            print_listing(out, &listings[i], json_object_get(all, listings[i].name));
     json_decref(all);
-    return KD_OK;
+    return status;
 }

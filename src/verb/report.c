@@ -229,11 +229,12 @@ static void put_head(FILE *out, const kd_left *left)
 
 /* ---- the end ---------------------------------------------------------------------------------- */
 
-static void put_config(FILE *out, const kd_left *left)
+static kd_status put_config(FILE *out, const kd_left *left)
 {
+    char *text = NULL;
     kd_html_section(out, "configuration", "Configuration");
-    char *text = left->config ? json_dumps(left->config, JSON_INDENT(2)) : NULL;
-    if (text) {
+    if (left->config) {
+        KD_TRY(kd_json_dump(&text, left->config_path, left->config, JSON_INDENT(2)));
         fputs("<details><summary>", out);
         kd_html_text(out, left->config_path);
         fputs("</summary><pre>", out);
@@ -244,31 +245,29 @@ static void put_config(FILE *out, const kd_left *left)
     }
     free(text);
     fputs("</section>\n<footer>kd report " KD_VERSION "</footer>\n</main></body></html>\n", out);
+    return KD_OK;
 }
 
-static void put_page(FILE *out, const kd_left *left)
+static kd_status put_page(FILE *out, const kd_left *left)
 {
     put_head(out, left);
     kd_report_curves(out, left);
     kd_report_evals(out, left);
-    put_config(out, left);
+    return put_config(out, left);
 }
 
 /* ---- the verb --------------------------------------------------------------------------------- */
 
 static kd_status write_page(const char *path, const kd_left *left)
 {
-    char *text = NULL;
-    size_t bytes = 0;
-    FILE *out = open_memstream(&text, &bytes);
-    if (!out) return kd_fail(KD_ENOMEM, "%s: no memory", path);
-    put_page(out, left);
-    const bool complete = !ferror(out);
-    kd_status status = KD_OK;
-    if (fclose(out) != 0 || !complete)
-        status = kd_fail(KD_ENOMEM, "%s: no memory", path);
-    else
-        status = kd_file_write_atomic(path, text, bytes);
+    char *text;
+    size_t bytes;
+    FILE *out;
+    kd_stream *stream;
+    KD_TRY(kd_stream_open(&stream, &out, path));
+    const kd_status put = put_page(out, left);
+    kd_status status = kd_stream_close(&text, &bytes, stream, put);
+    if (status == KD_OK) status = kd_file_write_atomic(path, text, bytes);
     free(text);
     return status;
 }

@@ -107,7 +107,9 @@ static kd_status read_metrics(kd_left *left)
     for (size_t at = 0; at < bytes && status == KD_OK;) {
         const char *end = memchr(text + at, '\n', bytes - at);
         const size_t next = end ? (size_t)(end - text) + 1 : bytes;
-        json_t *record = json_loadb(text + at, next - at, 0, NULL);
+        json_t *record = NULL;
+        status = kd_json_parse(&record, path, text + at, next - at);
+        if (status == KD_EFORMAT) status = KD_OK;
         if (json_is_object(record))
             status = add_record(left, record);
         else

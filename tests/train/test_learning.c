@@ -45,7 +45,6 @@ static kd_term term_of(kd_row_kind kind, double temperature)
                       .temperature = temperature,
                       .t_squared = true,
                       .option = kd_row_types[kind].option_default,
-                      .option2 = kd_row_types[kind].option2_default,
                       .student = 1,
                       .teacher = kd_row_types[kind].teacher ? 0 : -1 };
 }
@@ -90,7 +89,7 @@ Test(learning, ten_rows_are_learnt_by_heart)
     }
 }
 
-/* The two cross entropies among what reads a teacher are none: there a student has its own entropy. */
+/* A cross entropy is at rest elsewhere, or not at 0. */
 static bool is_divergence(kd_row_kind kind)
 {
     return kd_row_types[kind].teacher && kind != KD_ROW_soft_cross_entropy &&

@@ -283,7 +283,11 @@ Test(step_golden, two_tokens_worked_by_hand)
         const test_lesson_options options = {
             .models = { { .layers = 1, .width = 2, .vocabulary = 3, .trainable = true } },
             .count = 1,
-            .terms = { { "ce", KD_ROW_cross_entropy, { 1, 1, 0 }, 1, false, 0, 0, -1 } },
+            .terms = { { .name = "ce",
+                         .kind = KD_ROW_cross_entropy,
+                         .weight = { 1, 1, 0 },
+                         .temperature = 1,
+                         .teacher = -1 } },
             .term_count = 1,
             .classes = 3,
             .rows = c->count
