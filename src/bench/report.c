@@ -207,7 +207,7 @@ static bool slower(double *before, const json_t *cell, const bench_time *now)
 
 kd_status kd_bench_compare(FILE *out, const char *path, const bench_report *report)
 {
-    json_t *root;
+    json_t *root = NULL;
     int compared = 0, worse = 0;
     KD_TRY(kd_json_read(&root, path));
     for (int i = 0; i < report->count; i++) {

@@ -491,7 +491,7 @@ static unsigned unlike_yaml(int *bytes, const unsigned char *c)
 /* JSON that is YAML, and the same to both. */
 static kd_status write_effective(FILE *out, kd_run *run, size_t flags)
 {
-    json_t *root;
+    json_t *root = NULL;
     int bytes;
     KD_TRY(effective(&root, run));
     char *dump;
