@@ -51,7 +51,7 @@ static kd_status read_optimizer(kd_arena *arena, const char *dir, const kd_check
     const char *path;
     kd_st_file *file = NULL;
     float *host = NULL;
-    kd_status status;
+    kd_status status = KD_OK;
     KD_TRY(kd_path_join(&path, arena, dir, "engine/optimizer.safetensors"));
     KD_TRY(kd_st_open(&file, path));
     host = malloc(KD_CHECKPOINT_PIECE * sizeof *host);
