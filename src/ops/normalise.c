@@ -28,22 +28,6 @@ static rows_length length_of(double squares, float eps, bool added)
     return (rows_length){ norm, added ? norm + eps : fmaxf(norm, eps) };
 }
 
-/* sum of a_i b_i over one row; in double from the first product. */
-static double dot(kd_row a, kd_row b, int64_t columns)
-{
-    float ab[KD_STRIP], bb[KD_STRIP];
-    double total = 0;
-    for (int64_t at = 0; at < columns; at += KD_STRIP) {
-        const int64_t n = kd_min_i64(KD_STRIP, columns - at);
-        const float *u = kd_row_load(ab, a, at, n), *v = kd_row_load(bb, b, at, n);
-        double strip = 0;
-#pragma omp simd reduction(+ : strip)
-        for (int64_t i = 0; i < n; i++) strip += (double)u[i] * v[i];
-        total += strip;
-    }
-    return total;
-}
-
 static kd_status check_eps(float eps)
 {
     if (eps >= 0 && eps < INFINITY) return KD_OK;
@@ -82,7 +66,7 @@ kd_status kd_normalise_cpu(kd_exec *exec, const kd_normalise_args *args)
 #pragma omp parallel for schedule(static) if (rows * columns > KD_PARALLEL_ABOVE)
     for (int64_t r = 0; r < rows; r++) {
         const kd_row x = kd_row_of(args->x, r);
-        const rows_length length = length_of(dot(x, x, columns), args->eps, args->added);
+        const rows_length length = length_of(kd_row_dot(x, x, columns), args->eps, args->added);
         norm[r] = length.norm;
         normalise_row(kd_row_of(args->y, r), x, length.s, columns);
     }
@@ -126,7 +110,7 @@ kd_status kd_normalise_backward_cpu(kd_exec *exec, const kd_normalise_backward_a
         const float s = args->added ? norm[r] + eps : fmaxf(norm[r], eps);
         const bool turns = norm[r] > 0 && (args->added || norm[r] > eps);
         if (s == 0) continue;
-        const float c = turns ? (float)(dot(x, dy, columns) / norm[r] / s) : 0;
+        const float c = turns ? (float)(kd_row_dot(x, dy, columns) / norm[r] / s) : 0;
         backward_row(kd_row_of(args->dx, r), dy, x, s, c, columns);
     }
     return KD_OK;

@@ -46,17 +46,7 @@ typedef struct pair {
 
 static float unit_factor(kd_row row, int64_t columns)
 {
-    float buffer[KD_STRIP];
-    double squares = 0;
-    for (int64_t at = 0; at < columns; at += KD_STRIP) {
-        const int64_t n = kd_min_i64(KD_STRIP, columns - at);
-        const float *v = kd_row_load(buffer, row, at, n);
-        double strip = 0;
-#pragma omp simd reduction(+ : strip)
-        for (int64_t i = 0; i < n; i++) strip += (double)v[i] * (double)v[i];
-        squares += strip;
-    }
-    const double length = sqrt(squares);
+    const double length = sqrt(kd_row_dot(row, row, columns));
     return length <= dead ? 0.0f : (float)(1.0 / length); /* NaN is not dead */
 }
 

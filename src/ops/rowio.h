@@ -80,6 +80,22 @@ static inline const float *kd_row_load(float *restrict buffer, kd_row row, int64
     return buffer;
 }
 
+/* sum of a_i b_i over one row; in double from the first product. */
+static inline double kd_row_dot(kd_row a, kd_row b, int64_t columns)
+{
+    float ab[KD_STRIP], bb[KD_STRIP];
+    double total = 0;
+    for (int64_t at = 0; at < columns; at += KD_STRIP) {
+        const int64_t n = kd_min_i64(KD_STRIP, columns - at);
+        const float *u = kd_row_load(ab, a, at, n), *v = kd_row_load(bb, b, at, n);
+        double strip = 0;
+#pragma omp simd reduction(+ : strip)
+        for (int64_t i = 0; i < n; i++) strip += (double)u[i] * (double)v[i];
+        total += strip;
+    }
+    return total;
+}
+
 /* Where to write elements from `at` on; kd_row_finish then puts them into the row. */
 static inline float *kd_row_begin(float *buffer, kd_row row, int64_t at)
 {
