@@ -22,10 +22,8 @@ static const struct {
     {                                                                                              \
 #name, offsetof(kd_feature_args, name), offsetof(kd_feature_args, d_##name)                \
     }
-    GRADIENT(student),   GRADIENT(student_q), GRADIENT(student_k), FIELD(teacher),
-    FIELD(teacher_q),    FIELD(teacher_k),    FIELD(student_lse),  FIELD(teacher_lse),
-    FIELD(documents),    FIELD(samples),      FIELD(negatives),    GRADIENT(log_variance),
-    FIELD(student_bank), FIELD(teacher_bank), FIELD(partition),
+    GRADIENT(student), GRADIENT(student_q), GRADIENT(student_k), FIELD(teacher),   FIELD(teacher_q),
+    FIELD(teacher_k),  FIELD(student_lse),  FIELD(teacher_lse),  FIELD(documents),
 #undef FIELD
 #undef GRADIENT
 };

@@ -68,17 +68,12 @@ typedef struct kd_feature_args {
     kd_tensor student, student_q, student_k;       /* taps of the student */
     kd_tensor d_student, d_student_q, d_student_k; /* same type and shape; absent: value only */
     kd_tensor teacher, teacher_q, teacher_k;
-    kd_tensor student_lse, teacher_lse;     /* f32 [H, N] of attention; absent: found again */
-    kd_tensor documents;                    /* i32 [documents + 1] first rows, then their number */
-    kd_tensor samples, negatives;           /* i32 [B], [B, K] numbers of samples in the data set */
-    kd_tensor log_variance, d_log_variance; /* f32 [C] */
-    kd_tensor student_bank,
-        teacher_bank;    /* f32 [samples of the data set, D]; the loss renews them */
-    kd_tensor partition; /* f32 [2] of the banks' scores; 0: not yet known */
-    kd_tensor weight;    /* f32 [units], a factor of each; 0: not read */
-    kd_tensor scale;     /* f32 [1] */
-    kd_tensor loss;      /* f32 [units] */
-    const void *options; /* as the type's rows parsed them */
+    kd_tensor student_lse, teacher_lse; /* f32 [H, N] of attention; absent: found again */
+    kd_tensor documents;                /* i32 [documents + 1] first rows, then their number */
+    kd_tensor weight;                   /* f32 [units], a factor of each; 0: not read */
+    kd_tensor scale;                    /* f32 [1] */
+    kd_tensor loss;                     /* f32 [units] */
+    const void *options;                /* as the type's rows parsed them */
 } kd_feature_args;
 
 enum { KD_MAX_READS = 12 };

@@ -138,13 +138,10 @@ static kd_status run(job *j, const void *options)
     KD_TRY(kd_feature_run(&exec, j->type, &args));
     KD_TRY(get(&j->host.loss, &exec, &args.loss));
     for (const kd_read *r = j->type->reads; r->name; r++) {
-        const kd_tensor *to = kd_feature_operand(&j->host, r->name, false);
-        if (!kd_present(to)) continue;
-        if (r->flags & KD_READ_RENEWED)
-            KD_TRY(get(to, &exec, kd_feature_operand(&args, r->name, false)));
-        if (r->flags & KD_READ_GRADIENT)
-            KD_TRY(get(kd_feature_operand(&j->host, r->name, true), &exec,
-                       kd_feature_operand(&args, r->name, true)));
+        const kd_tensor *value = kd_feature_operand(&j->host, r->name, false);
+        if (!(r->flags & KD_READ_GRADIENT) || !kd_present(value)) continue;
+        KD_TRY(get(kd_feature_operand(&j->host, r->name, true), &exec,
+                   kd_feature_operand(&args, r->name, true)));
     }
     kd_stack_release(exec.stack, mark);
     return kd_planning(&exec) ? KD_OK : kd_sync(&exec);
@@ -180,9 +177,7 @@ static kd_status visit_results(job *j, visitor visit)
     for (const kd_read *r = j->type->reads; r->name; r++) {
         const kd_tensor *t = kd_feature_operand(&j->host, r->name, false);
         const char *gradient;
-        if (!kd_present(t)) continue;
-        if (r->flags & KD_READ_RENEWED) KD_TRY(visit(j->out, r->name, t));
-        if (!(r->flags & KD_READ_GRADIENT)) continue;
+        if (!(r->flags & KD_READ_GRADIENT) || !kd_present(t)) continue;
         KD_TRY(kd_arena_format(&gradient, j->arena, "d_%s", r->name));
         KD_TRY(visit(j->out, gradient, kd_feature_operand(&j->host, r->name, true)));
     }

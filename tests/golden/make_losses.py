@@ -33,7 +33,7 @@ def make(loss, case, options, inputs, formula, tolerance=1e-5):
     stored = {n: t if t.dtype == torch.int32 else t.to(torch.float32) for n, t in inputs.items()}
     wide = {n: t if t.dtype == torch.int32 else t.double() for n, t in stored.items()}
     weight = wide.pop("weight", None)
-    leaves = [n for n in wide if n in ("student", "student_q", "student_k", "log_variance")]
+    leaves = [n for n in wide if n in ("student", "student_q", "student_k")]
     for name in leaves:
         wide[name].requires_grad_()
     value = formula(**wide, **options)
