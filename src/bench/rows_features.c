@@ -298,6 +298,63 @@ static void open_correlation(bench_run *r, int set)
          .scale = one(r, set));
 }
 
+/* ---- products of maps ------------------------------------------------------------------------- */
+
+static bench_work work_matmul_batched(const bench_shape *s)
+{
+    const double b = dim(s, 0), m = dim(s, 1), n = dim(s, 2), k = dim(s, 3);
+    return (bench_work){ .bytes = 4 * b * (m * k + k * n + m * n), .flops = 2 * b * m * n * k };
+}
+
+/* x'x of maps, by places. */
+static void open_matmul_batched(bench_run *r, int set)
+{
+    const int64_t *n = r->shape->dim;
+    kd_tensor *turned = &r->tensor[set][r->count[set]++];
+    *turned = *values(r, set, KD_SHAPE(n[0], n[3], n[1]), 1);
+    turned->shape[1] = n[1], turned->stride[1] = 1;
+    turned->shape[2] = n[3], turned->stride[2] = n[1];
+    ARGS(r, set, matmul_batched, .y = result(r, set, KD_SHAPE(n[0], n[1], n[2])), .a = turned,
+         .b = values(r, set, KD_SHAPE(n[0], n[3], n[2]), 2));
+}
+
+static const bench_shape batched_products[] = {
+    { BENCH_QUICK, "", KD_F32, { 3, 9, 10, 5 } },
+    { BENCH_GPU, "", KD_F32, { 64, 256, 256, 256 } },
+    { BENCH_GPU, "", KD_F32, { 256, 64, 64, 256 } },
+    { BENCH_CPU, "", KD_F32, { 64, 64, 64, 256 } },
+    { BENCH_CPU, "", KD_F32, { 16, 256, 256, 256 } },
+};
+
+/* The student's products read and written, the teacher's read. */
+static bench_work work_gram_distance(const bench_shape *s)
+{
+    const double c = dim(s, 1), places = dim(s, 2),
+                 each = strcmp(s->variant, "channels") == 0 ? 5 * c * c : 3 * places * places;
+    return (bench_work){ .bytes = 4 * dim(s, 0) * each };
+}
+
+/* With a scale that keeps what is overwritten of one size. */
+static void open_gram_distance(bench_run *r, int set)
+{
+    const int64_t *n = r->shape->dim, c = n[1], rows = is(r, "channels") ? c : n[2];
+    const double scale = (double)(c * c) / 4;
+    ARGS(r, set, gram_distance,
+         .student = values(r, set, KD_SHAPE(n[0], rows, is(r, "channels") ? 2 * c : rows), 1),
+         .loss = list(r, set), .teacher = values(r, set, KD_SHAPE(n[0], rows, rows), 2),
+         .scale = kd_bench_filled(r, set, KD_F32, KD_SHAPE(1), scale, 1.01 * scale, 3),
+         .channels = c, .teacher_channels = c, .by_channel = is(r, "channels"));
+}
+
+static const bench_shape grams[] = {
+    { BENCH_QUICK, "", KD_F32, { 2, 5, 7 } },
+    { BENCH_QUICK, "channels", KD_F32, { 2, 5, 7 } },
+    { BENCH_GPU, "", KD_F32, { 64, 256, 256 } },
+    { BENCH_GPU, "channels", KD_F32, { 256, 128, 1024 } },
+    { BENCH_CPU, "", KD_F32, { 16, 256, 256 } },
+    { BENCH_CPU, "channels", KD_F32, { 16, 128, 1024 } },
+};
+
 /* ---- the rows --------------------------------------------------------------------------------- */
 
 const bench_row kd_bench_rows_features[] = {
@@ -315,5 +372,7 @@ const bench_row kd_bench_rows_features[] = {
     OP_ROW(rkd_angle, "N", work_rkd_angle, squares),
     OP_ROW(pkt, "N", work_squares, squares),
     OP_ROW(correlation, "ND", work_correlation, batches),
+    OP_ROW(matmul_batched, "BMNK", work_matmul_batched, batched_products),
+    OP_ROW(gram_distance, "BCS", work_gram_distance, grams),
     { 0 },
 };

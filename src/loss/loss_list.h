@@ -10,6 +10,7 @@ KD_FEATURE(cosine)
 KD_FEATURE(hidden_mse)
 KD_FEATURE(hint)
 KD_FEATURE(normalised_mse)
+KD_FEATURE(nst)
 
 /* relations: pairs */
 KD_FEATURE(cc)

@@ -17,6 +17,8 @@
 KD_OP(matmul, OUT(y) IN(a) IN(b) IN(bias))
 /* y += a b; y f32 or the type of a. */
 KD_OP(matmul_add, INOUT(y) IN(a) IN(b))
+/* y[B,M,N] = a[B,M,K] b[B,K,N], sample by sample; all f32, y by rows, transposes are strides. */
+KD_OP(matmul_batched, OUT(y) IN(a) IN(b))
 /* pre = a b + bias, y = gelu(pre) in its tanh form; y and pre of one type, by rows.  bias or absent.
  * A device may take the GELU before it rounds pre. */
 KD_OP(matmul_gelu, OUT(y) OUT(pre) IN(a) IN(b) IN(bias))
@@ -156,6 +158,15 @@ KD_OP(pkt, OUT(d) OUT(loss) IN(student) IN(teacher) IN(weight) IN(scale) ARG(flo
 /* Products of |student - teacher| of a row and the next; student, d_student and teacher [N,D]; d_student
  * is added to, or absent.                                                        correlation.c */
 KD_OP(correlation, INOUT(d_student) OUT(loss) IN(student) IN(teacher) IN(weight) IN(scale))
+
+/* What a sample's maps x, y (teacher) with rows of length one have in common (NST), from products of them:
+ *   by places   student [B,S,S] = x'x, teacher [B,S,S] = y'y
+ *   by channels student [B,C,C+C'] = x (x, y)', teacher [B,C',C'] = y y'
+ * loss[B] = weight |x'x / C - y'y / C'|^2, and student becomes G, with x G or G (x, y) the gradient of
+ * scale[0] times their sum; without scale it stays.  All f32.                  gram_distance.c */
+KD_OP(gram_distance,
+      INOUT(student) OUT(loss) IN(teacher) IN(weight) IN(scale) ARG(int64_t, channels)
+          ARG(int64_t, teacher_channels) ARG(bool, by_channel))
 
 /* The update; every operand is a slab range [n].                                      update.c */
 /* Global norm, clip factor, loss and verdict into `scalars`, from sum_squares[1] and losses [terms]. */

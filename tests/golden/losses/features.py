@@ -51,6 +51,20 @@ def hint(student, teacher):
     return ((student - teacher) ** 2).flatten(1).mean(1)
 
 
+def nst(student, teacher, eps=1e-12):
+    x, y = (F.normalize(f.flatten(2), dim=2, eps=eps) for f in (student, teacher))
+
+    def kernel(a, b):
+        return (a @ b.transpose(1, 2)).square().mean((1, 2))
+
+    return kernel(y, y) + kernel(x, x) - 2 * kernel(x, y)
+
+
+def dead(maps, channel):
+    maps["student"][:, channel] = 0
+    return maps
+
+
 def maps(b, c, d, h, w):
     return {"student": normal(3, b, c, h, w), "teacher": normal(4, b, d, h, w, scale=2)}
 
@@ -71,3 +85,35 @@ for name, inputs in (
     ("one", maps(1, 1, 1, 1, 1)),
 ):
     CASES.append(("hint", name, {}, inputs, hint))
+
+
+def each(definition):
+    """What is a mean over samples, of each sample."""
+
+    def units(**of):
+        alone = ({n: t[i : i + 1] for n, t in of.items()} for i in range(len(of["student"])))
+        return torch.stack([definition(**one) for one in alone])
+
+    return units
+
+
+def repdistiller_nst(student, teacher):
+    def poly(a, b):
+        return (a.unsqueeze(1) * b.unsqueeze(2)).sum(-1).pow(2)
+
+    s, t = (F.normalize(f.reshape(*f.shape[:2], -1), dim=2) for f in (student, teacher))
+    return poly(t, t).mean() + poly(s, s).mean() - 2 * poly(s, t).mean()
+
+
+# By places, then by channels: of 30 places and 3 and 4 channels.
+for name, options, inputs in (
+    ("plain", {}, maps(3, 9, 7, 4, 3)),
+    ("channels", {}, maps(2, 3, 4, 5, 6)),
+    ("weighted", {}, maps(5, 6, 4, 3, 3) | {"weight": WEIGHT}),
+    ("weighted_channels", {}, maps(5, 2, 3, 5, 5) | {"weight": WEIGHT}),
+    ("eps", {"eps": 4.0}, maps(2, 5, 3, 2, 3)),
+    ("one", {}, maps(1, 1, 1, 4, 2)),
+    ("dead", {}, dead(maps(2, 5, 3, 2, 2), 3)),
+):
+    CASES.append(("nst", name, options, inputs, nst))
+CASES.append(("nst", "repdistiller", {}, maps(3, 5, 7, 3, 3), each(repdistiller_nst)))
