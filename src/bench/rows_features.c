@@ -355,6 +355,22 @@ static const bench_shape grams[] = {
     { BENCH_CPU, "channels", KD_F32, { 16, 128, 1024 } },
 };
 
+/* Both sides, and the gradient read and written. */
+static bench_work work_vid(const bench_shape *s)
+{
+    return (bench_work){ .bytes = 4 * element(s) * product(s, 3) };
+}
+
+static void open_vid(bench_run *r, int set)
+{
+    const kd_shape shape = map_shape(r), channels = KD_SHAPE(shape.dim[1]);
+    ARGS(r, set, vid, .d_student = result(r, set, shape),
+         .d_log_variance = kd_bench_zeros(r, set, KD_F32, channels), .loss = list(r, set),
+         .student = values(r, set, shape, 1), .teacher = values(r, set, shape, 2),
+         .log_variance = kd_bench_filled(r, set, KD_F32, channels, -1, 5, 3), .scale = one(r, set),
+         .eps = 1e-5f);
+}
+
 /* ---- the rows --------------------------------------------------------------------------------- */
 
 const bench_row kd_bench_rows_features[] = {
@@ -374,5 +390,6 @@ const bench_row kd_bench_rows_features[] = {
     OP_ROW(correlation, "ND", work_correlation, batches),
     OP_ROW(matmul_batched, "BMNK", work_matmul_batched, batched_products),
     OP_ROW(gram_distance, "BCS", work_gram_distance, grams),
+    OP_ROW(vid, "BCS", work_vid, maps),
     { 0 },
 };

@@ -11,6 +11,7 @@ KD_FEATURE(hidden_mse)
 KD_FEATURE(hint)
 KD_FEATURE(normalised_mse)
 KD_FEATURE(nst)
+KD_FEATURE(vid)
 
 /* relations: pairs */
 KD_FEATURE(cc)

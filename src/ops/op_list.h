@@ -168,6 +168,13 @@ KD_OP(gram_distance,
       INOUT(student) OUT(loss) IN(teacher) IN(weight) IN(scale) ARG(int64_t, channels)
           ARG(int64_t, teacher_channels) ARG(bool, by_channel))
 
+/* Teacher's maps under normal distributions around the student's, a variance v = softplus(log_variance) + eps
+ * for each channel (VID); student, teacher [B,C,S].  loss[B] f32 = weight mean ((x - t)^2 / v + log v) / 2;
+ * d_student, of student's type, and d_log_variance f32 [C] += scale[0] times the gradient of their sum,
+ * each or absent; log_variance f32 [C]; weight f32 [B], 0: the sample is not read, or absent.  vid.c */
+KD_OP(vid, INOUT(d_student) INOUT(d_log_variance) OUT(loss) IN(student) IN(teacher) IN(log_variance)
+               IN(weight) IN(scale) ARG(float, eps))
+
 /* The update; every operand is a slab range [n].                                      update.c */
 /* Global norm, clip factor, loss and verdict into `scalars`, from sum_squares[1] and losses [terms]. */
 KD_OP(clip, INOUT(scalars) IN(sum_squares) IN(losses) ARG(float, max_norm))

@@ -1,5 +1,7 @@
 """Losses between features of the same shape."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -117,3 +119,31 @@ for name, options, inputs in (
 ):
     CASES.append(("nst", name, options, inputs, nst))
 CASES.append(("nst", "repdistiller", {}, maps(3, 5, 7, 3, 3), each(repdistiller_nst)))
+
+
+def vid(student, teacher, log_variance, eps=1e-5, variance=5.0):
+    v = (F.softplus(log_variance) + eps)[None, :, None, None]
+    return (((student - teacher) ** 2 / v + v.log()) / 2).mean((1, 2, 3))
+
+
+def repdistiller_vid(student, teacher, log_variance):
+    """The mean over elements of a normal distribution's negative log-likelihood, but for its constant."""
+    v = torch.log(1.0 + torch.exp(log_variance)) + 1e-5
+    normal = torch.distributions.Normal(student, v.sqrt().view(1, -1, 1, 1).expand_as(student))
+    return -(normal.log_prob(teacher) + 0.5 * math.log(2 * math.pi)).mean((1, 2, 3))
+
+
+def variances(c):
+    return {"log_variance": normal(6, c, scale=3)}
+
+
+WIDE = torch.tensor([-90.0, -4.0, 3.0, 90.0])
+LEARNT = ("student", "log_variance")
+for name, options, inputs, formula in (
+    ("plain", {}, maps(3, 5, 5, 4, 6) | variances(5), vid),
+    ("weighted", {}, maps(5, 2, 2, 3, 3) | variances(2) | {"weight": WEIGHT}, vid),
+    ("eps", {"eps": 0.5}, maps(2, 4, 4, 3, 2) | {"log_variance": WIDE}, vid),
+    ("one", {}, maps(1, 1, 1, 1, 1) | variances(1), vid),
+    ("repdistiller", {}, maps(3, 4, 4, 3, 3) | variances(4), repdistiller_vid),
+):
+    CASES.append(("vid", name, options, inputs, (formula, LEARNT)))
