@@ -88,6 +88,7 @@ typedef struct kd_feature_type {
     kd_unit unit;
     kd_read reads[KD_MAX_READS]; /* the first has the units; each is a field of kd_feature_args */
     const kd_option *options;    /* into a struct of at most KD_FEATURE_OPTION_BYTES; NULL: none */
+    bool relates; /* a unit's value depends on the other units: they are to be of the whole batch */
     /*
      * loss[u] = weight[u] value[u], and where its gradient is present
      * d_x += scale[0] sum over u of weight[u] d value[u] / d x.
@@ -229,13 +230,21 @@ typedef struct kd_watch {
     void *context;
 } kd_watch;
 
+/* Sums a contiguous f32 tensor over the ranks of a run, on the exec's queue. */
+typedef struct kd_ranks_sum {
+    int rank, size;
+    kd_status (*sum)(void *context, kd_exec *exec, const kd_tensor *t);
+    void *context;
+} kd_ranks_sum;
+
 typedef struct kd_objective {
     const kd_term *terms;
     int count;
-    int64_t chunk;   /* rows of the head at a time */
-    int64_t classes; /* columns of every softmax: padding is outside */
-    bool f32_logits; /* also in training; else they are in the models' type */
-    kd_watch watch;  /* of what is measured; see NULL: nobody */
+    int64_t chunk;      /* rows of the head at a time */
+    int64_t classes;    /* columns of every softmax: padding is outside */
+    bool f32_logits;    /* also in training; else they are in the models' type */
+    kd_watch watch;     /* of what is measured; see NULL: nobody */
+    kd_ranks_sum ranks; /* size 0: there is one */
 } kd_objective;
 
 /*
@@ -285,19 +294,25 @@ KD_MUST_CHECK kd_status kd_objective_head(const kd_objective *objective, kd_exec
                                           const kd_tensor *scalars, const kd_tensor *totals,
                                           const kd_row_results *rows, bool train);
 
-/*
- * The terms over taps of one student: adds to its taps' gradients, to `slab`'s of projectors, and to
- * their totals.  `documents` i32 are first rows of documents, then the number of rows.
- */
+/* What the terms over taps of one student read. */
+typedef struct kd_tapped_batch {
+    kd_taps *const *taps; /* indexed by model */
+    const kd_targets *targets;
+    const kd_tensor *documents; /* i32: first rows of documents, then the number of rows */
+    const kd_slab *slab;        /* of the student */
+    /* Losses that relate samples take those of all ranks, each rank the gradient of its own; NULL: of
+     * this one alone.  A batch of several micro-batches is related one micro-batch at a time. */
+    const kd_ranks_sum *ranks;
+} kd_tapped_batch;
+
+/* Adds to the taps' gradients, to the slab's of projectors, and to the terms' totals. */
 KD_MUST_CHECK kd_status kd_objective_taps(const kd_objective *objective, kd_exec *exec, int student,
-                                          kd_taps *const *taps, const kd_targets *targets,
-                                          const kd_tensor *documents, const kd_slab *slab,
-                                          const kd_tensor *scalars, const kd_tensor *totals);
+                                          const kd_tapped_batch *batch, const kd_tensor *scalars,
+                                          const kd_tensor *totals);
 
 /* One pair of layers of one term: its value of every unit into `loss` f32 [N]. */
 KD_MUST_CHECK kd_status kd_tapped_run(const kd_term *term, int pair, kd_exec *exec,
-                                      kd_taps *const *taps, const kd_targets *targets,
-                                      const kd_tensor *documents, const kd_slab *slab,
-                                      const kd_tensor *scale, const kd_tensor *loss);
+                                      const kd_tapped_batch *batch, const kd_tensor *scale,
+                                      const kd_tensor *loss);
 
 #endif
