@@ -1,7 +1,7 @@
 /*
  * loss.h - what is minimised: a list of terms over taps.  Knows no model.
  *
- * objective.c terms.c tapped*.c projector.c feature.c maps.c; one file for each row of loss_list.h, whose heads texts.cmake makes a
+ * objective.c zscores.c terms.c tapped*.c projector.c feature.c maps.c; one file for each row of loss_list.h, whose heads texts.cmake makes a
  * table of
  */
 #ifndef KD_LOSS_INTERNAL_H
@@ -31,14 +31,15 @@ typedef struct kd_term {
     /* Over rows of logits: */
     kd_row_kind kind;
     double temperature;
-    bool t_squared; /* the loss is multiplied with T^2, so that T does not scale the gradient */
+    bool t_squared;   /* the loss is multiplied with T^2, so that T does not scale the gradient */
+    bool standardise; /* over z-scores of both sides' logits */
     double option, option2; /* beta, lambda, smoothing; unused by terms without */
     kd_tapped *tapped;      /* over taps instead, and so; or NULL */
 } kd_term;
 
 /* `loss:` of a run file: name -> {type, weight, temperature, t_squared, the type's option}.  Each
- * term is made once per student, those over logits before those over taps; its teacher is
- * teachers[0], or, without a teacher, the other student (mutual learning).  `alpha: a` stands for
+ * term is made once per student, those over logits before those over z-scores of them and these
+ * before those over taps; its teacher is teachers[0], or, without a teacher, the other student (mutual learning).  `alpha: a` stands for
  * ce (1 - a) and kl a; `logits: f32` sets *f32_logits. */
 KD_MUST_CHECK kd_status kd_terms_parse(kd_term **terms, int *count, bool *f32_logits,
                                        kd_arena *arena, const kd_node *loss, const int *students,
@@ -122,6 +123,21 @@ int kd_read_rank(const kd_read *read);
  * weights and values as units.  The message of a failure begins with the loss's name. */
 KD_MUST_CHECK kd_status kd_feature_run(kd_exec *exec, const kd_feature_type *type,
                                        const kd_feature_args *args);
+
+/* ---- z-scores of logits ------------------------------------------------------------------------ */
+
+/* (z - mean) / (deviation + 1e-7) of each row, its deviation over C - 1 (Sun et al. 2024). */
+typedef struct kd_zscores {
+    kd_tensor y; /* f32 [n, C] */
+    kd_tensor weight, bias, mean, rstd;
+} kd_zscores;
+
+/* Takes what it holds from the stack. */
+KD_MUST_CHECK kd_status kd_zscores_make(kd_zscores *scores, kd_exec *exec, const kd_tensor *logits);
+
+/* d f32 [n, C] of the same logits, from the gradient that has taken the place of scores->y. */
+KD_MUST_CHECK kd_status kd_zscores_backward(kd_exec *exec, const kd_tensor *d,
+                                            const kd_tensor *logits, const kd_zscores *scores);
 
 /* ---- projectors ------------------------------------------------------------------------------- */
 
