@@ -50,7 +50,7 @@ static plan plan_of(const kd_tensor *student, const kd_tensor *teacher)
     const double squares = 2.0 * (double)c * (double)(c + ct) + (double)ct * (double)ct;
     p.by_channel = (double)s * (double)(2 * c + ct) > squares;
     const double products = p.by_channel ? (double)(c * (c + ct) + ct * ct) : 2.0 * (double)(s * s);
-    const double each = (double)sizeof(float) * (products + (double)(s * (3 * c + 2 * ct)));
+    const double each = (double)sizeof(float) * (products + (double)(s * (5 * c + 3 * ct)));
     p.samples = kd_min_i64(kd_max_i64((int64_t)(CHUNK_BYTES / (each + 1)), 1), student->shape[0]);
     return p;
 }
