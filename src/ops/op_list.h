@@ -48,6 +48,9 @@ KD_OP(swiglu, OUT(y) IN(gate) IN(up))
 KD_OP(swiglu_backward, OUT(dgate) OUT(dup) IN(dy) IN(gate) IN(up))
 KD_OP(gelu, OUT(y) IN(x) ARG(bool, tanh_form))
 KD_OP(gelu_backward, OUT(dx) IN(dy) IN(x) ARG(bool, tanh_form))
+KD_OP(relu, OUT(y) IN(x))
+/* relu's result will do for its x. */
+KD_OP(relu_backward, OUT(dx) IN(dy) IN(x))
 
 /* x [N,H,d] in place: pairs (i, i + r/2) of the first r = 2 * len(frequencies) columns turn by
  * positions[n] * frequencies[i] (i32, f32), times `scale`; `backward` turns back.       rope.c */
