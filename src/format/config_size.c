@@ -28,9 +28,25 @@ static int64_t block_vectors(const kd_config *c)
     return n;
 }
 
+/* Weights of the products of a model of samples but its head. */
+static int64_t sample_matrices(const kd_config *c)
+{
+    int64_t n = 0;
+    for (int64_t l = 0; l < c->layers; l++) n += c->hidden[l] * (l ? c->hidden[l - 1] : c->inputs);
+    return n;
+}
+
+static int64_t sample_parameters(const kd_config *c)
+{
+    int64_t n = sample_matrices(c) + c->vocabulary * (c->width + 1);
+    for (int64_t l = 0; l < c->layers; l++) n += c->hidden[l];
+    return n;
+}
+
 int64_t kd_config_parameters(const kd_config *config)
 {
     const kd_config *c = config;
+    if (c->inputs) return sample_parameters(c);
     const int64_t table = c->vocabulary * c->width;
     int64_t n = table + c->layers * (block_matrices(c) + block_vectors(c));
     if (c->position == KD_POSITION_LEARNED) n += c->max_positions * c->width;
@@ -41,6 +57,7 @@ int64_t kd_config_parameters(const kd_config *config)
 int64_t kd_config_flops(const kd_config *config)
 {
     const int64_t head = config->vocabulary * config->width;
+    if (config->inputs) return 2 * (sample_matrices(config) + head);
     return 2 * (config->layers * block_matrices(config) + head);
 }
 
