@@ -32,7 +32,7 @@ static int64_t block_vectors(const kd_config *c)
 static int64_t sample_matrices(const kd_config *c)
 {
     int64_t n = 0;
-    for (int64_t l = 0; l < c->layers; l++) n += c->hidden[l] * (l ? c->hidden[l - 1] : c->inputs);
+    for (int64_t l = 0; l < c->layers; l++) n += c->hidden[l] * kd_config_width(c, l);
     return n;
 }
 
@@ -59,6 +59,12 @@ int64_t kd_config_flops(const kd_config *config)
     const int64_t head = config->vocabulary * config->width;
     if (config->inputs) return 2 * (sample_matrices(config) + head);
     return 2 * (config->layers * block_matrices(config) + head);
+}
+
+int64_t kd_config_width(const kd_config *config, int64_t layer)
+{
+    if (!config->inputs) return config->width;
+    return layer ? config->hidden[layer - 1] : config->inputs;
 }
 
 /* Llama 3.1: slow turns are slowed by `factor`, fast ones kept, those between interpolated

@@ -145,6 +145,9 @@ KD_MUST_CHECK kd_status kd_config_write(const kd_config *config, const char *pat
 int64_t kd_config_parameters(const kd_config *config);
 int64_t kd_config_flops(const kd_config *config);
 
+/* Of hidden states: 0 are the embeddings, or the inputs of samples. */
+int64_t kd_config_width(const kd_config *config, int64_t layer);
+
 /* Cosine tables are not needed: angles are positions * frequencies.  frequencies has
  * head_size * rotary_share / 2 entries; `scale` multiplies sine and cosine. */
 void kd_config_rope(float *frequencies, float *scale, const kd_config *config);

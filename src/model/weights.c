@@ -42,6 +42,7 @@ int kd_model_param(const kd_model *model, const kd_name_row *row, int64_t l)
     case KD_PLACE_MLP_DOWN: return of_linear(block->mlp.down, row->bias);
     case KD_PLACE_FINAL_NORM: return of_norm(&model->final_norm, row->bias);
     case KD_PLACE_HEAD:
+        if (row->bias) return model->head_bias;
         /* A tied head is written once, as the embedding. */
         return model->head_weight == model->embedding ? -1 : model->head_weight;
     case KD_PLACE_COUNT: break;

@@ -21,6 +21,9 @@ static kd_status take_fixed(kd_step *step)
     kd_stack *fixed = &step->fixed;
     const int64_t n = step->rows, r = step->target_rows;
     KD_TRY(kd_stack_push(&step->batch.tokens, fixed, "tokens", KD_I32, KD_SHAPE(n)));
+    if (step->inputs)
+        KD_TRY(
+            kd_stack_push(&step->batch.inputs, fixed, "inputs", KD_F32, KD_SHAPE(n, step->inputs)));
     KD_TRY(kd_stack_push(&step->batch.geometry.positions, fixed, "positions", KD_I32, KD_SHAPE(n)));
     KD_TRY(
         kd_stack_push(&step->batch.geometry.cu, fixed, "document starts", KD_I32, KD_SHAPE(n + 1)));
@@ -158,7 +161,8 @@ kd_status kd_step_plan(kd_step *step, const kd_step_options *options)
                        .count = options->count,
                        .optim = options->optim,
                        .steps = options->steps,
-                       .rows = options->rows };
+                       .rows = options->rows,
+                       .inputs = options->inputs };
     KD_TRY(kd_arena_create(&step->arena));
     const kd_status status = plan(step, options);
     if (status != KD_OK) kd_step_close(step);

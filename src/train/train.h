@@ -89,6 +89,7 @@ typedef struct kd_step {
     kd_tensor guard;     /* kd_guard, as bytes */
     int64_t steps;       /* of the run, for schedules */
     int64_t rows;        /* N of a micro-batch */
+    int64_t inputs;      /* D of its samples; 0: tokens */
     int64_t target_rows; /* N rounded up to the chunk */
     kd_batch batch;      /* device copies of the micro-batch in hand */
     kd_targets targets;
@@ -113,6 +114,7 @@ typedef struct kd_step_options {
     const kd_term *terms; /* bound */
     int term_count;
     int64_t classes, rows;
+    int64_t inputs;  /* of a row, where the models are of samples; 0 */
     bool f32_logits; /* of both models in training; else in their type */
     bool certainty;  /* measured too: entropy, confidence, correct */
     int64_t chunk;   /* 0: kd_objective_chunk */
