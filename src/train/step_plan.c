@@ -89,7 +89,8 @@ static kd_status plan_measures(kd_step *step, const kd_step_options *options,
     kd_measured measured[KD_MAX_MODELS] = { { .nll = NULL } };
     KD_TRY(KD_ARENA_ARRAY(&step->host_values, step->arena, 6 * step->count * step->target_rows));
     int64_t widest = 0; /* of the logits that are looked at */
-    for (int m = 0; m < step->count && options->certainty; m++)
+    const bool certain = options->certainty || options->inputs;
+    for (int m = 0; m < step->count && certain; m++)
         widest = kd_max_i64(widest, kd_ceil_div(options->models[m]->config.vocabulary, 16) * 16);
     if (widest) KD_TRY(KD_ARENA_ARRAY(&step->host_logits, step->arena, KD_SEEN_ROWS * widest));
     for (int m = 0; m < step->count; m++) measured[m] = kd_step_values(step, m);
