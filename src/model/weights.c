@@ -140,7 +140,7 @@ static kd_status check_denied(bool *known, const kd_model *model, const kd_st_fi
         const int64_t block = match(name, model->family, row);
         if (block < 0) continue;
         *known = true;
-        if (block >= c->layers)
+        if (kd_name_per_block(row) && block >= c->layers)
             return kd_fail(KD_EFORMAT,
                            "%s: tensor \"%s\": found layer %lld, expected 0 to %lld by config.json",
                            file->path, name, (long long)block, (long long)c->layers - 1);

@@ -27,7 +27,7 @@ static const kd_option data_rows[] = {
     { "valid", KD_STRING, offsetof(kd_data_section, valid), "", 0, 0, "",
       "held-out tokens; none: no evaluation" },
     { "sequence", KD_INT, offsetof(kd_data_section, sequence), "512", 1, 1 << 20, "tokens",
-      "length of a sample; none where the models classify samples" },
+      "length of a sample of tokens" },
     { "pack", KD_CHOICE, offsetof(kd_data_section, pack), "documents", 0, 0, "documents|none",
       "documents: several per sample, attention does not cross them" },
     { "shuffle", KD_BOOL, offsetof(kd_data_section, shuffle), "true", 0, 0, "",

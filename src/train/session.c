@@ -213,18 +213,10 @@ static kd_text_options text_options(const kd_session *s)
 }
 
 /* A sample is one row: wherever a run counts tokens, it counts as one. */
-static kd_status settle_samples(kd_session *s)
+static void settle_samples(kd_session *s)
 {
-    kd_run *run = s->run;
-    const kd_node *given = kd_node_find(kd_node_find(run->root, "data"), "sequence");
     s->inputs = s->models[0]->config.inputs;
-    if (!s->inputs) return KD_OK;
-    if (given && run->data.sequence != 1)
-        return kd_node_fail(given, "data.sequence",
-                            "found %lld, expected none: a sample of %s is one row",
-                            (long long)run->data.sequence, s->models[0]->config.architecture);
-    run->data.sequence = 1;
-    return KD_OK;
+    if (s->inputs) s->run->data.sequence = 1;
 }
 
 static kd_status count_samples(kd_session *s, const char *file)
@@ -272,7 +264,7 @@ kd_status kd_session_plan(kd_session *s, kd_run *run, kd_device *device, int64_t
     KD_TRY(kd_common_tokenizer(&s->tokenizer, &s->classes, s->models, s->count));
     if (s->tokenizer.present) /* the model that it is of closes before the session */
         KD_TRY(kd_arena_string(&s->tokenizer.dir, s->arena, s->tokenizer.dir));
-    KD_TRY(settle_samples(s));
+    settle_samples(s);
     if (s->reads_data && run->run.epochs > 0.0) KD_TRY(count_tokens(s));
     KD_TRY(kd_run_length(&s->steps, &s->step_samples, run, s->train_tokens));
     return plan_micro(s, micro);

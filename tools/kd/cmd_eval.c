@@ -72,16 +72,18 @@ static void print_pair(const kd_eval_report *r)
 {
     char kl[CELL], better[CELL], all[CELL];
     if (r->pair.documents == 0) return;
-    printf("%s - %s: KL %s (paired over documents), %s of %s documents better\n",
-           r->rows[r->pair.a].name, r->rows[r->pair.b].name, cmd_measure(kl, CELL, r->pair.kl, ""),
+    const char *unit = r->samples ? "samples" : "documents";
+    printf("%s - %s: KL %s (paired over %s), %s of %s %s better\n", r->rows[r->pair.a].name,
+           r->rows[r->pair.b].name, cmd_measure(kl, CELL, r->pair.kl, ""), unit,
            kd_format_count(better, CELL, r->pair.better),
-           kd_format_count(all, CELL, r->pair.documents));
+           kd_format_count(all, CELL, r->pair.documents), unit);
 }
 
 static void print_quantiles(const kd_eval_report *r)
 {
     if (!r->has_teacher) return;
-    printf("retained = log ppl(teacher) / log ppl(model).  Quantiles of KL over tokens:\n");
+    printf("retained = log ppl(teacher) / log ppl(model).  Quantiles of KL over %s:\n",
+           r->samples ? "samples" : "tokens");
     for (int i = 1; i < r->count; i++) {
         const double *q = r->kl_quantile[i];
         printf("  %s: 50 %% %.3g  90 %% %.3g  99 %% %.3g  max %.3g\n", r->rows[i].name, q[0], q[1],
