@@ -215,7 +215,7 @@ static kd_status train(const char *folder, const char *out, const char *teacher,
                                   { "data.train", data },
                                   { "data.valid", data },
                                   { "loss.kl", "{weight: 0.01, temperature: 2}" },
-                                  { "optim.lr", "5e-2" },
+                                  { "optim.lr", "0.15" },
                                   { "batch.micro", "4" },
                                   { "batch.samples", "8" },
                                   { "run.steps", steps } };
