@@ -28,6 +28,7 @@ static const int64_t max_parameters = INT64_C(1) << 50;
 
 typedef struct family {
     const char *name, *architecture;
+    /* NULL: no decoder (mlp_config.c) */
     kd_status (*parse)(kd_config *c, const reader *r, const struct family *f);
     bool tied;     /* where tie_word_embeddings is absent */
     bool qkv_bias; /* always; else attention_bias says, if it is a field */
@@ -36,7 +37,6 @@ typedef struct family {
     int64_t positions;           /* where absent */
     int64_t bos, eos;            /* where absent; -1: none */
     enum { WINDOW_NONE, WINDOW_ALL, WINDOW_LAYERS } window;
-    bool mlp; /* kd_config_parse_mlp reads it */
 } family;
 
 static kd_status parse_llama_like(kd_config *c, const reader *r, const family *f);
@@ -87,7 +87,7 @@ static const family families[] = {
       .positions = 1024,
       .bos = 50256,
       .eos = 50256 },
-    { .name = "mlp", .architecture = "MLPForClassification", .mlp = true },
+    { .name = "mlp", .architecture = "MLPForClassification" },
 };
 
 /* ---- rotary positions ------------------------------------------------------------------------- */
@@ -350,13 +350,8 @@ static kd_status choose_family(const family **out, const reader *r)
     return KD_OK;
 }
 
-static kd_status parse_fields(kd_config *c, const reader *r)
+static kd_status parse_decoder(kd_config *c, const reader *r, const family *f)
 {
-    const family *f = NULL;
-    KD_TRY(choose_family(&f, r));
-    c->family = f->name;
-    c->architecture = f->architecture;
-    if (f->mlp) return kd_config_parse_mlp(c, r);
     c->causal = true;
     c->rotary_share = 1;
     KD_TRY(read_int(&c->vocabulary, r, "vocab_size", -1, MAX_VOCABULARY));
@@ -367,7 +362,16 @@ static kd_status parse_fields(kd_config *c, const reader *r)
                        r->source, (long long)kd_config_parameters(c));
     KD_TRY(read_token(&c->bos, c, r, "bos_token_id", f->bos));
     KD_TRY(read_token(&c->pad, c, r, "pad_token_id", -1));
-    KD_TRY(read_eos(c, r, f->eos));
+    return read_eos(c, r, f->eos);
+}
+
+static kd_status parse_fields(kd_config *c, const reader *r)
+{
+    const family *f = NULL;
+    KD_TRY(choose_family(&f, r));
+    c->family = f->name;
+    c->architecture = f->architecture;
+    KD_TRY(f->parse ? parse_decoder(c, r, f) : kd_config_parse_mlp(c, r));
     json_t *quantization = get(r, "quantization_config");
     if (quantization) {
         const reader q = { r->source, "quantization_config.", quantization };
