@@ -33,6 +33,14 @@ int kd_objective_terms(const kd_objective *objective, int student)
     return n;
 }
 
+int kd_objective_row_terms(const kd_objective *objective, int student)
+{
+    int n = 0;
+    for (int i = 0; i < objective->count; i++)
+        n += objective->terms[i].student == student && !objective->terms[i].tapped;
+    return n;
+}
+
 void kd_objective_scalars(kd_step_scalars *scalars, const kd_objective *objective, int student,
                           int64_t step, double valid)
 {
@@ -59,7 +67,7 @@ static kd_status gather_terms(kd_row_terms *kinds, int *teacher, const kd_object
     *teacher = -1;
     for (int i = 0; i < objective->count; i++) {
         const kd_term *term = &objective->terms[i];
-        if (term->student != student) continue;
+        if (term->student != student || term->tapped) continue;
         if (kinds->count == KD_MAX_ROW_TERMS)
             return kd_fail(KD_EINVAL, "loss.%s: more than %d row terms for one student", term->name,
                            KD_MAX_ROW_TERMS);
@@ -164,7 +172,7 @@ static kd_status add_totals(kd_exec *exec, const kd_tensor *totals, const kd_row
                             int terms)
 {
     const kd_tensor losses = kd_tensor_slice(totals, 0, 0, terms);
-    const kd_tensor same = kd_tensor_slice(totals, 0, terms, 1);
+    const kd_tensor same = kd_tensor_slice(totals, 0, totals->shape[0] - 1, 1);
     const kd_tensor row =
         kd_tensor_of(results->same_top.data, KD_F32, KD_SHAPE(1, results->same_top.shape[0]));
     KD_TRY(KD_RUN(exec, sum_rows, .y = &losses, .x = &results->losses));
@@ -193,6 +201,7 @@ kd_status kd_objective_head(const kd_objective *objective, kd_exec *exec, int st
                        kd_shape_of(&head->hidden)));
         KD_TRY(KD_RUN(exec, fill, .y = &head->d_hidden, .value = 0.0f));
     }
+    if (kinds.count == 0) return KD_OK;
     const kd_mark mark = kd_stack_mark(exec->stack);
     KD_TRY(open_results(&all, exec, given, kinds.count, capacity));
     KD_TRY(open_side(&buffers.student_hidden, &buffers.student, exec, head, c, logits));

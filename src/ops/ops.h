@@ -14,7 +14,7 @@
 
 /* ---- row terms: rows/ and row_list.h ---------------------------------------------------------- */
 
-enum { KD_MAX_ROW_TERMS = 8 };
+enum { KD_MAX_ROW_TERMS = 8, KD_MAX_TERMS = 24 /* of one student, those over taps too */ };
 
 /* One name per row of row_list.h: KD_ROW_cross_entropy, KD_ROW_forward_kl, ... */
 typedef enum kd_row_kind {
@@ -136,7 +136,7 @@ typedef struct kd_step_scalars {
     float loss_z, norm_z; /* NaN until the windows are full, and where the step is not finite */
     float skips, in_row;  /* kd_guard's, this step included */
     float stopped;
-    kd_term_scalars term[KD_MAX_ROW_TERMS];
+    kd_term_scalars term[KD_MAX_TERMS]; /* those over rows of logits first */
 } kd_step_scalars;
 
 enum { KD_MAX_STUDENTS = 8, KD_GUARD_WINDOW = 128 };
