@@ -1,7 +1,7 @@
 /*
  * loss.h - what is minimised: a list of terms over taps.  Knows no model.
  *
- * objective.c terms.c tapped*.c projector.c feature.c maps.c negatives.c; one file for each row of
+ * objective.c zscores.c terms.c tapped*.c projector.c feature.c maps.c negatives.c; one file for each row of
  * loss_list.h, whose heads texts.cmake makes a table of
  */
 #ifndef KD_LOSS_INTERNAL_H
@@ -31,14 +31,15 @@ typedef struct kd_term {
     /* Over rows of logits: */
     kd_row_kind kind;
     double temperature;
-    bool t_squared; /* the loss is multiplied with T^2, so that T does not scale the gradient */
+    bool t_squared;   /* the loss is multiplied with T^2, so that T does not scale the gradient */
+    bool standardise; /* over z-scores of both sides' logits */
     double option, option2; /* beta, lambda, smoothing; unused by terms without */
     kd_tapped *tapped;      /* over taps instead, and so; or NULL */
 } kd_term;
 
 /* `loss:` of a run file: name -> {type, weight, temperature, t_squared, the type's option}.  Each
- * term is made once per student, those over logits before those over taps; its teacher is
- * teachers[0], or, without a teacher, the other student (mutual learning).  `alpha: a` stands for
+ * term is made once per student, those over logits before those over z-scores of them and these
+ * before those over taps; its teacher is teachers[0], or, without a teacher, the other student (mutual learning).  `alpha: a` stands for
  * ce (1 - a) and kl a; `logits: f32` sets *f32_logits. */
 KD_MUST_CHECK kd_status kd_terms_parse(kd_term **terms, int *count, bool *f32_logits,
                                        kd_arena *arena, const kd_node *loss, const int *students,
@@ -94,6 +95,7 @@ typedef struct kd_feature_type {
     kd_unit unit;
     kd_read reads[KD_MAX_READS]; /* the first has the units; each is a field of kd_feature_args */
     const kd_option *options;    /* into a struct of at most KD_FEATURE_OPTION_BYTES; NULL: none */
+    bool relates; /* a unit's value depends on the other units: they are to be of the whole batch */
     /*
      * loss[u] = weight[u] value[u], and where its gradient is present
      * d_x += scale[0] sum over u of weight[u] d value[u] / d x.
@@ -148,6 +150,21 @@ KD_MUST_CHECK kd_status kd_crd_classes_make(kd_crd_classes *classes, kd_arena *a
 KD_MUST_CHECK kd_status kd_crd_negatives(int32_t *out, const kd_crd_classes *classes,
                                          const int32_t *samples, int64_t batch, int64_t k,
                                          uint64_t seed, int64_t step);
+
+/* ---- z-scores of logits ------------------------------------------------------------------------ */
+
+/* (z - mean) / (deviation + 1e-7) of each row, its deviation over C - 1 (Sun et al. 2024). */
+typedef struct kd_zscores {
+    kd_tensor y; /* f32 [n, C] */
+    kd_tensor weight, bias, mean, rstd;
+} kd_zscores;
+
+/* Takes what it holds from the stack. */
+KD_MUST_CHECK kd_status kd_zscores_make(kd_zscores *scores, kd_exec *exec, const kd_tensor *logits);
+
+/* d f32 [n, C] of the same logits, from the gradient that has taken the place of scores->y. */
+KD_MUST_CHECK kd_status kd_zscores_backward(kd_exec *exec, const kd_tensor *d,
+                                            const kd_tensor *logits, const kd_zscores *scores);
 
 /* ---- projectors ------------------------------------------------------------------------------- */
 
@@ -256,13 +273,21 @@ typedef struct kd_watch {
     void *context;
 } kd_watch;
 
+/* Sums a contiguous f32 tensor over the ranks of a run, on the exec's queue. */
+typedef struct kd_ranks_sum {
+    int rank, size;
+    kd_status (*sum)(void *context, kd_exec *exec, const kd_tensor *t);
+    void *context;
+} kd_ranks_sum;
+
 typedef struct kd_objective {
     const kd_term *terms;
     int count;
-    int64_t chunk;   /* rows of the head at a time */
-    int64_t classes; /* columns of every softmax: padding is outside */
-    bool f32_logits; /* also in training; else they are in the models' type */
-    kd_watch watch;  /* of what is measured; see NULL: nobody */
+    int64_t chunk;      /* rows of the head at a time */
+    int64_t classes;    /* columns of every softmax: padding is outside */
+    bool f32_logits;    /* also in training; else they are in the models' type */
+    kd_watch watch;     /* of what is measured; see NULL: nobody */
+    kd_ranks_sum ranks; /* size 0: there is one */
 } kd_objective;
 
 /*
@@ -312,19 +337,25 @@ KD_MUST_CHECK kd_status kd_objective_head(const kd_objective *objective, kd_exec
                                           const kd_tensor *scalars, const kd_tensor *totals,
                                           const kd_row_results *rows, bool train);
 
-/*
- * The terms over taps of one student: adds to its taps' gradients, to `slab`'s of projectors, and to
- * their totals.  `documents` i32 are first rows of documents, then the number of rows.
- */
+/* What the terms over taps of one student read. */
+typedef struct kd_tapped_batch {
+    kd_taps *const *taps; /* indexed by model */
+    const kd_targets *targets;
+    const kd_tensor *documents; /* i32: first rows of documents, then the number of rows */
+    const kd_slab *slab;        /* of the student */
+    /* Losses that relate samples take those of all ranks, each rank the gradient of its own; NULL: of
+     * this one alone.  A batch of several micro-batches is related one micro-batch at a time. */
+    const kd_ranks_sum *ranks;
+} kd_tapped_batch;
+
+/* Adds to the taps' gradients, to the slab's of projectors, and to the terms' totals. */
 KD_MUST_CHECK kd_status kd_objective_taps(const kd_objective *objective, kd_exec *exec, int student,
-                                          kd_taps *const *taps, const kd_targets *targets,
-                                          const kd_tensor *documents, const kd_slab *slab,
-                                          const kd_tensor *scalars, const kd_tensor *totals);
+                                          const kd_tapped_batch *batch, const kd_tensor *scalars,
+                                          const kd_tensor *totals);
 
 /* One pair of layers of one term: its value of every unit into `loss` f32 [N]. */
 KD_MUST_CHECK kd_status kd_tapped_run(const kd_term *term, int pair, kd_exec *exec,
-                                      kd_taps *const *taps, const kd_targets *targets,
-                                      const kd_tensor *documents, const kd_slab *slab,
-                                      const kd_tensor *scale, const kd_tensor *loss);
+                                      const kd_tapped_batch *batch, const kd_tensor *scale,
+                                      const kd_tensor *loss);
 
 #endif

@@ -80,41 +80,80 @@ static kd_status run_attention(kd_exec *exec, const kd_tapped *t, kd_feature_arg
     return kd_feature_run(exec, t->type, args);
 }
 
+/* Rows of this rank among those of all, f32 [ranks N, ...]. */
+static kd_status gather(kd_tensor *all, kd_exec *exec, const kd_tensor *own,
+                        const kd_ranks_sum *ranks)
+{
+    const int64_t n = own->shape[0];
+    kd_shape shape = kd_shape_of(own);
+    shape.dim[0] = ranks->size * n;
+    KD_TRY(kd_push(all, exec, "rows of all ranks", KD_F32, shape));
+    KD_TRY(KD_RUN(exec, fill, .y = all, .value = 0.0f));
+    const kd_tensor part = kd_tensor_slice(all, 0, ranks->rank * n, n);
+    KD_TRY(KD_RUN(exec, copy, .y = &part, .x = own));
+    return ranks->sum(ranks->context, exec, all);
+}
+
+/* The loss over the rows of all ranks; values and gradients of one's own are kept. */
+static kd_status run_gathered(kd_exec *exec, const kd_feature_type *type,
+                              const kd_feature_args *own, const kd_ranks_sum *ranks)
+{
+    const int64_t n = own->student.shape[0], at = ranks->rank * n;
+    kd_feature_args all = *own;
+    kd_tensor d_own;
+    KD_TRY(gather(&all.student, exec, &own->student, ranks));
+    KD_TRY(gather(&all.teacher, exec, &own->teacher, ranks));
+    KD_TRY(gather(&all.weight, exec, &own->weight, ranks));
+    KD_TRY(kd_push(&all.loss, exec, "losses of all ranks", KD_F32, KD_SHAPE(ranks->size * n)));
+    KD_TRY(kd_push(&all.d_student, exec, "d rows of all ranks", KD_F32, kd_shape_of(&all.student)));
+    KD_TRY(KD_RUN(exec, fill, .y = &all.d_student, .value = 0.0f));
+    KD_TRY(kd_feature_run(exec, type, &all));
+    const kd_tensor loss = kd_tensor_slice(&all.loss, 0, at, n);
+    const kd_tensor d = kd_tensor_slice(&all.d_student, 0, at, n);
+    KD_TRY(KD_RUN(exec, copy, .y = &own->loss, .x = &loss));
+    KD_TRY(kd_push(&d_own, exec, "d rows", own->d_student.dtype, kd_shape_of(&own->d_student)));
+    KD_TRY(KD_RUN(exec, copy, .y = &d_own, .x = &d));
+    return KD_RUN(exec, add, .y = &own->d_student, .a = &own->d_student, .b = &d_own);
+}
+
 static kd_status run_features(kd_exec *exec, const kd_tapped *t, const kd_layer_pair *pair,
-                              kd_feature_args *args, const sides *s, const kd_slab *slab)
+                              kd_feature_args *args, const sides *s, const kd_tapped_batch *batch)
 {
     const bool projects = t->projector.kind != KD_PROJECTOR_NONE || t->projector.normalise;
+    const bool gathers = t->type->relates && batch->ranks && batch->ranks->size > 1;
     const kd_tensor *x = &s->student->value, *dx = &s->student->gradient;
     kd_projected projected = { .y = *x };
     kd_tensor dy = *dx;
     if (projects) {
-        KD_TRY(kd_projector_forward(&projected, exec, x, slab, &pair->projector));
+        KD_TRY(kd_projector_forward(&projected, exec, x, batch->slab, &pair->projector));
         KD_TRY(kd_push(&dy, exec, "d projector output", x->dtype, kd_shape_of(&projected.y)));
         KD_TRY(KD_RUN(exec, fill, .y = &dy, .value = 0.0f));
     }
     args->student = as_read(&projected.y, t->type);
     args->d_student = as_read(&dy, t->type);
     args->teacher = as_read(&s->teacher->value, t->type);
-    KD_TRY(kd_feature_run(exec, t->type, args));
-    return projects ? kd_projector_backward(exec, dx, &dy, x, &projected, slab, &pair->projector)
-                    : KD_OK;
+    KD_TRY(gathers ? run_gathered(exec, t->type, args, batch->ranks)
+                   : kd_feature_run(exec, t->type, args));
+    return projects
+               ? kd_projector_backward(exec, dx, &dy, x, &projected, batch->slab, &pair->projector)
+               : KD_OK;
 }
 
-kd_status kd_tapped_run(const kd_term *term, int pair, kd_exec *exec, kd_taps *const *taps,
-                        const kd_targets *targets, const kd_tensor *documents, const kd_slab *slab,
+kd_status kd_tapped_run(const kd_term *term, int pair, kd_exec *exec, const kd_tapped_batch *batch,
                         const kd_tensor *scale, const kd_tensor *loss)
 {
     const kd_tapped *t = term->tapped;
+    const kd_layer_pair *layers = &t->pairs[pair];
     const kd_mark mark = kd_stack_mark(exec->stack);
-    kd_feature_args args = { .weight = targets->weight,
+    kd_feature_args args = { .weight = batch->targets->weight,
                              .scale = *scale,
                              .loss = *loss,
-                             .documents = *documents,
+                             .documents = *batch->documents,
                              .options = t->options };
     sides s;
-    KD_TRY(find_sides(&s, t, &t->pairs[pair], taps[term->student], taps[term->teacher]));
+    KD_TRY(find_sides(&s, t, layers, batch->taps[term->student], batch->taps[term->teacher]));
     const kd_status status = t->kind == KD_TAP_HIDDEN
-                                 ? run_features(exec, t, &t->pairs[pair], &args, &s, slab)
+                                 ? run_features(exec, t, layers, &args, &s, batch)
                                  : run_attention(exec, t, &args, &s);
     kd_stack_release(exec->stack, mark);
     return status == KD_OK ? KD_OK : kd_fail(status, "loss.%s: %s", term->name, kd_last_error());
@@ -130,17 +169,16 @@ static kd_tensor scale_of(const kd_tensor *scalars, int slot)
     return kd_tensor_of((unsigned char *)scalars->data + at, KD_F32, KD_SHAPE(1));
 }
 
-static kd_status run_term(kd_exec *exec, const kd_term *term, kd_taps *const *taps,
-                          const kd_targets *targets, const kd_tensor *documents,
-                          const kd_slab *slab, const kd_tensor *scale, const kd_tensor *total)
+static kd_status run_term(kd_exec *exec, const kd_term *term, const kd_tapped_batch *batch,
+                          const kd_tensor *scale, const kd_tensor *total)
 {
-    const int64_t rows = targets->weight.shape[0];
+    const int64_t rows = batch->targets->weight.shape[0];
     const kd_mark mark = kd_stack_mark(exec->stack);
     kd_tensor loss;
     KD_TRY(kd_push(&loss, exec, "losses over taps", KD_F32, KD_SHAPE(rows)));
     const kd_tensor row = kd_tensor_of(loss.data, KD_F32, KD_SHAPE(1, rows));
     for (int k = 0; k < term->tapped->count; k++) {
-        KD_TRY(kd_tapped_run(term, k, exec, taps, targets, documents, slab, scale, &loss));
+        KD_TRY(kd_tapped_run(term, k, exec, batch, scale, &loss));
         KD_TRY(KD_RUN(exec, sum_rows, .y = total, .x = &row));
     }
     kd_stack_release(exec->stack, mark);
@@ -148,9 +186,8 @@ static kd_status run_term(kd_exec *exec, const kd_term *term, kd_taps *const *ta
 }
 
 kd_status kd_objective_taps(const kd_objective *objective, kd_exec *exec, int student,
-                            kd_taps *const *taps, const kd_targets *targets,
-                            const kd_tensor *documents, const kd_slab *slab,
-                            const kd_tensor *scalars, const kd_tensor *totals)
+                            const kd_tapped_batch *batch, const kd_tensor *scalars,
+                            const kd_tensor *totals)
 {
     int slot = kd_objective_row_terms(objective, student);
     for (int i = 0; i < objective->count; i++) {
@@ -158,7 +195,7 @@ kd_status kd_objective_taps(const kd_objective *objective, kd_exec *exec, int st
         if (term->student != student || !term->tapped) continue;
         const kd_tensor scale = scale_of(scalars, slot);
         const kd_tensor total = kd_tensor_slice(totals, 0, slot++, 1);
-        KD_TRY(run_term(exec, term, taps, targets, documents, slab, &scale, &total));
+        KD_TRY(run_term(exec, term, batch, &scale, &total));
     }
     return KD_OK;
 }

@@ -8,7 +8,7 @@
 typedef struct term_options {
     const char *type;
     double weight, temperature, option, option2;
-    bool t_squared;
+    bool t_squared, standardise;
 } term_options;
 
 typedef struct ramp_options {
@@ -31,6 +31,8 @@ static const kd_option term_rows[] = {
       "both softmaxes are of logits / temperature" },
     { "t_squared", KD_BOOL, offsetof(term_options, t_squared), "true", 0, 0, "",
       "multiply the loss with temperature^2 (Hinton)" },
+    { "standardise", KD_BOOL, offsetof(term_options, standardise), "false", 0, 0, "",
+      "both models' logits become z-scores of their row first" },
     { 0 },
 };
 
@@ -154,6 +156,9 @@ static kd_status parse_term(kd_term *term, kd_arena *arena, const kd_node *node)
     KD_TRY(parse_weight(term, arena, node, path));
     term->temperature = o.temperature;
     term->t_squared = o.t_squared;
+    term->standardise = o.standardise;
+    if (o.standardise && !row->teacher)
+        return kd_node_fail(node, path, "standardise is for losses that read a teacher");
     term->option = o.option;
     term->option2 = o.option2;
     return KD_OK;
@@ -245,9 +250,9 @@ static kd_status rows_first(kd_term *terms, int count, kd_arena *arena)
     kd_term *sorted;
     int n = 0;
     KD_TRY(KD_ARENA_ARRAY(&sorted, arena, count));
-    for (int tapped = 0; tapped < 2; tapped++)
+    for (int group = 0; group < 3; group++)
         for (int i = 0; i < count; i++)
-            if (!terms[i].tapped == !tapped) sorted[n++] = terms[i];
+            if ((terms[i].tapped ? 2 : terms[i].standardise) == group) sorted[n++] = terms[i];
     memcpy(terms, sorted, (size_t)count * sizeof *terms);
     return KD_OK;
 }
@@ -301,7 +306,8 @@ static kd_status print_term(const char **text, kd_arena *arena, const kd_term *t
     if (row->option) snprintf(option, sizeof option, ", %s %g", row->option, term->option);
     if (row->option2) snprintf(option2, sizeof option2, ", %s %g", row->option2, term->option2);
     if (row->teacher)
-        snprintf(temperature, sizeof temperature, ", T %g, T^2 %s", term->temperature,
+        snprintf(temperature, sizeof temperature, "%s, T %g, T^2 %s",
+                 term->standardise ? " of z-scores" : "", term->temperature,
                  term->t_squared ? "on" : "off");
     return kd_arena_format(text, arena, "%s %s = %s%s%s%s", weight, term->name, row->name,
                            temperature, option, option2);
@@ -334,6 +340,8 @@ static bool row_json(json_t *one, const kd_term *term)
     bool ok = json_object_set_new(one, "type", json_string(row->name)) == 0;
     ok = ok && json_object_set_new(one, "temperature", json_real(term->temperature)) == 0;
     ok = ok && json_object_set_new(one, "t_squared", json_boolean(term->t_squared)) == 0;
+    if (ok && row->teacher)
+        ok = json_object_set_new(one, "standardise", json_boolean(term->standardise)) == 0;
     if (ok && row->option) ok = json_object_set_new(one, row->option, json_real(term->option)) == 0;
     if (ok && row->option2)
         ok = json_object_set_new(one, row->option2, json_real(term->option2)) == 0;

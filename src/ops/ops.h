@@ -27,6 +27,7 @@ typedef enum kd_row_kind {
 typedef struct kd_row_terms {
     int count;
     kd_row_kind kind[KD_MAX_ROW_TERMS];
+    int first; /* the first one's index in the step's scalars */
 } kd_row_terms;
 
 /* When a term's gradient reads its two sums, so that a sweep over the row must come before. */

@@ -145,14 +145,16 @@ static kd_status look_at_tapped(look *l, kd_taps *const *taps, int number)
     kd_member *member = &step->members[term->student];
     const kd_mark mark = kd_stack_mark(&step->stack);
     const float weight = (float)(kd_ramp_at(&term->weight, l->index) / l->valid);
+    /* The other ranks look at something else. */
+    const kd_tapped_batch batch = { taps, &step->targets, &step->batch.geometry.cu,
+                                    &member->model->slab, NULL };
     kd_tensor loss, scale;
     KD_TRY(kd_push(&loss, &step->exec, "losses of a term", KD_F32, KD_SHAPE(step->rows)));
     KD_TRY(kd_push(&scale, &step->exec, "scale of a term", KD_F32, KD_SHAPE(1)));
     KD_TRY(kd_upload(&step->exec, &scale, &weight));
     for (int k = 0; k < term->tapped->count && !l->found.place; k++) {
         kd_taps *own = taps[term->student];
-        KD_TRY(kd_tapped_run(term, k, &step->exec, taps, &step->targets, &step->batch.geometry.cu,
-                             &member->model->slab, &scale, &loss));
+        KD_TRY(kd_tapped_run(term, k, &step->exec, &batch, &scale, &loss));
         KD_TRY(look_at_rows(l, &loss, LOSS, term->student, number));
         for (int i = 0; i < own->count; i++)
             KD_TRY(look_at_rows(l, &own->items[i].gradient, D_STUDENT, term->student, number));

@@ -113,6 +113,13 @@ static int64_t chunk_of(const kd_step_options *options)
                           : kd_objective_chunk(options->rows, row_bytes, width, &info);
 }
 
+static kd_status sum_over_ranks(void *context, kd_exec *exec, const kd_tensor *t)
+{
+    kd_comm *comm = context;
+    KD_TRY(comm->type->all_reduce(comm, exec, t));
+    return kd_comm_join(comm, exec);
+}
+
 static kd_status plan(kd_step *step, const kd_step_options *options)
 {
     kd_micro_batch micro;
@@ -124,7 +131,9 @@ static kd_status plan(kd_step *step, const kd_step_options *options)
                                       .count = options->term_count,
                                       .chunk = chunk_of(options),
                                       .classes = options->classes,
-                                      .f32_logits = options->f32_logits };
+                                      .f32_logits = options->f32_logits,
+                                      .ranks = { step->comm->rank, step->comm->size, sum_over_ranks,
+                                                 step->comm } };
     const int64_t chunk = step->objective.chunk;
     kd_taps *taps[KD_MAX_MODELS];
     for (int m = 0; m < options->count; m++) taps[m] = &step->members[m].taps;

@@ -6,10 +6,11 @@
 twin/                a Llama directory with as many heads as make_step.py's student, but wider ones
 tapped.safetensors   over make_step.py's batch (its cu, labels, documents), N = 32 rows, under `twin`
   projector.weight [m, 40, 32], projector.bias [m, 40]   one for each hidden state m = 0, 1, 2
-  hidden attention value query [1]     the terms below
-  loss [1]             0.3 ce + 0.02 hidden + 0.5 attention + 0.7 value + 0.2 query
+  standard hidden attention value query [1]     the terms below
+  loss [1]             0.3 ce + 0.6 standard + 0.02 hidden + 0.5 attention + 0.7 value + 0.2 query
   gradient.<name>      of loss, under the student's names, and gradient.projector.*
 
+  standard    T^2 KL(teacher || student) at T = 2 of z-scores of the logits, deviation over C - 1
   hidden      sum over the hidden states 0, 1, 2 (embeddings, between, after the last norm) of the mean
               over labelled rows and columns of (W s + b - t)^2
   attention   sum over both layers of KL(teacher || student) of attention maps, mean over labelled rows
@@ -97,20 +98,27 @@ def relation(x, heads):
     return log_map(x, x)
 
 
+def z_scores(logits):
+    return (logits - logits.mean(-1, keepdim=True)) / (logits.std(-1, keepdim=True) + 1e-7)
+
+
 def terms(student, teacher, projector, batch):
     valid = batch["labels"] >= 0
     with torch.no_grad():
-        _, t_hidden, t = look(teacher, batch)
+        t_logits, t_hidden, t = look(teacher, batch)
     logits, hidden, s = look(student, batch)
     ce = torch.nn.functional.cross_entropy(logits[valid], batch["labels"][valid])
+    standard = 4 * torch.nn.functional.kl_div(
+        (z_scores(logits[valid]) / 2).log_softmax(-1), (z_scores(t_logits[valid]) / 2).log_softmax(-1),
+        reduction="batchmean", log_target=True)
     hid = sum(((h @ w.T + b - g)[valid] ** 2).mean()
               for h, g, w, b in zip(hidden, t_hidden, projector["weight"], projector["bias"]))
     attention = sum(divergence(log_map(tq, tk), log_map(sq, sk), valid)
                     for tq, tk, sq, sk in zip(t.q, t.k, s.q, s.k))
     value = divergence(relation(t.v[-1], RELATION_HEADS), relation(s.v[-1], RELATION_HEADS), valid)
     query = divergence(relation(t.q[-1], RELATION_HEADS), relation(s.q[-1], RELATION_HEADS), valid)
-    return {"ce": ce, "hidden": hid, "attention": attention, "value": value, "query": query,
-            "loss": 0.3 * ce + 0.02 * hid + 0.5 * attention + 0.7 * value + 0.2 * query}
+    return {"ce": ce, "standard": standard, "hidden": hid, "attention": attention, "value": value,
+            "query": query, "loss": 0.3 * ce + 0.6 * standard + 0.02 * hid + 0.5 * attention + 0.7 * value + 0.2 * query}
 
 
 def main():

@@ -200,9 +200,10 @@ static const char tapped_loss[] =
     " attention: {type: attention_kl, layers: [[0, 0], [1, 1]], weight: 0.5},"
     " value: {type: minilm_relation, relation_heads: 2, weight: 0.7},"
     " query: {type: minilm_relation, of: query, relation_heads: 2, weight: 0.2},"
-    " ce: {weight: 0.3}}";
+    " standard: {type: kl, temperature: 2, standardise: true, weight: 0.6}, ce: {weight: 0.3}}";
 
-static const char *const tapped_terms[] = { "ce", "hidden", "attention", "value", "query" };
+static const char *const tapped_terms[] = { "ce",        "standard", "hidden",
+                                            "attention", "value",    "query" };
 
 static kd_tensor projector_of(const kd_slab *slab, int layer, const char *what, bool gradient)
 {
