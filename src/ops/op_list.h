@@ -160,6 +160,20 @@ KD_OP(pkt, OUT(d) OUT(loss) IN(student) IN(teacher) IN(weight) IN(scale) ARG(flo
  * is added to, or absent.                                                        correlation.c */
 KD_OP(correlation, INOUT(d_student) OUT(loss) IN(student) IN(teacher) IN(weight) IN(scale))
 
+/* Rows against a bank of them: noise-contrastive, K + 1 rows of `bank` f32 [n,D] a row of x [B,D], D at most
+ * KD_MAX_CONTRAST; the positive samples[b], i32 [B], then negatives[b], i32 [B,K].  partition f32: element
+ * `side` is Z.  loss f32 [B] += weight[b] value, dx += scale[0] weight[b] times its gradient; dx, of x's
+ * type, or absent; weight f32 [B], 0: the row is not read, nor its ids, or absent; scale f32 [1], absent
+ * with dx.                                                                       contrast.c */
+KD_OP(contrast, INOUT(dx) INOUT(loss) IN(x) IN(bank) IN(samples) IN(negatives) IN(partition)
+                    IN(weight) IN(scale) ARG(float, temperature) ARG(float, eps) ARG(int64_t, side))
+/* Z of a side that is 0 = n times the batch's mean of exp(score); else nothing is done. */
+KD_OP(contrast_partition, INOUT(partition) IN(x) IN(bank) IN(samples) IN(negatives) IN(weight)
+                              ARG(float, temperature) ARG(int64_t, side))
+/* bank[samples[b]] = momentum of it and 1 - momentum of x[b] / |x[b]|, made as long as 1; of equal samples
+ * the last stays.  A row of weight 0 or that is not finite renews nothing. */
+KD_OP(renew_rows, INOUT(bank) IN(x) IN(samples) IN(weight) ARG(float, momentum))
+
 /* The update; every operand is a slab range [n].                                      update.c */
 /* Global norm, clip factor, loss and verdict into `scalars`, from sum_squares[1] and losses [terms]. */
 KD_OP(clip, INOUT(scalars) IN(sum_squares) IN(losses) ARG(float, max_norm))
