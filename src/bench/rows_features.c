@@ -381,6 +381,79 @@ static const bench_shape renewals[] = {
     { BENCH_CPU, "", KD_F32, { 1024, 128 } },
 };
 
+/* ---- products of maps ------------------------------------------------------------------------- */
+
+static bench_work work_matmul_batched(const bench_shape *s)
+{
+    const double b = dim(s, 0), m = dim(s, 1), n = dim(s, 2), k = dim(s, 3);
+    return (bench_work){ .bytes = 4 * b * (m * k + k * n + m * n), .flops = 2 * b * m * n * k };
+}
+
+/* x'x of maps, by places. */
+static void open_matmul_batched(bench_run *r, int set)
+{
+    const int64_t *n = r->shape->dim;
+    kd_tensor *turned = &r->tensor[set][r->count[set]++];
+    *turned = *values(r, set, KD_SHAPE(n[0], n[3], n[1]), 1);
+    turned->shape[1] = n[1], turned->stride[1] = 1;
+    turned->shape[2] = n[3], turned->stride[2] = n[1];
+    ARGS(r, set, matmul_batched, .y = result(r, set, KD_SHAPE(n[0], n[1], n[2])), .a = turned,
+         .b = values(r, set, KD_SHAPE(n[0], n[3], n[2]), 2));
+}
+
+static const bench_shape batched_products[] = {
+    { BENCH_QUICK, "", KD_F32, { 3, 9, 10, 5 } },
+    { BENCH_GPU, "", KD_F32, { 64, 256, 256, 256 } },
+    { BENCH_GPU, "", KD_F32, { 256, 64, 64, 256 } },
+    { BENCH_CPU, "", KD_F32, { 64, 64, 64, 256 } },
+    { BENCH_CPU, "", KD_F32, { 16, 256, 256, 256 } },
+};
+
+/* The student's products read and written, the teacher's read. */
+static bench_work work_gram_distance(const bench_shape *s)
+{
+    const double c = dim(s, 1), places = dim(s, 2),
+                 each = strcmp(s->variant, "channels") == 0 ? 5 * c * c : 3 * places * places;
+    return (bench_work){ .bytes = 4 * dim(s, 0) * each };
+}
+
+/* With a scale that keeps what is overwritten of one size. */
+static void open_gram_distance(bench_run *r, int set)
+{
+    const int64_t *n = r->shape->dim, c = n[1], rows = is(r, "channels") ? c : n[2];
+    const double scale = (double)(c * c) / 4;
+    ARGS(r, set, gram_distance,
+         .student = values(r, set, KD_SHAPE(n[0], rows, is(r, "channels") ? 2 * c : rows), 1),
+         .loss = list(r, set), .teacher = values(r, set, KD_SHAPE(n[0], rows, rows), 2),
+         .scale = kd_bench_filled(r, set, KD_F32, KD_SHAPE(1), scale, 1.01 * scale, 3),
+         .channels = c, .teacher_channels = c, .by_channel = is(r, "channels"));
+}
+
+static const bench_shape grams[] = {
+    { BENCH_QUICK, "", KD_F32, { 2, 5, 7 } },
+    { BENCH_QUICK, "channels", KD_F32, { 2, 5, 7 } },
+    { BENCH_GPU, "", KD_F32, { 64, 256, 256 } },
+    { BENCH_GPU, "channels", KD_F32, { 256, 128, 1024 } },
+    { BENCH_CPU, "", KD_F32, { 16, 256, 256 } },
+    { BENCH_CPU, "channels", KD_F32, { 16, 128, 1024 } },
+};
+
+/* Both sides, and the gradient read and written. */
+static bench_work work_vid(const bench_shape *s)
+{
+    return (bench_work){ .bytes = 4 * element(s) * product(s, 3) };
+}
+
+static void open_vid(bench_run *r, int set)
+{
+    const kd_shape shape = map_shape(r), channels = KD_SHAPE(shape.dim[1]);
+    ARGS(r, set, vid, .d_student = result(r, set, shape),
+         .d_log_variance = kd_bench_zeros(r, set, KD_F32, channels), .loss = list(r, set),
+         .student = values(r, set, shape, 1), .teacher = values(r, set, shape, 2),
+         .log_variance = kd_bench_filled(r, set, KD_F32, channels, -1, 5, 3), .scale = one(r, set),
+         .eps = 1e-5f);
+}
+
 /* ---- the rows --------------------------------------------------------------------------------- */
 
 const bench_row kd_bench_rows_features[] = {
@@ -402,5 +475,8 @@ const bench_row kd_bench_rows_features[] = {
     { "contrast_partition", "BKDn", open_contrast_partition, NULL, work_contrast_partition,
       contrasts, KD_COUNT(contrasts), 0, KD_OP_contrast_partition, NULL },
     OP_ROW(renew_rows, "ND", work_renew_rows, renewals),
+    OP_ROW(matmul_batched, "BMNK", work_matmul_batched, batched_products),
+    OP_ROW(gram_distance, "BCS", work_gram_distance, grams),
+    OP_ROW(vid, "BCS", work_vid, maps),
     { 0 },
 };

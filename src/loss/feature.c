@@ -22,10 +22,10 @@ static const struct {
     {                                                                                              \
 #name, offsetof(kd_feature_args, name), offsetof(kd_feature_args, d_##name)                \
     }
-    GRADIENT(student),   GRADIENT(student_q), GRADIENT(student_k), GRADIENT(teacher),
-    FIELD(teacher_q),    FIELD(teacher_k),    FIELD(student_lse),  FIELD(teacher_lse),
-    FIELD(documents),    FIELD(samples),      FIELD(negatives),    FIELD(student_bank),
-    FIELD(teacher_bank), FIELD(partition),
+    GRADIENT(student),   GRADIENT(student_q),    GRADIENT(student_k), GRADIENT(teacher),
+    FIELD(teacher_q),    FIELD(teacher_k),       FIELD(student_lse),  FIELD(teacher_lse),
+    FIELD(documents),    GRADIENT(log_variance), FIELD(samples),      FIELD(negatives),
+    FIELD(student_bank), FIELD(teacher_bank),    FIELD(partition),
 #undef FIELD
 #undef GRADIENT
 };
@@ -46,6 +46,15 @@ int kd_read_rank(const kd_read *read)
     int rank = 1;
     for (const char *c = read->shape; *c; c++) rank += *c == ',';
     return rank;
+}
+
+int64_t kd_parameter_elements(const kd_feature_type *type, const kd_read *parameter,
+                              const kd_tensor *first)
+{
+    int dim = 0;
+    for (const char *c = type->reads[0].shape; *c && *c != parameter->shape[1]; c++)
+        dim += *c == ',';
+    return first->shape[dim];
 }
 
 /* ---- running ---------------------------------------------------------------------------------- */

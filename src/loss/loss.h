@@ -73,7 +73,9 @@ typedef struct kd_feature_args {
     kd_tensor student, student_q, student_k;       /* taps of the student */
     kd_tensor d_student, d_student_q, d_student_k; /* same type and shape; absent: value only */
     kd_tensor teacher, teacher_q, teacher_k;
-    kd_tensor d_teacher; /* of a loss that trains the teacher's projector; absent: not wanted */
+    kd_tensor d_teacher;    /* of a loss that trains the teacher's projector; absent: not wanted */
+    kd_tensor log_variance; /* f32 [C], a parameter */
+    kd_tensor d_log_variance;
     kd_tensor student_lse, teacher_lse; /* f32 [H, N] of attention; absent: found again */
     kd_tensor samples;                  /* i32 [B]: which of the data set's */
     kd_tensor negatives;                /* i32 [B, K]: others of them */
@@ -104,6 +106,7 @@ typedef struct kd_feature_type {
      * KD_EINVAL for shapes that do not go together; nothing is written then.
      */
     kd_status (*run)(kd_exec *exec, const kd_feature_args *args);
+    float (*begin)(const void *options); /* of every element of a parameter; NULL: there is none */
 } kd_feature_type;
 
 /* One name per row of loss_list.h, and kd_feature_<name> beside the loss. */
@@ -125,6 +128,10 @@ kd_tensor *kd_feature_operand(kd_feature_args *args, const char *name, bool grad
 
 /* Every number in `shape` of a read. */
 int kd_read_rank(const kd_read *read);
+
+/* How many elements a parameter has: its one letter's dimension of the first operand. */
+int64_t kd_parameter_elements(const kd_feature_type *type, const kd_read *parameter,
+                              const kd_tensor *first);
 
 /* Runs the loss after what holds for all: operands that are there, their ranks and types, as many
  * weights and values as units.  The message of a failure begins with the loss's name. */

@@ -10,6 +10,8 @@ KD_FEATURE(cosine)
 KD_FEATURE(hidden_mse)
 KD_FEATURE(hint)
 KD_FEATURE(normalised_mse)
+KD_FEATURE(nst)
+KD_FEATURE(vid)
 
 /* relations: pairs */
 KD_FEATURE(cc)
