@@ -4,6 +4,8 @@
  */
 #include "stopping/stopped.h"
 
+#include "support/tracer.h"
+
 #include <errno.h>
 #include <omp.h>
 #include <signal.h>
@@ -32,7 +34,7 @@ static void run(const stopped *s, const char *out)
     const kd_status status = test_train(&s->training, out);
     told *t = (told *)(void *)test_work;
     if (t) snprintf(t->message, sizeof t->message, "%s", kd_last_error());
-    _exit((int)status);
+    test_exit((int)status);
 }
 
 static int result_of(int state)
