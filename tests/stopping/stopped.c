@@ -4,8 +4,6 @@
  */
 #include "stopping/stopped.h"
 
-#include "support/tracer.h"
-
 #include <errno.h>
 #include <omp.h>
 #include <signal.h>
@@ -34,7 +32,7 @@ static void run(const stopped *s, const char *out)
     const kd_status status = test_train(&s->training, out);
     told *t = (told *)(void *)test_work;
     if (t) snprintf(t->message, sizeof t->message, "%s", kd_last_error());
-    test_exit((int)status);
+    _exit((int)status);
 }
 
 static int result_of(int state)

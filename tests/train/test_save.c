@@ -267,6 +267,7 @@ Test(save, from_a_failing_device_leaves_nothing)
             const char *message = kd_last_error();
             cr_assert(status == KD_OK || (status == KD_EDEVICE && strstr(message, "planted: ")),
                       "call %lld: %s", (long long)calls, message);
+            cr_assert(status != KD_OK || left >= 0, "call %lld failed unnoticed", (long long)calls);
             cr_assert(!saves || test_count(out, "") == (status == KD_OK), "call %lld: left behind",
                       (long long)calls);
             cr_assert(!saves || status == KD_OK || strstr(message, "step 7 not saved: "), "%s",
@@ -335,7 +336,7 @@ static void refuse_everywhere(test_scene *s, const char *name, void (*before)(te
         after(s, what, status);
         tried++;
     }
-    cr_assert(tried > 20, "%s: only %lld were tried", name, (long long)tried);
+    cr_assert(tried > 5, "%s: only %lld were tried", name, (long long)tried);
 }
 
 static void old_or_new(test_scene *s, const char *name, kd_status status)
