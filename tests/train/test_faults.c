@@ -35,6 +35,7 @@ Test(faults, in_a_save_leave_the_old_or_the_new)
     }
 }
 
+#if defined(__x86_64__)
 /* In place of the only checkpoint: what differs from a save beside it is in these calls alone. */
 Test(faults, in_what_publishes_a_save_leave_the_old_or_the_new)
 {
@@ -53,6 +54,8 @@ Test(faults, in_what_publishes_a_save_leave_the_old_or_the_new)
         test_scene_close(&s);
     }
 }
+
+#endif
 
 Test(faults, of_another_who_holds_the_staging_folder)
 {
