@@ -15,6 +15,11 @@ static const struct target {
     { "prefill", NULL, 1.0, 0 },
     { "decode", NULL, 1.0, 0 },
     { "row_loss", "eager", 4.0, 0 },
+    { "loss", NULL, 1.0, 0 },
+    { "loss attention_transfer", "eager", 4.0, 0 },
+    { "loss pkt", "eager", 4.0, 0 },
+    { "loss rkd_angle", "eager", 20.0, 0.02 },
+    { "loss sp", "eager", 4.0, 0 },
 };
 
 typedef struct tally {
@@ -110,7 +115,7 @@ void kd_bench_print_targets(FILE *out, const bench_report *report)
     if (strcmp(report->device.type, "cpu") != 0) return;
     for (int i = 0; i < report->count; i++)
         for (int t = 0; t < KD_COUNT(targets); t++)
-            if (strcmp(report->results[i].row->name, targets[t].row) == 0)
+            if (kd_bench_row_is(report->results[i].row, targets[t].row))
                 judge(out, &count, report, &report->results[i], &targets[t]);
     if (count.missed + count.met > 0)
         fprintf(out, "%d of %d targets missed\n", count.missed, count.missed + count.met);
