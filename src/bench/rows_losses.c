@@ -69,8 +69,7 @@ static kd_status parse_options(const void **options, bench_run *r, const kd_feat
     kd_node *given = NULL;
     if (!type->options) return KD_OK;
     KD_TRY(KD_ARENA_ARRAY(&target, r->arena, KD_FEATURE_OPTION_BYTES));
-    if (is(r, "full"))
-        KD_TRY(kd_yaml_parse(&given, r->arena, "bench", full, sizeof full - 1));
+    if (is(r, "full")) KD_TRY(kd_yaml_parse(&given, r->arena, "bench", full, sizeof full - 1));
     *options = target;
     return kd_options_parse(target, type->options, r->arena, given, type->name, NULL);
 }
@@ -158,8 +157,8 @@ static const bench_shape batches[] = {
 };
 
 static const bench_shape triples[] = {
-    { BENCH_QUICK, "", KD_F32, { 5, 33 } },    { BENCH_GPU, "", KD_F32, { 512, 512 } },
-    { BENCH_GPU, "", KD_F32, { 2048, 512 } },  { BENCH_CPU, "", KD_F32, { 512, 128 } },
+    { BENCH_QUICK, "", KD_F32, { 5, 33 } },   { BENCH_GPU, "", KD_F32, { 512, 512 } },
+    { BENCH_GPU, "", KD_F32, { 2048, 512 } }, { BENCH_CPU, "", KD_F32, { 512, 128 } },
     { BENCH_CPU, "", KD_F32, { 512, 512 } },
 };
 
