@@ -60,7 +60,7 @@ inline Params params_of(const kd_row_loss_args *args)
     p.loss = (float *)args->loss->data;
     p.loss_stride[0] = args->loss->stride[0];
     p.loss_stride[1] = args->loss->stride[1];
-    p.scalars = ((const kd_step_scalars *)args->scalars->data)->term;
+    p.scalars = ((const kd_step_scalars *)args->scalars->data)->term + args->terms->first;
     p.ranks = 1;
     p.count = args->terms->count;
     for (int k = 0; k < p.count; k++) {

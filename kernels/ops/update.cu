@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(THREADS) clip_kernel(ClipParams p)
     const float norm = sqrtf(*p.sum_squares);
     const float factor = p.max_norm > 0 ? p.max_norm / (norm + 1e-6f) : 1;
     float loss = 0;
-    for (int64_t i = 0; i < p.count && i < KD_MAX_ROW_TERMS; i++)
+    for (int64_t i = 0; i < p.count && i < KD_MAX_TERMS; i++)
         loss += p.losses[i] * p.scalars->term[i].scale;
     p.scalars->norm = norm;
     p.scalars->loss = loss;

@@ -192,6 +192,9 @@ KD_MUST_CHECK kd_status kd_options_parse(void *target, const kd_option *rows, kd
 KD_MUST_CHECK kd_status kd_option_print(char *text, size_t size, const void *target,
                                         const kd_option *row);
 
+/* Every row's value under its name into `map`. */
+KD_MUST_CHECK kd_status kd_options_json(json_t *map, const void *target, const kd_option *rows);
+
 /* ---- random numbers: a function of (seed, stream, index), no state to forget ------------------ */
 
 /* Philox4x32-10 (Salmon et al., 2011). */

@@ -239,3 +239,36 @@ kd_status kd_json_write(const char *path, const json_t *value)
     free(text);
     return status;
 }
+
+/* ---- options ---------------------------------------------------------------------------------- */
+
+/* A text stays one: a folder called 1.50 is not the number 1.5. */
+static kd_status value_of(json_t **value, const void *target, const kd_option *row)
+{
+    char text[128], list[sizeof text + 2];
+    if (row->kind == KD_STRING) {
+        const char *string = *(const char *const *)((const char *)target + row->offset);
+        *value = json_string(string ? string : "");
+        return KD_OK;
+    }
+    KD_TRY(kd_option_print(text, sizeof text, target, row));
+    /* Numbers and booleans are JSON too, a choice is not. */
+    json_t *parsed;
+    snprintf(list, sizeof list, "[%s]", text);
+    const kd_status status = kd_json_parse(&parsed, row->name, list, strlen(list));
+    if (status == KD_ENOMEM) return status;
+    *value = status == KD_OK ? json_incref(json_array_get(parsed, 0)) : json_string(text);
+    if (status == KD_OK) json_decref(parsed);
+    return KD_OK;
+}
+
+kd_status kd_options_json(json_t *map, const void *target, const kd_option *rows)
+{
+    for (const kd_option *row = rows; row->name; row++) {
+        json_t *value = NULL;
+        KD_TRY(value_of(&value, target, row));
+        if (json_object_set_new(map, row->name, value) != 0)
+            return kd_fail(KD_ENOMEM, "configuration: no memory");
+    }
+    return KD_OK;
+}

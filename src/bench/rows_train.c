@@ -149,11 +149,11 @@ static const struct {
     const char *variant;
     kd_row_terms terms;
 } mixes[] = {
-    { "ce", { 1, { KD_ROW_cross_entropy } } },
-    { "kl", { 1, { KD_ROW_forward_kl } } },
-    { "rkl", { 1, { KD_ROW_reverse_kl } } },
-    { "jsd", { 1, { KD_ROW_jsd } } },
-    { "ce+kl", { 2, { KD_ROW_cross_entropy, KD_ROW_forward_kl } } },
+    { "ce", { .count = 1, .kind = { KD_ROW_cross_entropy } } },
+    { "kl", { .count = 1, .kind = { KD_ROW_forward_kl } } },
+    { "rkl", { .count = 1, .kind = { KD_ROW_reverse_kl } } },
+    { "jsd", { .count = 1, .kind = { KD_ROW_jsd } } },
+    { "ce+kl", { .count = 2, .kind = { KD_ROW_cross_entropy, KD_ROW_forward_kl } } },
 };
 
 static const kd_row_terms *mix_of(const bench_shape *s)

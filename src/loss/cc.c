@@ -29,6 +29,7 @@ const kd_feature_type kd_feature_cc = {
     .name = "cc",
     .help = "CC: errors correlated with the next sample's",
     .unit = KD_UNIT_SAMPLE,
+    .relates = true,
     .reads = { { "student", "[B, D]", KD_READ_GRADIENT }, { "teacher", "[B, D]", 0 } },
     .run = run,
 };

@@ -1,7 +1,7 @@
 /*
  * loss.h - what is minimised: a list of terms over taps.  Knows no model.
  *
- * objective.c terms.c feature.c maps.c; one file for each row of loss_list.h, whose heads texts.cmake makes a
+ * objective.c zscores.c terms.c tapped*.c projector.c feature.c maps.c; one file for each row of loss_list.h, whose heads texts.cmake makes a
  * table of
  */
 #ifndef KD_LOSS_INTERNAL_H
@@ -21,21 +21,26 @@ typedef struct kd_ramp {
 
 double kd_ramp_at(const kd_ramp *ramp, int64_t step);
 
+typedef struct kd_tapped kd_tapped;
+
 typedef struct kd_term {
     const char *name; /* the user's: "kl" */
-    kd_row_kind kind;
     kd_ramp weight;
+    int student; /* index into models */
+    int teacher; /* index into models; -1: the term reads no teacher */
+    /* Over rows of logits: */
+    kd_row_kind kind;
     double temperature;
-    bool t_squared; /* the loss is multiplied with T^2, so that T does not scale the gradient */
+    bool t_squared;   /* the loss is multiplied with T^2, so that T does not scale the gradient */
+    bool standardise; /* over z-scores of both sides' logits */
     double option, option2; /* beta, lambda, smoothing; unused by terms without */
-    int student;            /* index into models */
-    int teacher;            /* index into models; -1: the term reads no teacher */
+    kd_tapped *tapped;      /* over taps instead, and so; or NULL */
 } kd_term;
 
 /* `loss:` of a run file: name -> {type, weight, temperature, t_squared, the type's option}.  Each
- * term is made once per student; its teacher is teachers[0], or, without a teacher, the other
- * student (mutual learning).  `alpha: a` stands for ce (1 - a) and kl a; `logits: f32` sets
- * *f32_logits. */
+ * term is made once per student, those over logits before those over z-scores of them and these
+ * before those over taps; its teacher is teachers[0], or, without a teacher, the other student (mutual learning).  `alpha: a` stands for
+ * ce (1 - a) and kl a; `logits: f32` sets *f32_logits. */
 KD_MUST_CHECK kd_status kd_terms_parse(kd_term **terms, int *count, bool *f32_logits,
                                        kd_arena *arena, const kd_node *loss, const int *students,
                                        int student_count, const int *teachers, int teacher_count);
@@ -84,6 +89,7 @@ typedef struct kd_feature_type {
     kd_unit unit;
     kd_read reads[KD_MAX_READS]; /* the first has the units; each is a field of kd_feature_args */
     const kd_option *options;    /* into a struct of at most KD_FEATURE_OPTION_BYTES; NULL: none */
+    bool relates; /* a unit's value depends on the other units: they are to be of the whole batch */
     /*
      * loss[u] = weight[u] value[u], and where its gradient is present
      * d_x += scale[0] sum over u of weight[u] d value[u] / d x.
@@ -118,6 +124,119 @@ int kd_read_rank(const kd_read *read);
 KD_MUST_CHECK kd_status kd_feature_run(kd_exec *exec, const kd_feature_type *type,
                                        const kd_feature_args *args);
 
+/* ---- z-scores of logits ------------------------------------------------------------------------ */
+
+/* (z - mean) / (deviation + 1e-7) of each row, its deviation over C - 1 (Sun et al. 2024). */
+typedef struct kd_zscores {
+    kd_tensor y; /* f32 [n, C] */
+    kd_tensor weight, bias, mean, rstd;
+} kd_zscores;
+
+/* Takes what it holds from the stack. */
+KD_MUST_CHECK kd_status kd_zscores_make(kd_zscores *scores, kd_exec *exec, const kd_tensor *logits);
+
+/* d f32 [n, C] of the same logits, from the gradient that has taken the place of scores->y. */
+KD_MUST_CHECK kd_status kd_zscores_backward(kd_exec *exec, const kd_tensor *d,
+                                            const kd_tensor *logits, const kd_zscores *scores);
+
+/* ---- projectors ------------------------------------------------------------------------------- */
+
+/*
+ * What brings the student's rows to the width of the teacher's.
+ *     linear  y = x W' + b
+ *     mlp     y = act(x W' + b) V' + c, `width` between
+ * W and b begin uniform within 1 / sqrt(columns of x), as torch.nn.Linear.  The parameters lie in the
+ * student's slab behind its own; checkpoints have them, a saved model has not.
+ */
+typedef enum kd_projector_kind {
+    KD_PROJECTOR_NONE,
+    KD_PROJECTOR_LINEAR,
+    KD_PROJECTOR_MLP,
+} kd_projector_kind;
+
+typedef struct kd_projector_options {
+    int kind;      /* kd_projector_kind */
+    int normalise; /* rows made of length 1; bits: 1 before, 2 after */
+    int64_t width; /* 0: twice the teacher's */
+    bool bias, trainable;
+    bool shared; /* one for all layers */
+} kd_projector_options;
+
+extern const kd_option kd_projector_rows[];
+
+typedef struct kd_projector {
+    const kd_projector_options *options;
+    int64_t in, middle, out;
+    int weight[2], bias[2]; /* parameters; the second of MLP; -1: none */
+} kd_projector;
+
+/* `name` is of its parameters. */
+KD_MUST_CHECK kd_status kd_projector_declare(kd_projector *projector, kd_params *params,
+                                             const char *name, int block);
+KD_MUST_CHECK kd_status kd_projector_initialise(const kd_projector *projector, kd_exec *exec,
+                                                const kd_slab *slab, uint64_t seed);
+
+/* What it keeps from forward to backward; on the stack. */
+typedef struct kd_projected {
+    kd_tensor x, norm_x;      /* the input, of length 1 */
+    kd_tensor middle, active; /* of MLP */
+    kd_tensor raw, norm_y;    /* the output, before it is made of length 1 */
+    kd_tensor y;              /* [N, out] in x's type */
+} kd_projected;
+
+KD_MUST_CHECK kd_status kd_projector_forward(kd_projected *saved, kd_exec *exec, const kd_tensor *x,
+                                             const kd_slab *slab, const kd_projector *projector);
+
+/* Adds to the slab's gradients, and to dx. */
+KD_MUST_CHECK kd_status kd_projector_backward(kd_exec *exec, const kd_tensor *dx,
+                                              const kd_tensor *dy, const kd_tensor *x,
+                                              const kd_projected *saved, const kd_slab *slab,
+                                              const kd_projector *projector);
+
+/* ---- terms over taps -------------------------------------------------------------------------- */
+
+typedef enum kd_layer_rule {
+    KD_LAYERS_LAST,
+    KD_LAYERS_UNIFORM, /* student's m of M to the teacher's m N / M of N, rounded down (TinyBERT) */
+    KD_LAYERS_LIST,
+} kd_layer_rule;
+
+typedef struct kd_layer_pair {
+    int student, teacher;
+    kd_projector projector; /* of it, or of all pairs */
+} kd_layer_pair;
+
+/* The term is the sum over its pairs of layers. */
+struct kd_tapped {
+    const kd_feature_type *type;
+    const void *options; /* as the type's rows parsed them */
+    kd_tap_kind kind;    /* of both models; queries bring keys where the type reads both */
+    kd_layer_rule rule;
+    kd_projector_options projector;
+    kd_layer_pair *pairs; /* of KD_LAYERS_LIST from the beginning, else bound */
+    int count;
+};
+
+KD_MUST_CHECK kd_status kd_tapped_parse(kd_tapped **tapped, kd_arena *arena, const kd_node *node,
+                                        const char *path, const kd_feature_type *type);
+KD_MUST_CHECK kd_status kd_tapped_json(json_t *term, const kd_tapped *tapped);
+KD_MUST_CHECK kd_status kd_tapped_print(const char **text, kd_arena *arena,
+                                        const kd_tapped *tapped);
+void kd_tapped_help(void *file);
+
+/* Finds the layers of all terms over taps; `offers` is indexed by model.  KD_EINVAL names a term that
+ * the models cannot feed, and what they do offer. */
+KD_MUST_CHECK kd_status kd_terms_bind(kd_term *terms, int count, kd_arena *arena,
+                                      const kd_offer *offers);
+
+/* Of bound terms: asks for their taps, `taps` indexed by model; declares what of `student`'s terms is
+ * trained, as parameters of `block`; gives them their first values, the same for the same seed. */
+KD_MUST_CHECK kd_status kd_terms_request(const kd_term *terms, int count, kd_taps *const *taps);
+KD_MUST_CHECK kd_status kd_terms_declare(const kd_term *terms, int count, kd_params *params,
+                                         int student, int block);
+KD_MUST_CHECK kd_status kd_terms_initialise(const kd_term *terms, int count, kd_exec *exec,
+                                            const kd_slab *slab, int student, uint64_t seed);
+
 /* ---- the objective ---------------------------------------------------------------------------- */
 
 /* Shown the f32 logits [rows, V] of a chunk that is measured, before the row terms take their place;
@@ -127,13 +246,21 @@ typedef struct kd_watch {
     void *context;
 } kd_watch;
 
+/* Sums a contiguous f32 tensor over the ranks of a run, on the exec's queue. */
+typedef struct kd_ranks_sum {
+    int rank, size;
+    kd_status (*sum)(void *context, kd_exec *exec, const kd_tensor *t);
+    void *context;
+} kd_ranks_sum;
+
 typedef struct kd_objective {
     const kd_term *terms;
     int count;
-    int64_t chunk;   /* rows of the head at a time */
-    int64_t classes; /* columns of every softmax: padding is outside */
-    bool f32_logits; /* also in training; else they are in the models' type */
-    kd_watch watch;  /* of what is measured; see NULL: nobody */
+    int64_t chunk;      /* rows of the head at a time */
+    int64_t classes;    /* columns of every softmax: padding is outside */
+    bool f32_logits;    /* also in training; else they are in the models' type */
+    kd_watch watch;     /* of what is measured; see NULL: nobody */
+    kd_ranks_sum ranks; /* size 0: there is one */
 } kd_objective;
 
 /*
@@ -149,11 +276,15 @@ int64_t kd_objective_chunk(int64_t rows, int64_t row_bytes, int64_t width,
 typedef struct kd_targets {
     kd_tensor rows;   /* i32 [R]: indices into the micro-batch, then -1 */
     kd_tensor labels; /* i32 [R]: their labels, then -1 */
+    kd_tensor weight; /* f32 [N]: 1 of rows that count, else 0 */
     int64_t count;
 } kd_targets;
 
 /* How many terms teach `student`, in the order of scalars, totals and row losses. */
 int kd_objective_terms(const kd_objective *objective, int student);
+
+/* Of those, over logits: they come first. */
+int kd_objective_row_terms(const kd_objective *objective, int student);
 
 /* Fills scalars->term for `student`: scale = weight(step) / `valid`, the global number of counted
  * rows of the step; 0 where nothing counts. */
@@ -171,12 +302,33 @@ typedef struct kd_row_results {
  * head.d_weight and head.d_hidden.  No [N, V] of either model exists.
  *
  * `taps` is indexed by model.  When `train`, head.d_hidden is taken from the stack and stays there.
- * totals f32 [terms + 1] += sums over rows of each loss, then of same_top.  `rows` (may be NULL)
- * receives the values per row; its tensors are the caller's.
+ * totals f32 [terms + 1] += sums over rows of each row term's loss, and last of same_top.  `rows` (may
+ * be NULL) receives the values per row; its tensors are the caller's.
  */
 KD_MUST_CHECK kd_status kd_objective_head(const kd_objective *objective, kd_exec *exec, int student,
                                           kd_taps *const *taps, const kd_targets *targets,
                                           const kd_tensor *scalars, const kd_tensor *totals,
                                           const kd_row_results *rows, bool train);
+
+/* What the terms over taps of one student read. */
+typedef struct kd_tapped_batch {
+    kd_taps *const *taps; /* indexed by model */
+    const kd_targets *targets;
+    const kd_tensor *documents; /* i32: first rows of documents, then the number of rows */
+    const kd_slab *slab;        /* of the student */
+    /* Losses that relate samples take those of all ranks, each rank the gradient of its own; NULL: of
+     * this one alone.  A batch of several micro-batches is related one micro-batch at a time. */
+    const kd_ranks_sum *ranks;
+} kd_tapped_batch;
+
+/* Adds to the taps' gradients, to the slab's of projectors, and to the terms' totals. */
+KD_MUST_CHECK kd_status kd_objective_taps(const kd_objective *objective, kd_exec *exec, int student,
+                                          const kd_tapped_batch *batch, const kd_tensor *scalars,
+                                          const kd_tensor *totals);
+
+/* One pair of layers of one term: its value of every unit into `loss` f32 [N]. */
+KD_MUST_CHECK kd_status kd_tapped_run(const kd_term *term, int pair, kd_exec *exec,
+                                      const kd_tapped_batch *batch, const kd_tensor *scale,
+                                      const kd_tensor *loss);
 
 #endif

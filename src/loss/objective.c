@@ -33,6 +33,14 @@ int kd_objective_terms(const kd_objective *objective, int student)
     return n;
 }
 
+int kd_objective_row_terms(const kd_objective *objective, int student)
+{
+    int n = 0;
+    for (int i = 0; i < objective->count; i++)
+        n += objective->terms[i].student == student && !objective->terms[i].tapped;
+    return n;
+}
+
 void kd_objective_scalars(kd_step_scalars *scalars, const kd_objective *objective, int student,
                           int64_t step, double valid)
 {
@@ -51,25 +59,32 @@ void kd_objective_scalars(kd_step_scalars *scalars, const kd_objective *objectiv
     }
 }
 
-/* The kinds of a student's terms and the one teacher that they read (-1: none). */
-static kd_status gather_terms(kd_row_terms *kinds, int *teacher, const kd_objective *objective,
-                              int student)
+/* Terms over rows of one student: over logits, then over z-scores of them. */
+typedef struct row_groups {
+    kd_row_terms plain, standard;
+    int teacher; /* the one that they read; -1: none */
+    bool top;    /* whether one over logits reads it */
+} row_groups;
+
+static kd_status gather_terms(row_groups *groups, const kd_objective *objective, int student)
 {
-    *kinds = (kd_row_terms){ 0 };
-    *teacher = -1;
+    *groups = (row_groups){ .teacher = -1 };
     for (int i = 0; i < objective->count; i++) {
         const kd_term *term = &objective->terms[i];
-        if (term->student != student) continue;
-        if (kinds->count == KD_MAX_ROW_TERMS)
+        kd_row_terms *kinds = term->standardise ? &groups->standard : &groups->plain;
+        if (term->student != student || term->tapped) continue;
+        if (groups->plain.count + groups->standard.count == KD_MAX_ROW_TERMS)
             return kd_fail(KD_EINVAL, "loss.%s: more than %d row terms for one student", term->name,
                            KD_MAX_ROW_TERMS);
         kinds->kind[kinds->count++] = term->kind;
         if (term->teacher < 0) continue;
-        if (*teacher >= 0 && *teacher != term->teacher)
+        if (groups->teacher >= 0 && groups->teacher != term->teacher)
             return kd_fail(KD_ENOTSUP, "loss.%s: a second teacher for the logits of one student",
                            term->name);
-        *teacher = term->teacher;
+        groups->teacher = term->teacher;
+        groups->top |= !term->standardise;
     }
+    groups->standard.first = groups->plain.count;
     return KD_OK;
 }
 
@@ -127,22 +142,61 @@ static kd_status head_backward(kd_exec *exec, const chunk *c, const kd_head *hea
     return KD_RUN(exec, scatter_rows, .y = &head->d_hidden, .x = &c->d_hidden, .rows = &c->rows);
 }
 
+/* Terms over the logits themselves, whose gradient takes their place. */
+static kd_status run_plain(kd_exec *exec, const chunk *c, const row_groups *groups,
+                           const kd_row_results *results, const kd_tensor *scalars, int64_t classes)
+{
+    const bool teacher = groups->top;
+    const kd_tensor losses = kd_tensor_slice(&results->losses, 0, 0, groups->plain.count);
+    if (groups->plain.count == 0) return KD_RUN(exec, fill, .y = &c->student, .value = 0.0f);
+    return KD_RUN(exec, row_loss, .student = &c->student, .loss = &losses,
+                  .same_top = teacher ? &results->same_top : NULL,
+                  .teacher = teacher ? &c->teacher : NULL, .labels = &c->labels, .scalars = scalars,
+                  .terms = &groups->plain, .classes = classes);
+}
+
+/* Terms over z-scores of both logits, which the student's are needed for once more. */
+static kd_status run_standard(kd_exec *exec, const chunk *c, const row_groups *groups,
+                              const kd_row_results *results, const kd_tensor *scalars,
+                              int64_t classes)
+{
+    const kd_tensor logits = kd_tensor_slice(&c->student, 1, 0, classes);
+    const kd_tensor its_logits = kd_tensor_slice(&c->teacher, 1, 0, classes);
+    const kd_tensor losses =
+        kd_tensor_slice(&results->losses, 0, groups->plain.count, groups->standard.count);
+    kd_zscores own, its;
+    kd_tensor kept, d;
+    KD_TRY(kd_push(&kept, exec, "logits of z-scores", KD_F32, kd_shape_of(&logits)));
+    KD_TRY(KD_RUN(exec, copy, .y = &kept, .x = &logits));
+    KD_TRY(kd_zscores_make(&own, exec, &kept));
+    KD_TRY(kd_zscores_make(&its, exec, &its_logits));
+    KD_TRY(run_plain(exec, c, groups, results, scalars, classes));
+    KD_TRY(KD_RUN(exec, row_loss, .student = &own.y, .loss = &losses,
+                  .same_top = groups->top ? NULL : &results->same_top, .teacher = &its.y,
+                  .labels = &c->labels, .scalars = scalars, .terms = &groups->standard,
+                  .classes = classes));
+    KD_TRY(kd_push(&d, exec, "d logits of z-scores", KD_F32, kd_shape_of(&logits)));
+    KD_TRY(kd_zscores_backward(exec, &d, &kept, &own));
+    return KD_RUN(exec, add, .y = &logits, .a = &logits, .b = &d);
+}
+
 static kd_status run_chunk(kd_exec *exec, const chunk *c, const kd_head *student,
-                           const kd_head *teacher, const kd_row_terms *kinds,
+                           const kd_head *teacher, const row_groups *groups,
                            const kd_row_results *results, const kd_tensor *scalars,
                            const kd_objective *objective, bool train)
 {
     const kd_watch *watch = &objective->watch;
+    const int64_t classes = objective->classes;
     if (teacher) KD_TRY(head_logits(exec, &c->teacher, &c->teacher_hidden, teacher, &c->rows));
     KD_TRY(head_logits(exec, &c->student, &c->student_hidden, student, &c->rows));
     if (watch->see && !train && !kd_planning(exec)) {
         const kd_tensor logits = kd_tensor_slice(&c->student, 0, 0, c->count);
         KD_TRY(watch->see(watch->context, exec, &logits, c->first));
     }
-    KD_TRY(KD_RUN(exec, row_loss, .student = &c->student, .loss = &results->losses,
-                  .same_top = teacher ? &results->same_top : NULL,
-                  .teacher = teacher ? &c->teacher : NULL, .labels = &c->labels, .scalars = scalars,
-                  .terms = kinds, .classes = objective->classes));
+    const kd_mark mark = kd_stack_mark(exec->stack);
+    KD_TRY(groups->standard.count ? run_standard(exec, c, groups, results, scalars, classes)
+                                  : run_plain(exec, c, groups, results, scalars, classes));
+    kd_stack_release(exec->stack, mark);
     return train ? head_backward(exec, c, student) : KD_OK;
 }
 
@@ -164,7 +218,7 @@ static kd_status add_totals(kd_exec *exec, const kd_tensor *totals, const kd_row
                             int terms)
 {
     const kd_tensor losses = kd_tensor_slice(totals, 0, 0, terms);
-    const kd_tensor same = kd_tensor_slice(totals, 0, terms, 1);
+    const kd_tensor same = kd_tensor_slice(totals, 0, totals->shape[0] - 1, 1);
     const kd_tensor row =
         kd_tensor_of(results->same_top.data, KD_F32, KD_SHAPE(1, results->same_top.shape[0]));
     KD_TRY(KD_RUN(exec, sum_rows, .y = &losses, .x = &results->losses));
@@ -178,14 +232,15 @@ kd_status kd_objective_head(const kd_objective *objective, kd_exec *exec, int st
 {
     kd_head *head = &taps[student]->head;
     const int64_t c = objective->chunk, capacity = targets->rows.shape[0];
-    kd_row_terms kinds;
+    row_groups groups;
     kd_row_results all;
     chunk buffers = { 0 };
-    int teacher_index;
-    KD_TRY(gather_terms(&kinds, &teacher_index, objective, student));
-    const kd_head *teacher = teacher_index < 0 ? NULL : &taps[teacher_index]->head;
-    /* Measured values want the whole of f32; a gradient goes back in the compute type. */
-    const bool whole = !train || objective->f32_logits;
+    KD_TRY(gather_terms(&groups, objective, student));
+    const int terms = groups.plain.count + groups.standard.count;
+    const kd_head *teacher = groups.teacher < 0 ? NULL : &taps[groups.teacher]->head;
+    /* Measured values want the whole of f32, and so do z-scores; a gradient goes back in the compute
+     * type. */
+    const bool whole = !train || objective->f32_logits || groups.standard.count > 0;
     const kd_dtype logits = whole ? KD_F32 : head->hidden.dtype;
 
     if (train) {
@@ -193,8 +248,9 @@ kd_status kd_objective_head(const kd_objective *objective, kd_exec *exec, int st
                        kd_shape_of(&head->hidden)));
         KD_TRY(KD_RUN(exec, fill, .y = &head->d_hidden, .value = 0.0f));
     }
+    if (terms == 0) return KD_OK;
     const kd_mark mark = kd_stack_mark(exec->stack);
-    KD_TRY(open_results(&all, exec, given, kinds.count, capacity));
+    KD_TRY(open_results(&all, exec, given, terms, capacity));
     KD_TRY(open_side(&buffers.student_hidden, &buffers.student, exec, head, c, logits));
     if (teacher)
         KD_TRY(open_side(&buffers.teacher_hidden, &buffers.teacher, exec, teacher, c,
@@ -214,9 +270,9 @@ kd_status kd_objective_head(const kd_objective *objective, kd_exec *exec, int st
         buffers.labels = kd_tensor_slice(&targets->labels, 0, at, c);
         buffers.first = at;
         buffers.count = kd_min_i64(c, targets->count - at);
-        KD_TRY(run_chunk(exec, &buffers, head, teacher, &kinds, &part, scalars, objective, train));
+        KD_TRY(run_chunk(exec, &buffers, head, teacher, &groups, &part, scalars, objective, train));
     }
-    KD_TRY(add_totals(exec, totals, &all, kinds.count));
+    KD_TRY(add_totals(exec, totals, &all, terms));
     kd_stack_release(exec->stack, mark);
     return KD_OK;
 }

@@ -67,6 +67,7 @@ const kd_feature_type kd_feature_pkt = {
     .name = "pkt",
     .help = "PKT: probabilities of being neighbours in the batch",
     .unit = KD_UNIT_SAMPLE,
+    .relates = true,
     .reads = { { "student", "[B, D]", KD_READ_GRADIENT }, { "teacher", "[B, D']", 0 } },
     .options = rows,
     .run = run,

@@ -47,6 +47,7 @@ const kd_feature_type kd_feature_rkd_angle = {
     .name = "rkd_angle",
     .help = "RKD-A: angles of the batch's triples",
     .unit = KD_UNIT_SAMPLE,
+    .relates = true,
     .reads = { { "student", "[B, D]", KD_READ_GRADIENT }, { "teacher", "[B, D']", 0 } },
     .options = rows,
     .run = run,

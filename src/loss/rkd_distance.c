@@ -52,6 +52,7 @@ const kd_feature_type kd_feature_rkd_distance = {
     .name = "rkd_distance",
     .help = "RKD-D: relative distances of the batch's pairs",
     .unit = KD_UNIT_SAMPLE,
+    .relates = true,
     .reads = { { "student", "[B, D]", KD_READ_GRADIENT }, { "teacher", "[B, D']", 0 } },
     .options = rows,
     .run = run,

@@ -56,6 +56,7 @@ const kd_feature_type kd_feature_sp = {
     .name = "sp",
     .help = "SP: similarities of the batch's samples",
     .unit = KD_UNIT_SAMPLE,
+    .relates = true,
     .reads = { { "student", "[B, D]", KD_READ_GRADIENT }, { "teacher", "[B, D']", 0 } },
     .run = run,
 };

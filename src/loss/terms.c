@@ -8,7 +8,7 @@
 typedef struct term_options {
     const char *type;
     double weight, temperature, option, option2;
-    bool t_squared;
+    bool t_squared, standardise;
 } term_options;
 
 typedef struct ramp_options {
@@ -31,12 +31,10 @@ static const kd_option term_rows[] = {
       "both softmaxes are of logits / temperature" },
     { "t_squared", KD_BOOL, offsetof(term_options, t_squared), "true", 0, 0, "",
       "multiply the loss with temperature^2 (Hinton)" },
+    { "standardise", KD_BOOL, offsetof(term_options, standardise), "false", 0, 0, "",
+      "both models' logits become z-scores of their row first" },
     { 0 },
 };
-
-/* Names of all that a term may have beside its weight. */
-static const char *const named[] = { "type", "temperature", "t_squared", "label_smoothing",
-                                     "beta", "lambda",      "alpha",     NULL };
 
 static const kd_option weight_rows[] = {
     { "weight", KD_FLOAT, offsetof(term_options, weight), "1", 0, 0, "",
@@ -85,7 +83,8 @@ static kd_status find_kind(kd_row_kind *kind, const kd_node *node, const char *p
     return kd_node_fail(node, path, "%s", kd_last_error());
 }
 
-static kd_status parse_weight(kd_ramp *ramp, kd_arena *arena, const kd_node *node, const char *path)
+/* Of a term whose other options have been parsed. */
+static kd_status parse_weight(kd_term *term, kd_arena *arena, const kd_node *node, const char *path)
 {
     const kd_node *weight = kd_node_find(node, "weight");
     if (weight && weight->kind == KD_NODE_MAP) {
@@ -93,13 +92,19 @@ static kd_status parse_weight(kd_ramp *ramp, kd_arena *arena, const kd_node *nod
         KD_TRY(kd_options_parse(&o, ramp_rows, arena, weight, path, NULL));
         if (strcmp(o.shape, "linear") != 0)
             return kd_node_fail(weight, path, "shape \"%s\"; expected linear", o.shape);
-        *ramp = (kd_ramp){ o.from, o.to, o.steps };
+        term->weight = (kd_ramp){ o.from, o.to, o.steps };
         return KD_OK;
     }
-    /* Only the weight's own row: the others are parsed by parse_term. */
+    kd_node alone = { .kind = KD_NODE_MAP, .source = node->source, .line = node->line };
+    kd_node copy;
+    if (weight) {
+        copy = *weight;
+        copy.next = NULL;
+        alone.child = &copy;
+    }
     term_options o;
-    KD_TRY(kd_options_parse(&o, weight_rows, arena, node, path, named));
-    *ramp = (kd_ramp){ o.weight, o.weight, 0 };
+    KD_TRY(kd_options_parse(&o, weight_rows, arena, &alone, path, NULL));
+    term->weight = (kd_ramp){ o.weight, o.weight, 0 };
     return KD_OK;
 }
 
@@ -118,12 +123,26 @@ static void own_options(kd_option *rows, char preset[2][32], const kd_row_type *
                                "",           row->help };
 }
 
+static const kd_feature_type *find_feature(const char *name)
+{
+    int i = 0;
+    while (i < KD_FEATURE_COUNT && strcmp(kd_feature_types[i]->name, name) != 0) i++;
+    return kd_feature_types[i];
+}
+
 static kd_status parse_term(kd_term *term, kd_arena *arena, const kd_node *node)
 {
     const char *path;
     KD_TRY(kd_arena_format(&path, arena, "loss.%s", node->key));
+    KD_TRY(kd_arena_string(&term->name, arena, node->key));
     const kd_node *type = kd_node_find(node, "type");
-    KD_TRY(find_kind(&term->kind, type ? type : node, path, type ? type->text : node->key));
+    const char *name = !type ? node->key : type->kind == KD_NODE_SCALAR ? type->text : "";
+    const kd_feature_type *feature = find_feature(name);
+    if (feature) {
+        KD_TRY(kd_tapped_parse(&term->tapped, arena, node, path, feature));
+        return parse_weight(term, arena, node, path);
+    }
+    KD_TRY(find_kind(&term->kind, type ? type : node, path, name));
 
     /* The kind's own options join the common rows. */
     const kd_row_type *row = &kd_row_types[term->kind];
@@ -134,12 +153,15 @@ static kd_status parse_term(kd_term *term, kd_arena *arena, const kd_node *node)
     static const char *const elsewhere[] = { "weight", NULL };
     term_options o = { 0 };
     KD_TRY(kd_options_parse(&o, rows, arena, node, path, elsewhere));
-    KD_TRY(parse_weight(&term->weight, arena, node, path));
+    KD_TRY(parse_weight(term, arena, node, path));
     term->temperature = o.temperature;
     term->t_squared = o.t_squared;
+    term->standardise = o.standardise;
+    if (o.standardise && !row->teacher)
+        return kd_node_fail(node, path, "standardise is for losses that read a teacher");
     term->option = o.option;
     term->option2 = o.option2;
-    return kd_arena_string(&term->name, arena, node->key);
+    return KD_OK;
 }
 
 /* A term's name is a key of metrics.jsonl and a part of a tag of TensorBoard. */
@@ -192,7 +214,7 @@ static kd_status give_teacher(kd_term *term, const kd_node *node, int s, const i
 {
     term->student = students[s];
     term->teacher = -1;
-    if (!kd_row_types[term->kind].teacher) return KD_OK;
+    if (!term->tapped && !kd_row_types[term->kind].teacher) return KD_OK;
     if (teacher_count > 0)
         term->teacher = teachers[0];
     else if (student_count == 2)
@@ -222,6 +244,19 @@ static bool is_term(const kd_node *node)
     return strcmp(node->key, "alpha") != 0 && strcmp(node->key, "logits") != 0;
 }
 
+/* The order of scalars and totals. */
+static kd_status rows_first(kd_term *terms, int count, kd_arena *arena)
+{
+    kd_term *sorted;
+    int n = 0;
+    KD_TRY(KD_ARENA_ARRAY(&sorted, arena, count));
+    for (int group = 0; group < 3; group++)
+        for (int i = 0; i < count; i++)
+            if ((terms[i].tapped ? 2 : terms[i].standardise) == group) sorted[n++] = terms[i];
+    memcpy(terms, sorted, (size_t)count * sizeof *terms);
+    return KD_OK;
+}
+
 kd_status kd_terms_parse(kd_term **terms, int *count, bool *f32_logits, kd_arena *arena,
                          const kd_node *loss, const int *students, int student_count,
                          const int *teachers, int teacher_count)
@@ -246,7 +281,10 @@ kd_status kd_terms_parse(kd_term **terms, int *count, bool *f32_logits, kd_arena
         }
     }
     if (*count == 0) return kd_fail(KD_EINVAL, "loss: no term; `kd list` names them all");
-    return KD_OK;
+    if (*count > KD_MAX_TERMS * student_count)
+        return kd_fail(KD_EINVAL, "loss: %d terms; at most %d", *count / student_count,
+                       KD_MAX_TERMS);
+    return rows_first(*terms, *count, arena);
 }
 
 /* ---- what the log states ---------------------------------------------------------------------- */
@@ -254,16 +292,22 @@ kd_status kd_terms_parse(kd_term **terms, int *count, bool *f32_logits, kd_arena
 static kd_status print_term(const char **text, kd_arena *arena, const kd_term *term)
 {
     const kd_row_type *row = &kd_row_types[term->kind];
+    const char *tapped;
     char weight[64], option[48] = "", option2[48] = "", temperature[48] = "";
     if (term->weight.steps)
         snprintf(weight, sizeof weight, "%g..%g over %lld steps", term->weight.from,
                  term->weight.to, (long long)term->weight.steps);
     else
         snprintf(weight, sizeof weight, "%g", term->weight.to);
+    if (term->tapped) {
+        KD_TRY(kd_tapped_print(&tapped, arena, term->tapped));
+        return kd_arena_format(text, arena, "%s %s = %s", weight, term->name, tapped);
+    }
     if (row->option) snprintf(option, sizeof option, ", %s %g", row->option, term->option);
     if (row->option2) snprintf(option2, sizeof option2, ", %s %g", row->option2, term->option2);
     if (row->teacher)
-        snprintf(temperature, sizeof temperature, ", T %g, T^2 %s", term->temperature,
+        snprintf(temperature, sizeof temperature, "%s, T %g, T^2 %s",
+                 term->standardise ? " of z-scores" : "", term->temperature,
                  term->t_squared ? "on" : "off");
     return kd_arena_format(text, arena, "%s %s = %s%s%s%s", weight, term->name, row->name,
                            temperature, option, option2);
@@ -289,23 +333,33 @@ static json_t *weight_json(const kd_ramp *weight)
                      (json_int_t)weight->steps);
 }
 
+/* What a term over logits has beside its weight; false: no memory. */
+static bool row_json(json_t *one, const kd_term *term)
+{
+    const kd_row_type *row = &kd_row_types[term->kind];
+    bool ok = json_object_set_new(one, "type", json_string(row->name)) == 0;
+    ok = ok && json_object_set_new(one, "temperature", json_real(term->temperature)) == 0;
+    ok = ok && json_object_set_new(one, "t_squared", json_boolean(term->t_squared)) == 0;
+    if (ok && row->teacher)
+        ok = json_object_set_new(one, "standardise", json_boolean(term->standardise)) == 0;
+    if (ok && row->option) ok = json_object_set_new(one, row->option, json_real(term->option)) == 0;
+    if (ok && row->option2)
+        ok = json_object_set_new(one, row->option2, json_real(term->option2)) == 0;
+    return ok;
+}
+
 kd_status kd_terms_json(json_t *root, const kd_term *terms, int count, bool f32_logits)
 {
     json_t *loss = json_object();
     bool ok = json_object_set_new(root, "loss", loss) == 0;
     ok = ok && json_object_set_new(loss, "logits", json_string(f32_logits ? "f32" : "model")) == 0;
     for (int i = 0; ok && i < count; i++) {
-        const kd_term *term = &terms[i];
-        const kd_row_type *row = &kd_row_types[term->kind];
-        json_t *one = json_pack("{s:s, s:f, s:b}", "type", row->name, "temperature",
-                                term->temperature, "t_squared", (int)term->t_squared);
-        ok = json_object_set_new(one, "weight", weight_json(&term->weight)) == 0;
-        if (ok && row->option)
-            ok = json_object_set_new(one, row->option, json_real(term->option)) == 0;
-        if (ok && row->option2)
-            ok = json_object_set_new(one, row->option2, json_real(term->option2)) == 0;
+        json_t *one = json_object();
         /* The same term of a second student has the same name and the same text. */
-        ok = json_object_set_new(loss, term->name, one) == 0 && ok;
+        ok = json_object_set_new(loss, terms[i].name, one) == 0;
+        if (ok && terms[i].tapped) KD_TRY(kd_tapped_json(one, terms[i].tapped));
+        if (ok && !terms[i].tapped) ok = row_json(one, &terms[i]);
+        ok = ok && json_object_set_new(one, "weight", weight_json(&terms[i].weight)) == 0;
     }
     return ok ? KD_OK : kd_fail(KD_ENOMEM, "configuration: no memory");
 }
@@ -324,4 +378,5 @@ void kd_terms_help(void *file)
         own_options(rows, preset, row);
         kd_options_help(file, path, rows);
     }
+    kd_tapped_help(file);
 }

@@ -110,6 +110,10 @@ typedef struct kd_model_options {
     int moments;
     kd_recompute recompute;
     bool planning; /* declare and lay out, allocate and read nothing */
+    /* Declares EXTRA parameters as of `block`, whose gradients are there when backward begins; they
+     * are zero until their owner sets them.  NULL: none. */
+    kd_status (*extend)(void *context, kd_params *params, int block);
+    void *context;
 } kd_model_options;
 
 /* The dtype of that name, F32 for NULL; KD_EINVAL for what is none of a model. */
@@ -124,6 +128,10 @@ void kd_model_close(kd_model *model); /* NULL is fine */
 /* Create and load from a Hugging Face directory. */
 KD_MUST_CHECK kd_status kd_model_open(kd_model **model, kd_device *device, const char *dir,
                                       const kd_model_options *options);
+
+/* The taps of a model of that configuration. */
+KD_MUST_CHECK kd_status kd_model_offer(kd_offer *offer, kd_arena *arena, const kd_config *config,
+                                       const char *label);
 
 /* Bytes of device memory the model holds besides the stack. */
 size_t kd_model_bytes(const kd_model *model);

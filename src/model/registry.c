@@ -111,7 +111,6 @@ static kd_status declare_model(kd_model *model, kd_params *params, bool e4m3)
     if (!c->tied)
         KD_TRY(declare(&model->head_weight, &to, "head", KD_SHAPE(c->vocabulary, c->width),
                        KD_PARAM_DECAY));
-    kd_params_layout(params);
     return KD_OK;
 }
 
@@ -174,27 +173,46 @@ static kd_status open_rope(kd_model *model, kd_device *device, bool planning)
     return kd_sync(&exec);
 }
 
-kd_status kd_model_declare(kd_model *model, kd_params *params, bool e4m3)
+kd_status kd_model_declare(kd_model *model, kd_params *params, const kd_model_options *options)
 {
+    const bool e4m3 = options && options->dtype == KD_F8_E4M3;
     *params = (kd_params){ .arena = model->arena };
     KD_TRY(kd_family_find(&model->family, model->config.family));
     KD_TRY(KD_ARENA_ARRAY(&model->blocks, model->arena, model->config.layers));
-    return declare_model(model, params, e4m3);
+    KD_TRY(declare_model(model, params, e4m3));
+    if (options && options->extend)
+        KD_TRY(options->extend(options->context, params, (int)model->config.layers));
+    kd_params_layout(params);
+    return KD_OK;
+}
+
+kd_status kd_model_offer(kd_offer *offer, kd_arena *arena, const kd_config *config,
+                         const char *label)
+{
+    int64_t *widths;
+    KD_TRY(KD_ARENA_ARRAY(&widths, arena, config->layers + 1));
+    for (int64_t l = 0; l <= config->layers; l++) widths[l] = config->width;
+    *offer = (kd_offer){ .label = label,
+                         .layers = (int)config->layers,
+                         .widths = widths,
+                         .heads = config->heads,
+                         .kv_heads = config->kv_heads,
+                         .head_size = config->head_size };
+    return kd_arena_string(&offer->architecture, arena, config->architecture);
 }
 
 static kd_status create(kd_model *model, kd_device *device, const kd_model_options *options)
 {
     const int64_t layers = model->config.layers;
-    const bool e4m3 = options->dtype == KD_F8_E4M3;
     kd_params params;
-    if (e4m3 && options->trainable)
+    if (options->dtype == KD_F8_E4M3 && options->trainable)
         return kd_fail(KD_EINVAL,
                        "%s: dtype f8_e4m3 is for frozen models; found a trained one, "
                        "expected f32 or bf16",
                        model->label);
     KD_TRY(KD_ARENA_ARRAY(&model->saved, model->arena, layers));
     KD_TRY(KD_ARENA_ARRAY(&model->hidden, model->arena, layers + 1));
-    KD_TRY(kd_model_declare(model, &params, e4m3));
+    KD_TRY(kd_model_declare(model, &params, options));
     KD_TRY(check_e4m3(model, device, &params));
     KD_TRY(kd_slab_open(&model->slab, device, &params, model->dtype, options->trainable,
                         options->moments, options->planning));

@@ -86,7 +86,7 @@ static kd_status check_tap(const kd_model *model, const kd_tap *tap)
 /* Takes memory for a tap's value where it is no view. */
 static kd_status open_value(kd_tap *tap, kd_model *model, kd_exec *exec, kd_shape shape)
 {
-    tap->value = tap->lse = (kd_tensor){ 0 };
+    tap->value = tap->lse = tap->gradient = (kd_tensor){ 0 };
     if (tap->kind == KD_TAP_HIDDEN)
         return tap->layer < model->config.layers
                    ? kd_push(&tap->value, exec, "hidden tap", model->dtype, shape)
@@ -109,6 +109,8 @@ static kd_status open_taps(kd_model *model, kd_exec *exec, kd_taps *taps, int64_
             const kd_attention *layer = &model->blocks[tap->layer].attention;
             shape = KD_SHAPE(rows, tap->kind == KD_TAP_QUERY ? layer->heads : layer->kv_heads,
                              layer->head_size);
+            tap->window = layer->window;
+            tap->softcap = layer->softcap;
         }
         KD_TRY(open_value(tap, model, exec, shape));
         if (!tap->wants_gradient || !model->slab.trainable) continue;

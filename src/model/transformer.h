@@ -26,8 +26,9 @@ KD_MUST_CHECK kd_status kd_block_forward(kd_model *model, kd_exec *exec, const k
                                          const kd_block_saved *saved, const kd_tensor *x,
                                          const kd_geometry *geometry, const kd_block *block);
 
-/* The blocks and parameters of model->config, without memory for any. */
-KD_MUST_CHECK kd_status kd_model_declare(kd_model *model, kd_params *params, bool e4m3);
+/* The blocks and parameters of model->config, without memory for any; `options` may be NULL. */
+KD_MUST_CHECK kd_status kd_model_declare(kd_model *model, kd_params *params,
+                                         const kd_model_options *options);
 
 /* Shape of a parameter and of the run of its rows that `part` is. */
 int kd_model_param(const kd_model *model, const kd_name_row *row, int64_t block);

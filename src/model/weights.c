@@ -175,7 +175,7 @@ kd_status kd_model_check(int64_t *unknown, const kd_config *config, const kd_mod
     int64_t count = 0;
     kd_status status;
     KD_TRY(kd_arena_create(&model.arena));
-    KD_TRY_GOTO(kd_model_declare(&model, &model.slab.params, false), status, done);
+    KD_TRY_GOTO(kd_model_declare(&model, &model.slab.params, NULL), status, done);
     KD_TRY_GOTO(check_files(&count, &model, files), status, done);
     if (unknown) *unknown = count;
 done:

@@ -14,7 +14,7 @@
 
 /* ---- row terms: rows/ and row_list.h ---------------------------------------------------------- */
 
-enum { KD_MAX_ROW_TERMS = 8 };
+enum { KD_MAX_ROW_TERMS = 8, KD_MAX_TERMS = 24 /* of one student, those over taps too */ };
 
 /* One name per row of row_list.h: KD_ROW_cross_entropy, KD_ROW_forward_kl, ... */
 typedef enum kd_row_kind {
@@ -27,6 +27,7 @@ typedef enum kd_row_kind {
 typedef struct kd_row_terms {
     int count;
     kd_row_kind kind[KD_MAX_ROW_TERMS];
+    int first; /* the first one's index in the step's scalars */
 } kd_row_terms;
 
 /* When a term's gradient reads its two sums, so that a sweep over the row must come before. */
@@ -134,7 +135,7 @@ typedef struct kd_step_scalars {
     float loss_z, norm_z; /* NaN until the windows are full, and where the step is not finite */
     float skips, in_row;  /* kd_guard's, this step included */
     float stopped;
-    kd_term_scalars term[KD_MAX_ROW_TERMS];
+    kd_term_scalars term[KD_MAX_TERMS]; /* those over rows of logits first */
 } kd_step_scalars;
 
 enum { KD_MAX_STUDENTS = 8, KD_GUARD_WINDOW = 128 };

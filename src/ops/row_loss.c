@@ -323,6 +323,8 @@ kd_status kd_row_loss_check(const kd_row_loss_args *args)
     if (!terms || terms->count < 1 || terms->count > KD_MAX_ROW_TERMS)
         return kd_fail(KD_EINVAL, "%d terms, expected 1 to %d", terms ? terms->count : 0,
                        KD_MAX_ROW_TERMS);
+    if (terms->first < 0 || terms->first + terms->count > KD_MAX_TERMS)
+        return kd_fail(KD_EINVAL, "terms from %d on, of %d", terms->first, KD_MAX_TERMS);
     if (args->classes < 1)
         return kd_fail(KD_EINVAL, "%lld classes, expected at least 1", (long long)args->classes);
     KD_TRY(check_logits(args->student, "student", -1, args->classes));
@@ -354,7 +356,8 @@ kd_status kd_row_loss_check(const kd_row_loss_args *args)
 
 kd_status kd_row_loss_check_values(const kd_row_loss_args *args)
 {
-    const kd_term_scalars *term = ((const kd_step_scalars *)args->scalars->data)->term;
+    const kd_term_scalars *term =
+        ((const kd_step_scalars *)args->scalars->data)->term + args->terms->first;
     for (int k = 0; k < args->terms->count; k++)
         if (!(term[k].temperature > 0.0f) || term[k].temperature == INFINITY)
             return kd_fail(KD_EINVAL, "%s: temperature is %g, expected above 0",
@@ -386,7 +389,7 @@ kd_status kd_row_loss_cpu(kd_exec *exec, const kd_row_loss_args *args)
     KD_TRY(kd_push(&scratch, exec, "row_loss.scratch", KD_F32, KD_SHAPE(threads, width)));
     if (kd_planning(exec)) return KD_OK;
 
-    j.term = ((const kd_step_scalars *)args->scalars->data)->term;
+    j.term = ((const kd_step_scalars *)args->scalars->data)->term + args->terms->first;
     KD_TRY(kd_row_loss_check_values(args));
     const int64_t rows = args->student->shape[0];
 #pragma omp parallel for schedule(static) num_threads(threads)

@@ -537,7 +537,8 @@ static kd_status check_row(const kd_row_loss_topk_args *args, int64_t n)
 kd_status kd_row_loss_topk_check_values(const kd_row_loss_topk_args *args)
 {
     const kd_row_loss_args dense = dense_args(args);
-    const kd_term_scalars *term = ((const kd_step_scalars *)args->scalars->data)->term;
+    const kd_term_scalars *term =
+        ((const kd_step_scalars *)args->scalars->data)->term + args->terms->first;
     KD_TRY(kd_row_loss_check_values(&dense));
     for (int k = 0; k < args->terms->count; k++)
         if (args->mode != KD_TOPK_RENORMALISED && teaches(args, k) &&
@@ -565,7 +566,7 @@ kd_status kd_row_loss_topk_cpu(kd_exec *exec, const kd_row_loss_topk_args *args)
                    KD_SHAPE(threads, wide + blocks + 5 * j.width)));
     if (kd_planning(exec)) return KD_OK;
 
-    j.term = ((const kd_step_scalars *)args->scalars->data)->term;
+    j.term = ((const kd_step_scalars *)args->scalars->data)->term + args->terms->first;
     KD_TRY(kd_row_loss_topk_check_values(args));
     const int64_t rows = args->student->shape[0];
 #pragma omp parallel for schedule(static) num_threads(threads)

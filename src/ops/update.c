@@ -58,7 +58,7 @@ kd_status kd_clip_cpu(kd_exec *exec, const kd_clip_args *args)
     const float factor = args->max_norm > 0 ? args->max_norm / (s->norm + 1e-6f) : 1;
     s->clip = factor < 1 ? factor : 1;
     s->loss = 0;
-    for (int64_t i = 0; i < kd_min_i64(count, KD_MAX_ROW_TERMS); i++)
+    for (int64_t i = 0; i < kd_min_i64(count, KD_MAX_TERMS); i++)
         s->loss += losses[i] * s->term[i].scale;
     bool finite = isfinite(s->loss);
     for (int64_t i = 0; i < count; i++) finite &= isfinite(losses[i]) != 0;

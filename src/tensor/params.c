@@ -26,6 +26,7 @@ static int64_t padded(int64_t n) { return kd_ceil_div(n, KD_PARAM_ALIGN) * KD_PA
 
 void kd_params_layout(kd_params *params)
 {
+    int64_t extra = INT64_MAX;
     params->elements = params->codes = params->scales = params->scalars = 0;
     for (int i = 0; i < params->count; i++) {
         kd_param *p = &params->items[i];
@@ -33,10 +34,14 @@ void kd_params_layout(kd_params *params)
         for (int32_t d = 0; d < p->shape.rank; d++) n *= p->shape.dim[d];
         int64_t *total = p->flags & KD_PARAM_E4M3 ? &params->codes : &params->elements;
         p->offset = *total;
-        params->scalars += n;
+        if (p->flags & KD_PARAM_EXTRA)
+            extra = kd_min_i64(extra, p->offset);
+        else
+            params->scalars += n;
         *total += padded(n);
         if (total != &params->codes) continue;
         p->scale = params->scales;
         params->scales += padded(p->shape.dim[0]);
     }
+    params->extra = kd_min_i64(extra, params->elements);
 }

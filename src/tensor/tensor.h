@@ -136,6 +136,7 @@ typedef enum kd_param_flag {
     KD_PARAM_DECAY = 1, /* weight decay applies: matrices, not gains, biases or norms */
     KD_PARAM_STATE = 2, /* not trained: running statistics, banks */
     KD_PARAM_E4M3 = 4,  /* of a frozen model: e4m3 with a scale per row, in arrays of their own */
+    KD_PARAM_EXTRA = 8, /* of a loss, not of the model: behind all of the model's */
 } kd_param_flag;
 
 typedef struct kd_param {
@@ -154,10 +155,11 @@ typedef struct kd_params {
     int64_t elements; /* padded total of all but the E4M3 ones; set by kd_params_layout */
     int64_t codes;    /* padded total of the E4M3 ones */
     int64_t scales;   /* of their rows; the same */
-    int64_t scalars;  /* true number of parameters, without padding */
+    int64_t extra;    /* offset of the first EXTRA one; elements: there is none */
+    int64_t scalars;  /* true number of the model's parameters, without padding */
 } kd_params;
 
-/* `index` is the handle; the name is copied. */
+/* `index` is the handle; the name is copied.  EXTRA ones come last. */
 KD_MUST_CHECK kd_status kd_params_declare(int *index, kd_params *params, const char *name,
                                           kd_shape shape, unsigned flags, int block);
 void kd_params_layout(kd_params *params);
@@ -180,7 +182,9 @@ typedef struct kd_tap {
     bool wants_gradient;
     kd_tensor value;
     kd_tensor gradient; /* same shape; losses add, the owner zeroed it; absent on a frozen model */
-    kd_tensor lse; /* of query taps: [H, N] f32, of the scores that attention has made of them */
+    kd_tensor lse;  /* of query taps: [H, N] f32, of the scores that attention has made of them */
+    int64_t window; /* of that attention; 0: none */
+    float softcap;  /* the same */
 } kd_tap;
 
 /*
@@ -195,7 +199,7 @@ typedef struct kd_head {
     int64_t classes;
 } kd_head;
 
-enum { KD_MAX_TAPS = 64 };
+enum { KD_MAX_TAPS = 256 };
 
 typedef struct kd_taps {
     kd_tap items[KD_MAX_TAPS];
@@ -208,5 +212,14 @@ typedef struct kd_taps {
 KD_MUST_CHECK kd_status kd_taps_request(kd_taps *taps, kd_tap_kind kind, int layer,
                                         bool wants_gradient);
 kd_tap *kd_taps_find(kd_taps *taps, kd_tap_kind kind, int layer); /* NULL: none */
+
+/* What taps a model has, for those who ask. */
+typedef struct kd_offer {
+    const char *label, *architecture;
+    int layers;                         /* hidden taps 0 .. layers; of attention 0 .. layers - 1 */
+    const int64_t *widths;              /* [layers + 1] of hidden taps */
+    int64_t heads, kv_heads, head_size; /* 0: no attention */
+    bool samples;                       /* each row is a sample, not a token among others */
+} kd_offer;
 
 #endif

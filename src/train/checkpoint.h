@@ -14,7 +14,9 @@
  *         trainer_state.json                                as transformers has it
  *         engine/state.json                                 what kd needs besides
  *         engine/config.json                                the effective configuration
- *         engine/optimizer.safetensors                      <label>.masters .moment0 .moment1, f32
+ *         engine/optimizer.safetensors                      <label>.masters .moment0 .moment1, f32, of
+ *                                                           the whole slab; without masters .extra,
+ *                                                           the weights that are not the model's
  *         MANIFEST.json
  */
 #ifndef KD_TRAIN_CHECKPOINT_H
@@ -51,13 +53,13 @@ KD_MUST_CHECK kd_status kd_state_progress(kd_progress *progress, const json_t *s
 
 /* ---- arrays and folders ----------------------------------------------------------------------- */
 
-/* A whole-slab array of engine/optimizer.safetensors. */
+/* An array of engine/optimizer.safetensors. */
 typedef struct kd_slab_array {
     const char *name; /* "masters" */
-    const kd_tensor *tensor;
+    kd_tensor tensor;
 } kd_slab_array;
 
-enum { KD_SLAB_ARRAYS = 3 };
+enum { KD_SLAB_ARRAYS = 4 };
 
 /* Those that `slab` has; returns their number. */
 int kd_slab_arrays(kd_slab_array arrays[KD_SLAB_ARRAYS], const kd_slab *slab);

@@ -11,7 +11,7 @@
 static kd_status read_array(const kd_st_file *file, const char *name, const kd_slab *slab,
                             const kd_tensor *array, float *host)
 {
-    const int64_t elements = slab->params.elements;
+    const int64_t elements = array->shape[0];
     const kd_st_entry *entry = kd_st_find(file, name);
     if (!entry) return kd_fail(KD_EFORMAT, "%s: no tensor %s", file->path, name);
     if (entry->dtype != KD_F32 || entry->rank != 1 || entry->elements != elements)
@@ -33,6 +33,19 @@ static kd_status read_array(const kd_st_file *file, const char *name, const kd_s
     return KD_OK;
 }
 
+/* The narrow copy of masters that no model's file has. */
+static kd_status publish_extra(const kd_slab *slab)
+{
+    kd_stack stack = { 0 };
+    kd_exec exec = { .device = slab->device, .stack = &stack };
+    const int64_t extra = slab->params.extra, count = slab->params.elements - extra;
+    if (count == 0 || !kd_present(&slab->masters)) return KD_OK;
+    const kd_tensor from = kd_tensor_slice(&slab->masters, 0, extra, count);
+    const kd_tensor to = kd_tensor_slice(&slab->weights, 0, extra, count);
+    KD_TRY(KD_RUN(&exec, copy, .y = &to, .x = &from));
+    return kd_sync(&exec);
+}
+
 static kd_status read_arrays(kd_arena *arena, const kd_st_file *file, const kd_model *student,
                              float *host)
 {
@@ -41,9 +54,9 @@ static kd_status read_arrays(kd_arena *arena, const kd_st_file *file, const kd_m
     for (int i = 0; i < count; i++) {
         const char *name;
         KD_TRY(kd_arena_format(&name, arena, "%s.%s", student->label, arrays[i].name));
-        KD_TRY(read_array(file, name, &student->slab, arrays[i].tensor, host));
+        KD_TRY(read_array(file, name, &student->slab, &arrays[i].tensor, host));
     }
-    return KD_OK;
+    return publish_extra(&student->slab);
 }
 
 static kd_status read_optimizer(kd_arena *arena, const char *dir, const kd_checkpoint *expected)

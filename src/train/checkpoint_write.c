@@ -84,7 +84,7 @@ static kd_status write_array(kd_st_writer *writer, const char *name, const kd_sl
 {
     kd_stack stack = { 0 };
     kd_exec exec = { .device = slab->device, .stack = &stack };
-    const int64_t elements = slab->params.elements;
+    const int64_t elements = array->shape[0];
     for (int64_t at = 0; at < elements; at += KD_CHECKPOINT_PIECE) {
         const int64_t n = kd_min_i64(KD_CHECKPOINT_PIECE, elements - at);
         const kd_tensor piece = kd_tensor_slice(array, 0, at, n);
@@ -107,9 +107,9 @@ static kd_status each_array(kd_st_writer *writer, kd_arena *arena, const kd_chec
             const char *name;
             KD_TRY(kd_arena_format(&name, arena, "%s.%s", c->students[i]->label, arrays[k].name));
             if (host)
-                KD_TRY(write_array(writer, name, slab, arrays[k].tensor, host));
+                KD_TRY(write_array(writer, name, slab, &arrays[k].tensor, host));
             else
-                KD_TRY(kd_st_writer_declare(writer, name, KD_F32, 1, &slab->params.elements));
+                KD_TRY(kd_st_writer_declare(writer, name, KD_F32, 1, arrays[k].tensor.shape));
         }
     }
     return KD_OK;
@@ -265,9 +265,9 @@ static double bytes_needed(const kd_checkpoint *c)
     for (int i = 0; i < c->student_count; i++) {
         kd_slab_array arrays[KD_SLAB_ARRAYS];
         const kd_slab *slab = &c->students[i]->slab;
-        const size_t each =
-            kd_dtype_size(slab->dtype) + (size_t)kd_slab_arrays(arrays, slab) * sizeof(float);
-        bytes += (double)slab->params.elements * (double)each;
+        const int count = kd_slab_arrays(arrays, slab);
+        bytes += (double)kd_tensor_bytes(&slab->weights);
+        for (int k = 0; k < count; k++) bytes += (double)kd_tensor_bytes(&arrays[k].tensor);
     }
     return bytes;
 }

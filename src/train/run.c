@@ -369,44 +369,13 @@ void kd_run_help(FILE *out)
 
 /* ---- printing --------------------------------------------------------------------------------- */
 
-/* A text stays one: a folder called 1.50 is not the number 1.5. */
-static kd_status value_of(json_t **value, const void *target, const kd_option *row)
-{
-    char text[128], list[sizeof text + 2];
-    if (row->kind == KD_STRING) {
-        const char *string = *(const char *const *)((const char *)target + row->offset);
-        *value = json_string(string ? string : "");
-        return KD_OK;
-    }
-    KD_TRY(kd_option_print(text, sizeof text, target, row));
-    /* Numbers and booleans are JSON too, a choice is not. */
-    json_t *parsed;
-    snprintf(list, sizeof list, "[%s]", text);
-    const kd_status status = kd_json_parse(&parsed, row->name, list, strlen(list));
-    if (status == KD_ENOMEM) return status;
-    *value = status == KD_OK ? json_incref(json_array_get(parsed, 0)) : json_string(text);
-    if (status == KD_OK) json_decref(parsed);
-    return KD_OK;
-}
-
-static kd_status put_rows(json_t *map, const void *target, const kd_option *rows)
-{
-    for (const kd_option *row = rows; row->name; row++) {
-        json_t *value = NULL;
-        KD_TRY(value_of(&value, target, row));
-        if (json_object_set_new(map, row->name, value) != 0)
-            return kd_fail(KD_ENOMEM, "configuration: no memory");
-    }
-    return KD_OK;
-}
-
 static kd_status put_section(json_t *root, const char *name, const void *target,
                              const kd_option *rows)
 {
     json_t *map = json_object();
     if (json_object_set_new(root, name, map) != 0)
         return kd_fail(KD_ENOMEM, "configuration: no memory");
-    return put_rows(map, target, rows);
+    return kd_options_json(map, target, rows);
 }
 
 static kd_status put_models(json_t *root, const kd_run *run)
@@ -422,7 +391,7 @@ static kd_status put_models(json_t *root, const kd_run *run)
         json_t *map = json_object();
         if (json_array_append_new(students, map) != 0)
             return kd_fail(KD_ENOMEM, "configuration: no memory");
-        KD_TRY(put_rows(map, &run->models[i], model_rows));
+        KD_TRY(kd_options_json(map, &run->models[i], model_rows));
     }
     return KD_OK;
 }

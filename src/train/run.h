@@ -62,6 +62,7 @@ struct kd_run {
     int model_count;
     kd_term *terms;
     int term_count;
+    bool bound; /* the terms to the models' layers */
     bool f32_logits;
     kd_data_section data;
     kd_optim_options optim;

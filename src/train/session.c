@@ -40,17 +40,59 @@ kd_status kd_common_tokenizer(kd_tokenizer_info *common, int64_t *classes, kd_mo
 
 /* ---- planning --------------------------------------------------------------------------------- */
 
+/* Terms over taps meet what every config.json offers, before any model is opened. */
+static kd_status bind_terms(kd_run *run)
+{
+    kd_offer offers[KD_MAX_MODELS];
+    if (run->bound) return KD_OK;
+    for (int m = 0; m < run->model_count; m++) {
+        kd_config config = { 0 };
+        KD_TRY(kd_config_read(&config, run->arena, run->models[m].model));
+        const kd_status status =
+            kd_model_offer(&offers[m], run->arena, &config, run->models[m].label);
+        json_decref(config.raw);
+        KD_TRY(status);
+    }
+    KD_TRY(kd_terms_bind(run->terms, run->term_count, run->arena, offers));
+    run->bound = true;
+    return KD_OK;
+}
+
+typedef struct extension {
+    const kd_run *run;
+    int model;
+} extension;
+
+static kd_status extend(void *context, kd_params *params, int block)
+{
+    const extension *e = context;
+    return kd_terms_declare(e->run->terms, e->run->term_count, params, e->model, block);
+}
+
+static kd_status initialise_terms(const kd_session *s, int m)
+{
+    kd_stack stack = { 0 };
+    kd_exec exec = { .device = s->device, .stack = &stack };
+    return kd_terms_initialise(s->run->terms, s->run->term_count, &exec, &s->models[m]->slab, m,
+                               (uint64_t)s->run->run.seed);
+}
+
 static kd_status open_models(kd_session *s, bool planning)
 {
     for (s->count = 0; s->count < s->run->model_count; s->count++) {
-        const kd_model_section *section = &s->run->models[s->count];
+        const int m = s->count;
+        const kd_model_section *section = &s->run->models[m];
+        extension more = { s->run, m };
         const kd_model_options options = { .label = section->label,
                                            .dtype = kd_section_dtype(section),
                                            .trainable = section->trainable,
                                            .moments = kd_optim_moments(&s->run->optim),
                                            .recompute = (kd_recompute)section->recompute,
-                                           .planning = planning };
-        KD_TRY(kd_model_open(&s->models[s->count], s->device, section->model, &options));
+                                           .planning = planning,
+                                           .extend = section->trainable ? extend : NULL,
+                                           .context = &more };
+        KD_TRY(kd_model_open(&s->models[m], s->device, section->model, &options));
+        if (!planning) KD_TRY(initialise_terms(s, m));
     }
     return KD_OK;
 }
@@ -172,6 +214,7 @@ kd_status kd_session_plan(kd_session *s, kd_run *run, kd_device *device, int64_t
     s->memory = info.memory;
     if (!s->comm) KD_TRY(kd_comm_solo(&s->comm));
     if (!s->arena) KD_TRY(kd_arena_create(&s->arena));
+    KD_TRY(bind_terms(run));
     KD_TRY(open_models(s, true));
     KD_TRY(kd_common_tokenizer(&s->tokenizer, &s->classes, s->models, s->count));
     if (s->tokenizer.present) /* the model that it is of closes before the session */

@@ -20,11 +20,14 @@ kd_status kd_step_upload(kd_step *step, const kd_micro_batch *micro)
         step->host_rows[i] = row;
         step->host_labels[i] = row < 0 ? -1 : micro->labels[row];
     }
+    for (int64_t i = 0; i < step->rows && !kd_planning(&step->exec); i++)
+        step->host_weight[i] = micro->labels[i] >= 0 ? 1.0f : 0.0f;
     step->targets.count = micro->valid_count;
     KD_TRY(kd_upload(&step->exec, &step->batch.tokens, micro->tokens));
     KD_TRY(kd_upload(&step->exec, &step->batch.geometry.positions, micro->positions));
     KD_TRY(kd_upload(&step->exec, &step->batch.geometry.cu, micro->cu));
     KD_TRY(kd_upload(&step->exec, &step->targets.rows, step->host_rows));
+    KD_TRY(kd_upload(&step->exec, &step->targets.weight, step->host_weight));
     return kd_upload(&step->exec, &step->targets.labels, step->host_labels);
 }
 
@@ -76,9 +79,15 @@ static kd_status losses(kd_step *step)
     for (int m = 0; m < step->count; m++) taps[m] = &step->members[m].taps;
     for (int m = 0; m < step->count; m++) {
         const kd_member *member = &step->members[m];
-        if (trained(member))
-            KD_TRY(kd_objective_head(&step->objective, &step->exec, m, taps, &step->targets,
-                                     &member->scalars, &member->totals, NULL, true));
+        if (!trained(member)) continue;
+        const int terms = kd_objective_terms(&step->objective, m);
+        const kd_tensor totals = kd_tensor_slice(&member->totals, 0, 0, terms + 1);
+        KD_TRY(kd_objective_head(&step->objective, &step->exec, m, taps, &step->targets,
+                                 &member->scalars, &totals, NULL, true));
+        const kd_tapped_batch batch = { taps, &step->targets, &step->batch.geometry.cu,
+                                        &member->model->slab, &step->objective.ranks };
+        KD_TRY(
+            kd_objective_taps(&step->objective, &step->exec, m, &batch, &member->scalars, &totals));
     }
     return KD_OK;
 }
@@ -221,7 +230,8 @@ static void student_result(kd_student_result *out, const kd_step *step, int m,
         out->loss += (double)pending->totals[i] * (double)pending->scalars.term[i].scale;
     }
     for (int i = 0; i < objective->count; i++)
-        teacher |= objective->terms[i].student == m && objective->terms[i].teacher >= 0;
+        teacher |= objective->terms[i].student == m && objective->terms[i].teacher >= 0 &&
+                   !objective->terms[i].tapped;
     out->same_top = teacher ? pending->totals[terms] * per_row : NAN;
 }
 

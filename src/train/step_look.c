@@ -126,6 +126,43 @@ static kd_status look_at_term(look *l, kd_taps *const *taps, int term)
     return KD_OK;
 }
 
+/* The first row among the counted with an element of `t` [N, ...] that is not finite. */
+static kd_status look_at_rows(look *l, const kd_tensor *t, place at, int m, int term)
+{
+    if (l->found.place || !kd_present(t)) return KD_OK;
+    const int64_t width = kd_tensor_elements(t) / t->shape[0];
+    KD_TRY(fetch(l, t));
+    for (int64_t row = 0; row < t->shape[0] && !l->found.place; row++)
+        if (!all_finite(l->host + row * width, width)) note_row(l, at, m, term, row);
+    return KD_OK;
+}
+
+/* A term over taps, a pair of layers at a time: what the taps have as gradients was finite before. */
+static kd_status look_at_tapped(look *l, kd_taps *const *taps, int number)
+{
+    kd_step *step = l->step;
+    const kd_term *term = &step->objective.terms[number];
+    kd_member *member = &step->members[term->student];
+    const kd_mark mark = kd_stack_mark(&step->stack);
+    const float weight = (float)(kd_ramp_at(&term->weight, l->index) / l->valid);
+    /* The other ranks look at something else. */
+    const kd_tapped_batch batch = { taps, &step->targets, &step->batch.geometry.cu,
+                                    &member->model->slab, NULL };
+    kd_tensor loss, scale;
+    KD_TRY(kd_push(&loss, &step->exec, "losses of a term", KD_F32, KD_SHAPE(step->rows)));
+    KD_TRY(kd_push(&scale, &step->exec, "scale of a term", KD_F32, KD_SHAPE(1)));
+    KD_TRY(kd_upload(&step->exec, &scale, &weight));
+    for (int k = 0; k < term->tapped->count && !l->found.place; k++) {
+        kd_taps *own = taps[term->student];
+        KD_TRY(kd_tapped_run(term, k, &step->exec, &batch, &scale, &loss));
+        KD_TRY(look_at_rows(l, &loss, LOSS, term->student, number));
+        for (int i = 0; i < own->count; i++)
+            KD_TRY(look_at_rows(l, &own->items[i].gradient, D_STUDENT, term->student, number));
+    }
+    kd_stack_release(&step->stack, mark);
+    return KD_OK;
+}
+
 static kd_status look_at_terms(look *l)
 {
     kd_taps *taps[KD_MAX_MODELS];
@@ -134,7 +171,8 @@ static kd_status look_at_terms(look *l)
     KD_TRY(kd_step_forward(step));
     for (int m = 0; m < step->count; m++) taps[m] = &step->members[m].taps;
     for (int i = 0; i < step->objective.count && !l->found.place; i++)
-        KD_TRY(look_at_term(l, taps, i));
+        KD_TRY(step->objective.terms[i].tapped ? look_at_tapped(l, taps, i)
+                                               : look_at_term(l, taps, i));
     kd_stack_release(&step->stack, mark);
     return KD_OK;
 }

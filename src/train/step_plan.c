@@ -26,6 +26,7 @@ static kd_status take_fixed(kd_step *step)
         kd_stack_push(&step->batch.geometry.cu, fixed, "document starts", KD_I32, KD_SHAPE(n + 1)));
     KD_TRY(kd_stack_push(&step->targets.rows, fixed, "target rows", KD_I32, KD_SHAPE(r)));
     KD_TRY(kd_stack_push(&step->targets.labels, fixed, "target labels", KD_I32, KD_SHAPE(r)));
+    KD_TRY(kd_stack_push(&step->targets.weight, fixed, "target weights", KD_F32, KD_SHAPE(n)));
     KD_TRY(kd_stack_push(&step->guard, fixed, "guard", KD_U8, KD_SHAPE((int64_t)sizeof(kd_guard))));
     KD_TRY(kd_stack_push(&step->scalars, fixed, "step scalars", KD_U8,
                          KD_SHAPE(step->count * (int64_t)sizeof(kd_step_scalars))));
@@ -112,6 +113,13 @@ static int64_t chunk_of(const kd_step_options *options)
                           : kd_objective_chunk(options->rows, row_bytes, width, &info);
 }
 
+static kd_status sum_over_ranks(void *context, kd_exec *exec, const kd_tensor *t)
+{
+    kd_comm *comm = context;
+    KD_TRY(comm->type->all_reduce(comm, exec, t));
+    return kd_comm_join(comm, exec);
+}
+
 static kd_status plan(kd_step *step, const kd_step_options *options)
 {
     kd_micro_batch micro;
@@ -123,12 +131,18 @@ static kd_status plan(kd_step *step, const kd_step_options *options)
                                       .count = options->term_count,
                                       .chunk = chunk_of(options),
                                       .classes = options->classes,
-                                      .f32_logits = options->f32_logits };
+                                      .f32_logits = options->f32_logits,
+                                      .ranks = { step->comm->rank, step->comm->size, sum_over_ranks,
+                                                 step->comm } };
     const int64_t chunk = step->objective.chunk;
+    kd_taps *taps[KD_MAX_MODELS];
+    for (int m = 0; m < options->count; m++) taps[m] = &step->members[m].taps;
+    KD_TRY(kd_terms_request(options->terms, options->term_count, taps));
     open_measures(step);
     step->target_rows = kd_ceil_div(options->rows, chunk) * chunk;
     KD_TRY(KD_ARENA_ARRAY(&step->host_rows, step->arena, step->target_rows));
     KD_TRY(KD_ARENA_ARRAY(&step->host_labels, step->arena, step->target_rows));
+    KD_TRY(KD_ARENA_ARRAY(&step->host_weight, step->arena, step->rows));
     KD_TRY(plan_batch(&micro, step));
     KD_TRY(kd_stack_plan(&step->fixed, step->arena));
     KD_TRY(kd_stack_plan(&step->stack, step->arena));

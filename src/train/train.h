@@ -35,9 +35,9 @@ KD_MUST_CHECK kd_status kd_common_tokenizer(kd_tokenizer_info *common, int64_t *
 
 /* What a step says of one trained model, read one step later. */
 typedef struct kd_student_result {
-    double loss;                   /* weighted sum of the terms */
-    double term[KD_MAX_ROW_TERMS]; /* mean over the counted rows, T^2 applied, weight not */
-    double same_top;               /* share; NaN where no term has a teacher */
+    double loss;               /* weighted sum of the terms */
+    double term[KD_MAX_TERMS]; /* mean over the counted rows, T^2 applied, weight not */
+    double same_top;           /* share; NaN where no term has a teacher */
     double gradient_norm, lr;
     double loss_z, norm_z; /* kd_step_scalars */
     int verdict;           /* kd_verdict */
@@ -57,13 +57,13 @@ typedef struct kd_member {
     kd_taps taps;
     kd_step_scalars host; /* the step's values, before upload */
     kd_tensor scalars;    /* device copy, as bytes: a part of the step's */
-    kd_tensor totals;     /* f32 [KD_MAX_ROW_TERMS + 1] sums over the step's rows */
+    kd_tensor totals;     /* f32 [KD_MAX_TERMS + 1] sums over the step's rows */
     kd_buckets buckets;
 } kd_member;
 
 /* What a step reads back of one model. */
 typedef struct kd_pending {
-    float totals[KD_MAX_ROW_TERMS + 1];
+    float totals[KD_MAX_TERMS + 1];
     kd_step_scalars scalars;
 } kd_pending;
 
@@ -93,6 +93,7 @@ typedef struct kd_step {
     kd_batch batch;      /* device copies of the micro-batch in hand */
     kd_targets targets;
     int32_t *host_rows, *host_labels; /* [target_rows] */
+    float *host_weight;               /* [rows] */
     float *host_values;               /* [count, 6, target_rows]: measured values per row */
     float *host_logits;               /* some rows of them; NULL: no certainty is measured */
     kd_arena *arena;
@@ -109,7 +110,7 @@ typedef struct kd_step_options {
     kd_comm *comm;
     kd_model **models; /* [count]; trained where slab.trainable */
     int count;
-    const kd_term *terms;
+    const kd_term *terms; /* bound */
     int term_count;
     int64_t classes, rows;
     bool f32_logits; /* of both models in training; else in their type */

@@ -147,39 +147,24 @@ static kd_status run_dense(applier *a, kd_exec *exec, const kd_loss_tensors *t,
     return kd_op_run(exec, KD_OP_row_loss, &args);
 }
 
-/*
- * The same over z-scores (Sun et al. 2024), which layer_norm makes: its weight sqrt((C - 1) / C) turns
- * the deviation over C into that over C - 1, and eps of the variance, (1e-7)^2, is 1e-7 beside a
- * deviation of 0 and nothing beside one that is not.
- */
+/* The same over z-scores. */
 static kd_status run_standardised(applier *a, kd_exec *exec, const kd_loss_tensors *t,
                                   const kd_tensor *scalars, const kd_loss_tensors *host)
 {
-    const int64_t rows = t->student.shape[0], classes = a->classes;
-    const float eps = 1e-14f;
-    const kd_tensor logits[] = { kd_tensor_slice(&t->student, 1, 0, classes),
-                                 kd_tensor_slice(&t->teacher, 1, 0, classes) };
+    const kd_tensor student = kd_tensor_slice(&t->student, 1, 0, a->classes);
+    const kd_tensor teacher = kd_tensor_slice(&t->teacher, 1, 0, a->classes);
     kd_loss_tensors scores = *t;
-    kd_tensor *const to[] = { &scores.student, &scores.teacher };
-    kd_tensor weight, bias, d, mean[2], rstd[2];
-    KD_TRY(kd_push(&weight, exec, "z-score weight", KD_F32, KD_SHAPE(classes)));
-    KD_TRY(kd_push(&bias, exec, "z-score bias", KD_F32, KD_SHAPE(classes)));
-    KD_TRY(KD_RUN(exec, fill, .y = &weight,
-                  .value = (float)sqrt((double)(classes - 1) / (double)classes)));
-    KD_TRY(KD_RUN(exec, fill, .y = &bias, .value = 0.0f));
-    for (int i = 0; i < 2; i++) {
-        KD_TRY(kd_push(to[i], exec, "z-scores", KD_F32, KD_SHAPE(rows, classes)));
-        KD_TRY(kd_push(&mean[i], exec, "means", KD_F32, KD_SHAPE(rows)));
-        KD_TRY(kd_push(&rstd[i], exec, "deviations", KD_F32, KD_SHAPE(rows)));
-        KD_TRY(KD_RUN(exec, layer_norm, .y = to[i], .mean = &mean[i], .rstd = &rstd[i],
-                      .x = &logits[i], .weight = &weight, .bias = &bias, .eps = eps));
-    }
+    kd_zscores own, its;
+    kd_tensor d;
+    KD_TRY(kd_zscores_make(&own, exec, &student));
+    KD_TRY(kd_zscores_make(&its, exec, &teacher));
+    scores.student = own.y;
+    scores.teacher = its.y;
     KD_TRY(run_dense(a, exec, &scores, scalars, host));
-    KD_TRY(kd_push(&d, exec, "d z-scores", KD_F32, KD_SHAPE(rows, classes)));
-    KD_TRY(KD_RUN(exec, layer_norm_backward, .dx = &d, .dy = &scores.student, .x = &logits[0],
-                  .mean = &mean[0], .rstd = &rstd[0], .weight = &weight));
+    KD_TRY(kd_push(&d, exec, "d z-scores", KD_F32, kd_shape_of(&own.y)));
+    KD_TRY(kd_zscores_backward(exec, &d, &student, &own));
     KD_TRY(KD_RUN(exec, fill, .y = &t->student, .value = 0.0f));
-    return KD_RUN(exec, copy, .y = &logits[0], .x = &d);
+    return KD_RUN(exec, copy, .y = &student, .x = &d);
 }
 
 static kd_status run_op(applier *a, kd_exec *exec, const kd_loss_tensors *t,
@@ -281,7 +266,7 @@ static kd_status open_applier(applier *a, int loss, const kd_loss_options *o,
     KD_TRY(kd_loss_describe(&info, loss));
     *a = (applier){ .type = &kd_row_types[loss],
                     .stack = { .planning = true },
-                    .terms = { 1, { (kd_row_kind)loss } },
+                    .terms = { .count = 1, .kind = { (kd_row_kind)loss } },
                     .classes = o->classes,
                     .standardise = o->standardise,
                     .topk = (kd_topk)o->topk,

@@ -182,6 +182,19 @@ Test(run, distils_a_student_and_reports_it, .init = setup, .fini = teardown)
         { "--steps=4", "--steps: unknown option" },
         { "--loss='{lr: {type: kl}}'", "\"lr\" is no name for a term: metrics.jsonl has that key" },
         { "--loss='{a\"b: {type: kl}}'", "a term's name has up to 32 letters, digits, _ - ." },
+        { "--loss.h='{type: hidden_mse, layers: [[0, 99]]}'",
+          "loss.h.layers: found 99, but teacher (Qwen2ForCausalLM) offers logits, hidden[0.." },
+        { "--loss.h='{type: hidden_mse, layers: middle}'",
+          "loss.h.layers: found \"middle\", expected last, uniform, or pairs [student's, "
+          "teacher's]" },
+        { "--loss.h='{type: hidden_mse, layers: [[1, x]]}'", "found \"x\", expected the number" },
+        { "--loss.h='{type: hidden_mse, temperature: 2}'", "loss.h.temperature: unknown option" },
+        { "--loss.r='{type: rkd_distance}'", "loss.r: rkd_distance needs features of samples; "
+                                             "student (Qwen2ForCausalLM) offers logits" },
+        { "--loss.a='{type: attention_kl, projector: linear}'",
+          "attention_kl reads no rows that a projector could widen" },
+        { "--loss.h='{type: cosine, projector: linier}'", "loss.h.projector.type: " },
+        { "--loss.h='{type: hidden_msee}'", "nearest: hidden_mse" },
     };
     for (int i = 0; i < KD_COUNT(bad); i++) {
         r = run("train run.yaml %s", bad[i][0]);

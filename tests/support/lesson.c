@@ -93,16 +93,32 @@ static kd_status fill_param(const kd_slab *slab, int index, const test_pupil *pu
     return status;
 }
 
-static kd_status open_pupil(kd_model **model, kd_device *device, const test_pupil *pupil,
-                            const test_lesson_options *o)
+/* Of which of the lesson's models. */
+typedef struct extension {
+    const test_lesson *lesson;
+    int model;
+} extension;
+
+static kd_status extend(void *context, kd_params *params, int block)
 {
+    const extension *e = context;
+    return kd_terms_declare(e->lesson->terms, e->lesson->term_count, params, e->model, block);
+}
+
+static kd_status open_pupil(kd_model **model, test_lesson *l, int m, const test_lesson_options *o)
+{
+    const test_pupil *pupil = &o->models[m];
+    extension more = { l, m };
+    kd_device *device = l->device;
     const kd_model_options options = { .label = pupil->label       ? pupil->label
                                                 : pupil->trainable ? "student"
                                                                    : "teacher",
                                        .dtype = pupil->e4m3 ? KD_F8_E4M3 : o->dtype,
                                        .trainable = pupil->trainable,
                                        .moments = pupil->trainable ? 2 : 0,
-                                       .recompute = pupil->recompute };
+                                       .recompute = pupil->recompute,
+                                       .extend = pupil->trainable ? extend : NULL,
+                                       .context = &more };
     if (pupil->dir) return kd_model_open(model, device, pupil->dir, &options);
     const kd_config config = config_of(pupil);
     const int64_t classes = o->classes ? o->classes : CLASSES;
@@ -144,17 +160,46 @@ static kd_status cut_buckets(test_lesson *l, int64_t elements)
     return KD_OK;
 }
 
+/* Those of a run file, bound to what the models offer. */
+static kd_status parse_terms(test_lesson *l, const test_lesson_options *o)
+{
+    int students[TEST_LESSON_MODELS], teachers[TEST_LESSON_MODELS], s = 0, t = 0;
+    kd_offer offers[TEST_LESSON_MODELS];
+    kd_node *loss;
+    bool f32_logits;
+    KD_TRY(kd_yaml_parse(&loss, l->arena, "loss", o->loss, strlen(o->loss)));
+    for (int m = 0; m < o->count; m++) {
+        const test_pupil *pupil = &o->models[m];
+        kd_config config = config_of(pupil);
+        *(pupil->trainable ? &students[s++] : &teachers[t++]) = m;
+        if (pupil->dir) KD_TRY(kd_config_read(&config, l->arena, pupil->dir));
+        const kd_status status =
+            kd_model_offer(&offers[m], l->arena, &config, pupil->trainable ? "student" : "teacher");
+        json_decref(config.raw);
+        KD_TRY(status);
+    }
+    KD_TRY(kd_terms_parse(&l->terms, &l->term_count, &f32_logits, l->arena, loss, students, s,
+                          teachers, t));
+    return kd_terms_bind(l->terms, l->term_count, l->arena, offers);
+}
+
+static kd_status open_terms(test_lesson *l, const test_lesson_options *o)
+{
+    if (o->loss) return parse_terms(l, o);
+    KD_TRY(KD_ARENA_ARRAY(&l->terms, l->arena, TEST_LESSON_TERMS));
+    memcpy(l->terms, o->terms, sizeof o->terms);
+    l->term_count = o->term_count ? o->term_count : test_distil(l->terms, 1, 0);
+    return KD_OK;
+}
+
 static kd_status open_step(test_lesson *l, const test_lesson_options *o)
 {
-    int terms = o->term_count;
-    memcpy(l->terms, o->terms, sizeof l->terms);
-    if (terms == 0) terms = test_distil(l->terms, 1, 0);
     const kd_step_options options = { .device = l->device,
                                       .comm = l->comm,
                                       .models = l->models,
                                       .count = l->count,
                                       .terms = l->terms,
-                                      .term_count = terms,
+                                      .term_count = l->term_count,
                                       .classes = o->classes ? o->classes : CLASSES,
                                       .rows = o->rows,
                                       .f32_logits = o->f32_logits,
@@ -191,9 +236,10 @@ kd_status test_lesson_open(test_lesson *l, const test_lesson_options *o)
     if (l->own_device)
         KD_TRY_GOTO(kd_device_open(&l->device, o->device ? o->device : "cpu"), status, failed);
     if (l->own_comm) KD_TRY_GOTO(kd_comm_solo(&l->comm), status, failed);
+    KD_TRY_GOTO(kd_arena_create(&l->arena), status, failed);
+    KD_TRY_GOTO(open_terms(l, o), status, failed);
     for (; l->count < o->count; l->count++)
-        KD_TRY_GOTO(open_pupil(&l->models[l->count], l->device, &o->models[l->count], o), status,
-                    failed);
+        KD_TRY_GOTO(open_pupil(&l->models[l->count], l, l->count, o), status, failed);
     KD_TRY_GOTO(open_step(l, o), status, failed);
     return KD_OK;
 failed:
@@ -207,6 +253,7 @@ void test_lesson_close(test_lesson *l)
     for (int m = 0; m < TEST_LESSON_MODELS; m++) kd_model_close(l->models[m]);
     if (l->own_comm && l->comm) kd_comm_close(l->comm);
     if (l->own_device) kd_device_close(l->device);
+    kd_arena_destroy(l->arena);
     *l = (test_lesson){ 0 };
 }
 

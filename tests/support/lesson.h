@@ -32,16 +32,17 @@ typedef struct test_lesson_options {
     kd_dtype dtype;
     kd_term terms[TEST_LESSON_TERMS]; /* count 0: test_distil(0, 1, ...) of the models 1 and 0 */
     int term_count;
-    int64_t classes; /* 0: 61 */
-    int64_t rows;    /* of a micro-batch */
-    bool f32_logits; /* in training too */
-    bool certainty;  /* kd_step_options.certainty */
-    int64_t chunk;   /* 0: the engine's choice */
-    int64_t bucket;  /* least elements of a bucket; 0: the engine's choice */
-    int64_t steps;   /* of the schedule; 0: 100 */
-    double lr;       /* 0: 1e-3 */
-    bool skip;       /* optim.on_nonfinite */
-    double zscore;   /* optim.skip_zscore */
+    const char *loss; /* or `loss` of a run file: "{ce: {weight: 1}}" */
+    int64_t classes;  /* 0: 61 */
+    int64_t rows;     /* of a micro-batch */
+    bool f32_logits;  /* in training too */
+    bool certainty;   /* kd_step_options.certainty */
+    int64_t chunk;    /* 0: the engine's choice */
+    int64_t bucket;   /* least elements of a bucket; 0: the engine's choice */
+    int64_t steps;    /* of the schedule; 0: 100 */
+    double lr;        /* 0: 1e-3 */
+    bool skip;        /* optim.on_nonfinite */
+    double zscore;    /* optim.skip_zscore */
     int64_t max_skips;
     kd_comm *comm;      /* NULL: one rank */
     const char *device; /* NULL: "cpu" */
@@ -54,7 +55,9 @@ typedef struct test_lesson {
     bool own_comm, own_device;
     kd_model *models[TEST_LESSON_MODELS];
     int count;
-    kd_term terms[TEST_LESSON_TERMS];
+    kd_arena *arena;
+    kd_term *terms;
+    int term_count;
     kd_step step;
 } test_lesson;
 

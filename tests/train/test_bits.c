@@ -29,12 +29,22 @@ typedef struct variant {
     kd_dtype dtype;
     bool mutual;
     kd_recompute recompute;
+    const char *loss; /* test_lesson_options.loss */
 } variant;
 
+/* Projectors that are trained, one that is not, and weights that move. */
+static const char over_taps[] =
+    "{kl: {}, hidden: {type: hidden_mse, layers: uniform, projector: {type: mlp, shared: true},"
+    " weight: {from: 1, to: 0, steps: 9}},"
+    " cosine: {projector: {type: linear, trainable: false}}, attention_kl: {}}";
+
 static const variant variants[] = {
-    { "f32", KD_F32, false, KD_RECOMPUTE_NONE },
-    { "bf16", KD_BF16, false, KD_RECOMPUTE_BLOCKS },
-    { "two students", KD_BF16, true, KD_RECOMPUTE_NONE },
+    { "f32", KD_F32, false, KD_RECOMPUTE_NONE, NULL },
+    { "bf16", KD_BF16, false, KD_RECOMPUTE_BLOCKS, NULL },
+    { "two students", KD_BF16, true, KD_RECOMPUTE_NONE, NULL },
+    { "f32 over taps", KD_F32, false, KD_RECOMPUTE_NONE, over_taps },
+    { "bf16 over taps", KD_BF16, false, KD_RECOMPUTE_BLOCKS, over_taps },
+    { "two students over taps", KD_BF16, true, KD_RECOMPUTE_NONE, over_taps },
 };
 
 static test_lesson_options lesson_options(const variant *v)
@@ -52,6 +62,7 @@ static test_lesson_options lesson_options(const variant *v)
         .chunk = 6,
         .steps = STEPS,
         .lr = 0.01,
+        .loss = v->loss,
     };
     o.term_count = test_distil(o.terms, 1, 0);
     if (v->mutual) o.term_count += test_distil(o.terms + 2, 0, 1);

@@ -67,6 +67,7 @@ typedef struct poison {
     bool by_token;     /* in the row of token ODD, and those that see it */
     double weight;     /* of cross entropy; 0: 0.4 */
     bool z_loss;       /* a third term */
+    const char *loss;  /* in place of the usual terms */
     const char *parts; /* of what is said */
 } poison;
 
@@ -120,6 +121,11 @@ static const poison poisons[] = {
       { { STUDENT, "final_norm", 4, 1, 1, 1.0f } },
       .weight = 1e38,
       .parts = "of second" },
+    { "NaN in a projector",
+      { { STUDENT, "loss.h.1.0.weight", 3, 1, 1, NAN } },
+      .loss = "{ce: {}, kl: {}, c: {type: cosine},"
+              " h: {type: hidden_mse, layers: [[0, 1], [1, 1]], projector: linear}}",
+      .parts = "h of second is not finite (rank 0, micro-batch |, row |: token " },
 };
 
 static kd_status plant(const test_lesson *lesson, const poison *p)
@@ -160,6 +166,7 @@ static kd_status open_run(run *r, const way *w, const char *path)
         .comm = w->comm,
         .skip = w->skip,
         .max_skips = w->max_skips,
+        .loss = w->poison ? w->poison->loss : NULL,
     };
     const kd_loader_options data = { .files = { path },
                                      .weights = { 1 },

@@ -1,7 +1,8 @@
 /*
  * The whole step against PyTorch: losses and every gradient in float64 of packed, masked, padded
- * rows under a frozen teacher (tests/golden/make_step.py, make_students.py); the same with blocks
- * computed again in the backward pass; and two tokens worked by hand, from a file to the loss.
+ * rows under a frozen teacher (tests/golden/make_step.py, make_students.py), also of terms over taps
+ * (make_tapped.py); the same with blocks computed again in the backward pass; and two tokens worked
+ * by hand, from a file to the loss.
  */
 #include "model/transformer.h"
 #include "support/golden.h"
@@ -188,6 +189,95 @@ Test(step_golden, recomputed_blocks_give_the_same_bits)
             free(gradients[k]);
             test_lesson_close(&lessons[k]);
         }
+        test_golden_close(&p.file);
+    }
+}
+
+/* ---- terms over taps -------------------------------------------------------------------------- */
+
+static const char tapped_loss[] =
+    "{hidden: {type: hidden_mse, layers: uniform, projector: linear, weight: 0.02},"
+    " attention: {type: attention_kl, layers: [[0, 0], [1, 1]], weight: 0.5},"
+    " value: {type: minilm_relation, relation_heads: 2, weight: 0.7},"
+    " query: {type: minilm_relation, of: query, relation_heads: 2, weight: 0.2},"
+    " standard: {type: kl, temperature: 2, standardise: true, weight: 0.6}, ce: {weight: 0.3}}";
+
+static const char *const tapped_terms[] = { "ce",        "standard", "hidden",
+                                            "attention", "value",    "query" };
+
+static kd_tensor projector_of(const kd_slab *slab, int layer, const char *what, bool gradient)
+{
+    char name[64];
+    int i = 0;
+    snprintf(name, sizeof name, "loss.hidden.%d.0.%s", layer, what);
+    while (i < slab->params.count && strcmp(slab->params.items[i].name, name) != 0) i++;
+    cr_assert(i < slab->params.count, "no parameter %s", name);
+    return gradient ? kd_slab_gradient(slab, i) : kd_slab_weight(slab, i);
+}
+
+static void set_projectors(const kd_slab *slab, const test_golden *golden)
+{
+    for (int layer = 0; layer < 3; layer++)
+        for (int bias = 0; bias < 2; bias++) {
+            const kd_tensor to = projector_of(slab, layer, bias ? "bias" : "weight", false);
+            const int64_t n = kd_tensor_elements(&to);
+            const float *all =
+                test_golden_f32(golden, bias ? "projector.bias" : "projector.weight", NULL);
+            memcpy(to.data, all + layer * n, kd_tensor_bytes(&to));
+        }
+}
+
+static void check_projectors(const kd_slab *slab, const test_golden *golden)
+{
+    for (int layer = 0; layer < 3; layer++)
+        for (int bias = 0; bias < 2; bias++) {
+            const char *what = bias ? "bias" : "weight";
+            char key[64];
+            snprintf(key, sizeof key, "gradient.projector.%s", what);
+            const kd_tensor g = projector_of(slab, layer, what, true);
+            const int64_t n = kd_tensor_elements(&g);
+            const float *want = test_golden_f32(golden, key, NULL) + layer * n, *got = g.data;
+            double difference = 0, size = 0;
+            for (int64_t i = 0; i < n; i++) {
+                difference +=
+                    ((double)got[i] - (double)want[i]) * ((double)got[i] - (double)want[i]);
+                size += (double)want[i] * (double)want[i];
+            }
+            cr_assert(sqrt(difference) <= 1e-5 * sqrt(size), "%s of %d: off by %.3g of its norm",
+                      what, layer, sqrt(difference / size));
+        }
+}
+
+Test(step_golden, terms_over_taps_are_those_of_pytorch)
+{
+    for (int recompute = 0; recompute < 2; recompute++) {
+        packed p;
+        test_golden golden;
+        test_lesson lesson;
+        kd_step_result result;
+        open_packed(&p);
+        test_golden_open(&golden, golden_path("step/tapped.safetensors"));
+        const test_lesson_options options = { .models = { { .dir = golden_path("step/twin") },
+                                                          { .dir = golden_path("step/student"),
+                                                            .trainable = true,
+                                                            .recompute =
+                                                                (kd_recompute)recompute } },
+                                              .count = 2,
+                                              .loss = tapped_loss,
+                                              .classes = 89,
+                                              .rows = ROWS };
+        test_ok(test_lesson_open(&lesson, &options));
+        set_projectors(&lesson.models[1]->slab, &golden);
+        test_ok(test_lesson_step(&lesson, &result, &p.batch, 0));
+        const kd_student_result *s = &result.student[1];
+        for (int i = 0; i < KD_COUNT(tapped_terms); i++)
+            near(s->term[i], (double)*test_golden_f32(&golden, tapped_terms[i], NULL),
+                 tapped_terms[i], "tapped");
+        near(s->loss, (double)*test_golden_f32(&golden, "loss", NULL), "loss", "tapped");
+        cr_assert(check_gradients(&golden, lesson.models[1]) > 10);
+        check_projectors(&lesson.models[1]->slab, &golden);
+        test_lesson_close(&lesson);
+        test_golden_close(&golden);
         test_golden_close(&p.file);
     }
 }

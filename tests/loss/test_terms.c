@@ -1,0 +1,132 @@
+/* Terms of a run file over taps: which layers of which models they pair, what they say, and what they
+ * refuse; and that the effective configuration makes the same terms. */
+#include "loss/loss.h"
+#include "support/support.h"
+
+static const int64_t narrow[] = { 8, 8, 8, 8, 8 }, wide[] = { 12, 12, 12, 12, 12, 12, 12 };
+
+static const kd_offer student = { .label = "student",
+                                  .architecture = "LlamaForCausalLM",
+                                  .layers = 4,
+                                  .widths = narrow,
+                                  .heads = 2,
+                                  .kv_heads = 1,
+                                  .head_size = 4 };
+static const kd_offer teacher = { .label = "teacher",
+                                  .architecture = "GPT2LMHeadModel",
+                                  .layers = 6,
+                                  .widths = wide,
+                                  .heads = 2,
+                                  .kv_heads = 2,
+                                  .head_size = 6 };
+static const kd_offer headless = {
+    .label = "teacher", .architecture = "MLP", .layers = 2, .widths = narrow, .samples = true
+};
+
+static kd_status make(kd_term **terms, int *count, kd_arena *arena, const char *loss,
+                      const kd_offer *by)
+{
+    static const int students[] = { 1 }, teachers[] = { 0 };
+    const kd_offer offers[] = { *by, student };
+    bool f32_logits;
+    kd_node *node;
+    KD_TRY(kd_yaml_parse(&node, arena, "loss", loss, strlen(loss)));
+    KD_TRY(kd_terms_parse(terms, count, &f32_logits, arena, node, students, 1, teachers, 1));
+    return kd_terms_bind(*terms, *count, arena, offers);
+}
+
+static const struct {
+    const char *loss, *said;
+} said[] = {
+    { "{hidden_mse: {projector: linear}}",
+      "1 hidden_mse = hidden_mse over hidden 4-6, projector, type linear, width 0, bias true, "
+      "normalise none, shared false, trainable true" },
+    { "{h: {type: cosine, layers: uniform, projector: {type: mlp, width: 5}, weight: 0.5}}",
+      "0.5 h = cosine over hidden 0-0 1-1 2-3 3-4 4-6, projector, type mlp, width 5, bias true, "
+      "normalise none, shared false, trainable true" },
+    /* Block i is mapped as its output, hidden i + 1; and terms over logits come first. */
+    { "{a: {type: attention_kl, layers: uniform}, kl: {}}",
+      "1 kl = forward_kl, T 1, T^2 on  +  1 a = attention_kl over attention 0-0 1-2 2-3 3-5, "
+      "temperature 1, t_squared false, causal true, window 0, softcap 0, teacher_softcap 0, "
+      "relation_heads 0" },
+    { "{v: {type: minilm_relation, of: key, layers: [[3, 1], [0, 5]], relation_heads: 2}}",
+      "1 v = minilm_relation over key 3-1 0-5, temperature 1, t_squared false, causal true, window "
+      "0, relation_heads 2" },
+};
+
+Test(terms, pair_layers_and_say_so)
+{
+    for (int i = 0; i < KD_COUNT(said); i++) {
+        kd_arena *arena;
+        kd_term *terms;
+        const char *text;
+        int count;
+        test_ok(kd_arena_create(&arena));
+        test_ok(make(&terms, &count, arena, said[i].loss, &teacher));
+        test_ok(kd_terms_print(&text, arena, terms, count, 1));
+        cr_expect_str_eq(text, said[i].said);
+
+        json_t *root = json_object();
+        char *again;
+        kd_term *others;
+        const char *same;
+        test_ok(kd_terms_json(root, terms, count, false));
+        test_ok(kd_json_dump(&again, "loss", json_object_get(root, "loss"), JSON_COMPACT));
+        test_ok(make(&others, &count, arena, again, &teacher));
+        test_ok(kd_terms_print(&same, arena, others, count, 1));
+        cr_expect_str_eq(same, text, "%s", again);
+        free(again);
+        json_decref(root);
+        kd_arena_destroy(arena);
+    }
+}
+
+static const struct {
+    const char *loss;
+    const kd_offer *by;
+    const char *message;
+} refused[] = {
+    { "{h: {type: hidden_mse}}", &teacher,
+      "loss.h: hidden[4] of student is 8 wide, hidden[6] of teacher 12: `projector: linear` (or "
+      "mlp) "
+      "brings one to the other" },
+    { "{h: {type: hidden_mse, layers: [[5, 6]]}}", &teacher,
+      "loss.h.layers: found 5, but student (LlamaForCausalLM) offers logits, hidden[0..4], query, "
+      "key "
+      "and value[0..3]" },
+    { "{h: {type: attention_mse, layers: [[1, 6]]}}", &teacher,
+      "loss.h.layers: found 6, but teacher (GPT2LMHeadModel) offers logits, hidden[0..6], query, "
+      "key "
+      "and value[0..5]" },
+    { "{h: {type: attention_mse}}", &headless,
+      "loss.h: attention_mse needs queries, keys and values; teacher (MLP) offers logits, "
+      "hidden[0..2] "
+      "of samples" },
+    { "{h: {type: pkt}}", &headless,
+      "loss.h: pkt needs features of samples; student (LlamaForCausalLM) offers logits, "
+      "hidden[0..4], "
+      "query, key and value[0..3]" },
+    { "{h: {type: hidden_mse, layers: []}}", &teacher,
+      "loss:1: loss.h.layers: found \"\", expected last, uniform, or pairs [student's, "
+      "teacher's]" },
+    { "{h: {type: hidden_mse, layers: [[1]]}}", &teacher,
+      "loss:1: loss.h.layers: expected last, uniform, or pairs [student's, teacher's]" },
+    { "{h: {type: hidden_mse, layers: [[1, -1]]}}", &teacher,
+      "loss:1: loss.h.layers: found \"-1\", expected the number of a layer" },
+    { "{h: {type: minilm_relation, of: queries}}", &teacher, "loss:1: loss.h.of: " },
+    { "{h: {type: [kl]}}", &teacher, "loss:1: loss.h: unknown loss \"\"" },
+};
+
+Test(terms, refuse_what_the_models_cannot_feed)
+{
+    for (int i = 0; i < KD_COUNT(refused); i++) {
+        kd_arena *arena;
+        kd_term *terms;
+        int count;
+        test_ok(kd_arena_create(&arena));
+        cr_expect_eq(make(&terms, &count, arena, refused[i].loss, refused[i].by), KD_EINVAL);
+        cr_expect(strncmp(kd_last_error(), refused[i].message, strlen(refused[i].message)) == 0,
+                  "%s: %s", refused[i].loss, kd_last_error());
+        kd_arena_destroy(arena);
+    }
+}
