@@ -152,7 +152,7 @@ KD_OP(pair_distances, OUT(y) IN(x))
 KD_OP(pair_distances_backward, INOUT(dx) IN(dy) IN(x))
 /* loss f32 [N] of row i, times weight[i]; d [N,N] = scale[0] times the gradient of their sum with
  * respect to `student`; d or absent, with it scale may be; weight f32 [N] or absent, a row whose weight
- * is 0 counting in no other's loss; all f32.
+ * is 0 counting in no other's loss; all f32.                                   pair_losses.c
  * student and teacher: squared distances; `whole`: a mean distance counts all N^2 pairs. */
 KD_OP(rkd_distance, OUT(d) OUT(loss) IN(student) IN(teacher) IN(weight) IN(scale) ARG(bool, whole))
 KD_OP(rkd_angle, OUT(d) OUT(loss) IN(student) IN(teacher) IN(weight) IN(scale))
