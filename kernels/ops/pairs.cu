@@ -1,5 +1,5 @@
 /*
- * What the rows of a batch are to each other, on CUDA; src/ops/pairs.c has the definitions.
+ * What the rows of a batch are to each other, on CUDA; src/ops/pairs.c and pair_losses.c have the definitions.
  *
  * Grid      pair_distances: 64 threads to a tile of 32 x 32 pairs, 4 x 4 a thread, 32 columns of both
  *           sides' rows in shared memory at a time; tiles below the diagonal are the mirror of those
@@ -514,7 +514,7 @@ __global__ void __launch_bounds__(THREADS) pkt_loss_kernel(Pkt p)
     p.pairs.loss[row] = counted > 0 ? (float)(weight_of(p.pairs, row) / counted * sum) : 0;
 }
 
-/* A of the head comment in src/ops/pairs.c, without its factor. */
+/* A of the head comment in src/ops/pair_losses.c, without its factor. */
 __device__ __forceinline__ float pkt_pull(float s, float t, const PktRow &of, float eps)
 {
     const float a = s * of.s, b = t * of.t;

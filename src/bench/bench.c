@@ -4,7 +4,8 @@
 #include <stdlib.h>
 
 static const bench_row *const lists[] = { kd_bench_rows_programs, kd_bench_rows_train,
-                                          kd_bench_rows_features, kd_bench_rows_ops };
+                                          kd_bench_rows_losses, kd_bench_rows_features,
+                                          kd_bench_rows_ops };
 
 /* Of cards that are not here: measured elsewhere by others, as src/DECISIONS.md says. */
 static const struct {
@@ -22,11 +23,18 @@ static const bench_rates *known_rates(const char *device)
 
 /* ---- which cells ------------------------------------------------------------------------------ */
 
+bool kd_bench_row_is(const bench_row *row, const char *name)
+{
+    const size_t n = strlen(name);
+    return strncmp(row->name, name, n) == 0 && (row->name[n] == '\0' || row->name[n] == ' ');
+}
+
+/* The first of that name. */
 static const bench_row *find_row(const char *name)
 {
     for (int l = 0; l < KD_COUNT(lists); l++)
         for (const bench_row *row = lists[l]; row->name; row++)
-            if (strcmp(row->name, name) == 0) return row;
+            if (kd_bench_row_is(row, name)) return row;
     return NULL;
 }
 
@@ -38,7 +46,7 @@ static bool runs_programs(const kd_bench_options *o)
 
 static kd_status check_rows(const kd_bench_options *options)
 {
-    const char *names[KD_OP_COUNT + 8] = { NULL };
+    const char *names[KD_OP_COUNT + KD_FEATURE_COUNT + 8] = { NULL };
     int n = 0;
     for (int l = 0; l < KD_COUNT(lists); l++)
         for (const bench_row *row = lists[l]; row->name && n < KD_COUNT(names) - 1; row++)
@@ -54,7 +62,7 @@ static kd_status check_rows(const kd_bench_options *options)
         const char *near = kd_nearest(options->rows[i], names);
         return kd_fail(KD_EINVAL,
                        "no bench row \"%s\"%s%s; kd list ops names them, and \"head\", "
-                       "\"step\", \"prefill\", \"decode\"",
+                       "\"step\", \"prefill\", \"decode\", \"loss\"",
                        options->rows[i], near ? "; nearest: " : "", near ? near : "");
     }
     return KD_OK;
@@ -79,7 +87,9 @@ static void add_rows(bench_report *report, const kd_bench_options *options, unsi
 {
     report->count = 0;
     for (int i = 0; i < options->row_count; i++)
-        add_cells(report, find_row(options->rows[i]), where);
+        for (int l = 0; l < KD_COUNT(lists); l++)
+            for (const bench_row *row = lists[l]; row->name; row++)
+                if (kd_bench_row_is(row, options->rows[i])) add_cells(report, row, where);
     for (int l = 0; l < KD_COUNT(lists) && options->row_count == 0; l++)
         for (const bench_row *row = lists[l]; row->name; row++)
             if (!row->program || runs_programs(options)) add_cells(report, row, where);

@@ -1,7 +1,8 @@
 /*
  * bench.h - cells, how they are set up, timed, compared with peers and reported.
  *
- * bench.c rows_ops.c rows_train.c programs.c setup.c measure.c peers.c report.c targets.c
+ * bench.c rows_ops.c rows_train.c rows_features.c rows_losses.c programs.c setup.c measure.c peers.c
+ * report.c targets.c
  */
 #ifndef KD_BENCH_INTERNAL_H
 #define KD_BENCH_INTERNAL_H
@@ -54,7 +55,10 @@ typedef struct bench_row {
 
 /* End with { 0 }. */
 extern const bench_row kd_bench_rows_ops[], kd_bench_rows_train[], kd_bench_rows_features[],
-    kd_bench_rows_programs[];
+    kd_bench_rows_losses[], kd_bench_rows_programs[];
+
+/* "loss" is asked for, or is said of, "loss pkt" and all other rows of that first word. */
+bool kd_bench_row_is(const bench_row *row, const char *name);
 
 /* ---- one cell, set up ------------------------------------------------------------------------- */
 

@@ -32,7 +32,7 @@ double kd_bench_ratio(const bench_result *r, const bench_peer *peer)
 
 double kd_bench_memory_ratio(const bench_result *r, const bench_peer *peer)
 {
-    if (!r->row->program || peer->error[0] || !(r->taken > 0)) return NAN;
+    if (peer->error[0] || !(r->taken > 0)) return NAN;
     return peer->bytes / r->taken;
 }
 

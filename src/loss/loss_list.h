@@ -20,6 +20,9 @@ KD_FEATURE(rkd_angle)
 KD_FEATURE(rkd_distance)
 KD_FEATURE(sp)
 
+/* contrast */
+KD_FEATURE(crd)
+
 /* transformers */
 KD_FEATURE(attention_kl)
 KD_FEATURE(attention_mse)

@@ -21,10 +21,12 @@ static kd_status back(kd_exec *exec, const kd_feature_args *args, const kd_tenso
                       const kd_tensor *x)
 {
     const kd_tensor turned = kd_tensor_transposed(d);
-    kd_tensor dx;
+    kd_tensor dx, both;
     KD_TRY(kd_pairs_gradient(&dx, exec, &args->d_student));
-    KD_TRY(KD_RUN(exec, matmul_add, .y = &dx, .a = d, .b = x));
-    KD_TRY(KD_RUN(exec, matmul_add, .y = &dx, .a = &turned, .b = x));
+    KD_TRY(kd_push(&both, exec, "sp.both", KD_F32, kd_shape_of(d)));
+    KD_TRY(KD_RUN(exec, copy, .y = &both, .x = &turned));
+    KD_TRY(KD_RUN(exec, add, .y = &both, .a = &both, .b = d));
+    KD_TRY(KD_RUN(exec, matmul_add, .y = &dx, .a = &both, .b = x));
     return kd_pairs_finish(exec, &args->d_student, &dx);
 }
 

@@ -78,10 +78,37 @@ kd_status kd_copy_check(const kd_copy_args *args)
     return KD_OK;
 }
 
+/* A matrix by columns into one by rows. */
+static bool is_turned(const kd_tensor *y, const kd_tensor *x)
+{
+    return x->rank == 2 && x->dtype == KD_F32 && y->dtype == KD_F32 && x->stride[0] == 1 &&
+           y->stride[1] == 1 && x->shape[0] > 1 && x->shape[1] > 1;
+}
+
+/* By blocks of which the cache holds both sides' lines. */
+static void turn(const kd_tensor *y, const kd_tensor *x)
+{
+    enum { SIDE = 16 };
+    const int64_t rows = x->shape[0], columns = x->shape[1];
+    const int64_t x_step = x->stride[1], y_step = y->stride[0];
+    const float *from = x->data;
+    float *to = y->data;
+#pragma omp parallel for schedule(static) if (rows * columns > KD_PARALLEL_ABOVE)
+    for (int64_t row = 0; row < rows; row += SIDE)
+        for (int64_t column = 0; column < columns; column += SIDE)
+            for (int64_t r = row; r < kd_min_i64(row + SIDE, rows); r++)
+                for (int64_t c = column; c < kd_min_i64(column + SIDE, columns); c++)
+                    to[r * y_step + c] = from[c * x_step + r];
+}
+
 kd_status kd_copy_cpu(kd_exec *exec, const kd_copy_args *args)
 {
     if (kd_planning(exec)) return KD_OK;
     const kd_tensor *x = args->x, *y = args->y;
+    if (is_turned(y, x)) {
+        turn(y, x);
+        return KD_OK;
+    }
     const int64_t rows = kd_tensor_rows(x), columns = kd_tensor_columns(x);
     const int64_t y_stride = y->rank && columns > 1 ? y->stride[y->rank - 1] : 1;
     const int64_t x_stride = x->rank && columns > 1 ? x->stride[x->rank - 1] : 1;

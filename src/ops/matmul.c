@@ -5,7 +5,7 @@
  * A layer y = x W' with W [N,K] reads W with exchanged strides; its backward pass is dx = dy W and
  * dW += dy' x.  No form copies or transposes a matrix first: the library packs panels as it goes.
  * For a single row that would move W three times: there y[n] is the dot product of x and W[n], in an
- * order that K alone decides.
+ * order that K alone decides.  Of y = a a' only stripes from the diagonal on are computed, and mirrored.
  */
 #include "ops/rowio.h"
 
@@ -106,11 +106,52 @@ static kd_status one_row(kd_exec *exec, const kd_matmul_args *args)
     return KD_OK;
 }
 
+/* ---- a matrix and itself ---------------------------------------------------------------------- */
+
+enum { STRIPE = 128, CORNER = 16 };
+
+static bool is_gram(const kd_matmul_args *args)
+{
+    const kd_tensor *y = args->y, *a = args->a, *b = args->b;
+    return a->data == b->data && a->shape[0] == b->shape[1] && a->stride[0] == b->stride[1] &&
+           a->stride[1] == b->stride[0] && y->dtype == KD_F32 && y->stride[1] == 1 &&
+           !kd_present(args->bias) && a->shape[0] >= 2 * STRIPE;
+}
+
+/* What is above the diagonal to below it, by blocks that the cache holds in both orders. */
+static void mirror(const kd_tensor *y)
+{
+    const int64_t rows = y->shape[0], step = y->stride[0];
+    float *data = y->data;
+#pragma omp parallel for schedule(static, 1)
+    for (int64_t to = 0; to < rows; to += CORNER)
+        for (int64_t from = 0; from <= to; from += CORNER)
+            for (int64_t i = to; i < kd_min_i64(to + CORNER, rows); i++)
+                for (int64_t j = from; j < kd_min_i64(from + CORNER, i); j++)
+                    data[i * step + j] = data[j * step + i];
+}
+
+static kd_status gram(kd_exec *exec, const kd_matmul_args *args)
+{
+    const int64_t rows = args->y->shape[0];
+    for (int64_t at = 0; at < rows; at += STRIPE) {
+        const int64_t n = kd_min_i64(STRIPE, rows - at);
+        const kd_tensor own = kd_tensor_slice(args->y, 0, at, n);
+        const kd_tensor y = kd_tensor_slice(&own, 1, at, rows - at);
+        const kd_tensor a = kd_tensor_slice(args->a, 0, at, n);
+        const kd_tensor b = kd_tensor_slice(args->b, 1, at, rows - at);
+        KD_TRY(kd_dnn_matmul(kd_cpu_dnn(exec->device), exec, &y, &a, &b, NULL, false));
+    }
+    if (!kd_planning(exec)) mirror(args->y);
+    return KD_OK;
+}
+
 /* ---- any -------------------------------------------------------------------------------------- */
 
 kd_status kd_matmul_cpu(kd_exec *exec, const kd_matmul_args *args)
 {
     if (is_one_row(args)) return one_row(exec, args);
+    if (is_gram(args)) return gram(exec, args);
     return kd_dnn_matmul(kd_cpu_dnn(exec->device), exec, args->y, args->a, args->b, args->bias,
                          false);
 }

@@ -50,6 +50,9 @@ KD_OP(swiglu, OUT(y) IN(gate) IN(up))
 KD_OP(swiglu_backward, OUT(dgate) OUT(dup) IN(dy) IN(gate) IN(up))
 KD_OP(gelu, OUT(y) IN(x) ARG(bool, tanh_form))
 KD_OP(gelu_backward, OUT(dx) IN(dy) IN(x) ARG(bool, tanh_form))
+KD_OP(relu, OUT(y) IN(x))
+/* relu's result will do for its x. */
+KD_OP(relu_backward, OUT(dx) IN(dy) IN(x))
 
 /* x [N,H,d] in place: pairs (i, i + r/2) of the first r = 2 * len(frequencies) columns turn by
  * positions[n] * frequencies[i] (i32, f32), times `scale`; `backward` turns back.       rope.c */
@@ -149,7 +152,7 @@ KD_OP(pair_distances, OUT(y) IN(x))
 KD_OP(pair_distances_backward, INOUT(dx) IN(dy) IN(x))
 /* loss f32 [N] of row i, times weight[i]; d [N,N] = scale[0] times the gradient of their sum with
  * respect to `student`; d or absent, with it scale may be; weight f32 [N] or absent, a row whose weight
- * is 0 counting in no other's loss; all f32.
+ * is 0 counting in no other's loss; all f32.                                   pair_losses.c
  * student and teacher: squared distances; `whole`: a mean distance counts all N^2 pairs. */
 KD_OP(rkd_distance, OUT(d) OUT(loss) IN(student) IN(teacher) IN(weight) IN(scale) ARG(bool, whole))
 KD_OP(rkd_angle, OUT(d) OUT(loss) IN(student) IN(teacher) IN(weight) IN(scale))
@@ -159,6 +162,19 @@ KD_OP(pkt, OUT(d) OUT(loss) IN(student) IN(teacher) IN(weight) IN(scale) ARG(flo
  * is added to, or absent.                                                        correlation.c */
 KD_OP(correlation, INOUT(d_student) OUT(loss) IN(student) IN(teacher) IN(weight) IN(scale))
 
+/* Rows against a bank of them: noise-contrastive, K + 1 rows of `bank` f32 [n,D] a row of x [B,D], D at most
+ * KD_MAX_CONTRAST; the positive samples[b], i32 [B], then negatives[b], i32 [B,K].  partition f32: element
+ * `side` is Z.  loss f32 [B] += weight[b] value, dx += scale[0] weight[b] times its gradient; dx, of x's
+ * type, or absent; weight f32 [B], 0: the row is not read, nor its ids, or absent; scale f32 [1], absent
+ * with dx.                                                                       contrast.c */
+KD_OP(contrast, INOUT(dx) INOUT(loss) IN(x) IN(bank) IN(samples) IN(negatives) IN(partition)
+                    IN(weight) IN(scale) ARG(float, temperature) ARG(float, eps) ARG(int64_t, side))
+/* Z of a side that is 0 = n times the batch's mean of exp(score); else nothing is done. */
+KD_OP(contrast_partition, INOUT(partition) IN(x) IN(bank) IN(samples) IN(negatives) IN(weight)
+                              ARG(float, temperature) ARG(int64_t, side))
+/* bank[samples[b]] = momentum of it and 1 - momentum of x[b] / |x[b]|, made as long as 1; of equal samples
+ * the last stays.  A row of weight 0 or that is not finite renews nothing. */
+KD_OP(renew_rows, INOUT(bank) IN(x) IN(samples) IN(weight) ARG(float, momentum))
 /* What a sample's maps x, y (teacher) with rows of length one have in common (NST), from products of them:
  *   by places   student [B,S,S] = x'x, teacher [B,S,S] = y'y
  *   by channels student [B,C,C+C'] = x (x, y)', teacher [B,C',C'] = y y'

@@ -155,6 +155,8 @@ static kd_status run(job *j)
     KD_TRY(get(&j->host.loss, &exec, &args.loss));
     for (const kd_read *r = j->type->reads; r->name; r++) {
         const kd_tensor *value = kd_feature_operand(&j->host, r->name, false);
+        if (r->flags & KD_READ_STATE)
+            KD_TRY(get(value, &exec, kd_feature_operand(&args, r->name, false)));
         if (!(r->flags & KD_READ_GRADIENT) || !kd_present(value)) continue;
         KD_TRY(get(kd_feature_operand(&j->host, r->name, true), &exec,
                    kd_feature_operand(&args, r->name, true)));
@@ -193,6 +195,7 @@ static kd_status visit_results(job *j, visitor visit)
     for (const kd_read *r = j->type->reads; r->name; r++) {
         const kd_tensor *t = kd_feature_operand(&j->host, r->name, false);
         const char *gradient;
+        if (r->flags & KD_READ_STATE) KD_TRY(visit(j->out, r->name, t));
         if (!(r->flags & KD_READ_GRADIENT) || !kd_present(t)) continue;
         KD_TRY(kd_arena_format(&gradient, j->arena, "d_%s", r->name));
         KD_TRY(visit(j->out, gradient, kd_feature_operand(&j->host, r->name, true)));

@@ -7,7 +7,7 @@
 #include <unistd.h>
 
 static const bench_row *const lists[] = { kd_bench_rows_ops, kd_bench_rows_features,
-                                          kd_bench_rows_train };
+                                          kd_bench_rows_losses, kd_bench_rows_train };
 
 Test(bench, times_every_op)
 {
@@ -29,6 +29,39 @@ Test(bench, times_every_op)
             cr_assert_eq(where, BENCH_GPU | BENCH_CPU | BENCH_QUICK, "%s: shapes for %u", row->name,
                          where);
         }
+}
+
+/* Each loss of loss_list.h once, asked for together by their first word. */
+Test(bench, runs_every_loss_over_features)
+{
+    static const char *const rows[] = { "loss" };
+    char path[] = "/tmp/kd-bench-XXXXXX", name[64];
+    close(mkstemp(path));
+    FILE *out = tmpfile();
+    cr_assert_not_null(out);
+    test_ok(kd_bench(
+        out, &(const kd_bench_options){
+                 .device = "cpu", .rows = rows, .row_count = 1, .quick = true, .json = path }));
+    fclose(out);
+    json_t *root;
+    test_ok(kd_json_read(&root, path));
+    const json_t *cells = json_object_get(root, "cells"), *cell;
+    for (int i = 0; i < KD_FEATURE_COUNT; i++) {
+        int found = 0;
+        size_t c;
+        const int length = snprintf(name, sizeof name, "loss %s ", kd_feature_types[i]->name);
+        json_array_foreach(cells, c, cell)
+        {
+            const char *text = json_string_value(json_object_get(cell, "cell"));
+            if (strncmp(text, name, (size_t)length) != 0) continue;
+            found++;
+            cr_expect(json_number_value(json_object_get(cell, "value")) > 0, "%s: no value", text);
+        }
+        cr_expect_eq(found, 1, "%sis in %d cells", name, found);
+    }
+    cr_expect_eq(json_array_size(cells), KD_FEATURE_COUNT);
+    json_decref(root);
+    unlink(path);
 }
 
 Test(bench, floors_are_traffic_and_products_over_measured_rates)
@@ -224,11 +257,17 @@ Test(bench, names_missed_targets_with_their_profile)
         { "decode", "compile", 0.99, 9, "0.99 x as fast" },
         { "row_loss", "eager", 3.9, 1, "profile: " },
         { "row_loss", "compile", 3.9, 1, NULL },
+        { "loss pkt", "eager", 3.9, 1, "3.90 x as fast, target 4.0 x" },
+        { "loss pkt", "compile", 1.1, 1, NULL },
+        { "loss cc", "compile", 0.99, 1, "0.99 x as fast, target 1.0 x" },
+        { "loss rkd_angle", "eager", 21, 51, NULL },
+        { "loss rkd_angle", "eager", 21, 49, "takes 2.0 % of its memory, target 2 %" },
     };
     double ops[KD_OP_COUNT] = { [KD_OP_matmul] = 3, [KD_OP_add] = 1 };
     for (int i = 0; i < KD_COUNT(cases); i++) {
-        const bench_row *row =
-            strcmp(cases[i].row, "row_loss") == 0 ? kd_bench_rows_train : kd_bench_rows_programs;
+        const bench_row *row = strcmp(cases[i].row, "row_loss") == 0    ? kd_bench_rows_train
+                               : strncmp(cases[i].row, "loss ", 5) == 0 ? kd_bench_rows_losses
+                                                                        : kd_bench_rows_programs;
         while (strcmp(row->name, cases[i].row) != 0) row++;
         bench_result result = { .row = row,
                                 .shape = row->shapes,

@@ -7,7 +7,8 @@ The formulas are in losses/<group>.py, each written from its paper and different
 hand.  A file is what `kd loss` reads; it has the results under the names that `kd loss` writes, and in
 its metadata `options`, YAML of the loss's own, and `tolerance`, which the largest number of a result
 is multiplied with: more than 1e-5 where f32 cannot do better, which the case then says why.  A formula may
-be a pair with the names that have a gradient.
+be a pair with the names that have a gradient, and then gives what of its state is renewed beside the
+value: `after.<name>` in the file.
 """
 
 import importlib.util
@@ -40,6 +41,7 @@ def make(loss, case, options, inputs, formula, tolerance=1e-5):
     for name in leaves:
         wide[name].requires_grad_()
     value = formula(**wide, **options)
+    value, state = value if isinstance(value, tuple) else (value, {})
     if weight is not None:
         value = value * weight
     value.sum().backward()
@@ -49,6 +51,8 @@ def make(loss, case, options, inputs, formula, tolerance=1e-5):
         stored[f"d_{name}"] = (torch.zeros_like(wide[name]) if gradient is None else gradient).to(
             torch.float32
         )
+    for name, renewed in state.items():
+        stored[f"after.{name}"] = renewed.detach().to(torch.float32)
     text = "".join(f"{k}: {str(v).lower()}\n" for k, v in options.items())
     stored = {n: t.contiguous() for n, t in stored.items()}
     path = HERE / f"{loss}.{case}.safetensors"

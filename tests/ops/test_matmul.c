@@ -3,6 +3,8 @@
 #include "oracle/ops.h"
 #include "support/products.h"
 
+#include <math.h>
+
 static void check(test_bench *bench, const product_case *c)
 {
     const int mark = test_mark(bench);
@@ -40,6 +42,32 @@ Test(matmul, one_row)
     test_bench bench;
     test_open(&bench, 1u << 20);
     product_each(check_row, &bench);
+    test_close(&bench);
+}
+
+/* y = a a', of which half is computed: by rows and by columns, whole stripes and odd ones. */
+Test(matmul, of_a_matrix_and_itself)
+{
+    static const int64_t sizes[][3] = {
+        { 256, 3, 0 }, { 257, 40, 5 }, { 300, 19, 2 }, { 391, 65, 0 }, { 255, 7, 1 },
+    };
+    test_bench bench;
+    test_open(&bench, 8u << 20);
+    for (int i = 0; i < 2 * KD_COUNT(sizes); i++) {
+        const int64_t n = sizes[i / 2][0], k = sizes[i / 2][1];
+        const int mark = test_mark(&bench);
+        const kd_tensor given = test_filled(&bench, KD_F32, i % 2 ? KD_SHAPE(k, n) : KD_SHAPE(n, k),
+                                            sizes[i / 2][2], -1, 1);
+        const kd_tensor a = i % 2 ? kd_tensor_transposed(&given) : given;
+        const kd_tensor turned = kd_tensor_transposed(&a);
+        const kd_tensor y = test_tensor(&bench, KD_F32, KD_SHAPE(n, n), sizes[i / 2][2]);
+        double *want = test_zeros(&bench, n * n);
+        test_ok(KD_RUN(&bench.exec, matmul, .y = &y, .a = &a, .b = &turned));
+        oracle_matmul(want, test_doubles(&bench, &a), test_doubles(&bench, &turned), NULL, n, k, n);
+        test_near(&y, want, sqrt((double)k) / 3, (double)k + 1, "%lld rows of %lld, %s", (long long)n, (long long)k,
+                  i % 2 ? "by columns" : "by rows");
+        test_release(&bench, mark);
+    }
     test_close(&bench);
 }
 

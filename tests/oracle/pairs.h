@@ -1,6 +1,7 @@
 /*
  * pairs.h - losses over the pairs of a batch in double, straight from their formulas; contiguous
- * arrays.  The formulas stand at the heads of src/ops/normalise.c, pairs.c and correlation.c.
+ * arrays.  The formulas stand at the heads of src/ops/normalise.c, pairs.c, pair_losses.c and
+ * correlation.c.
  */
 #ifndef KD_ORACLE_PAIRS_H
 #define KD_ORACLE_PAIRS_H

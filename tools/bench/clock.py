@@ -1,5 +1,6 @@
 """clock.py - a peer's operands, the patterns of src/bench/setup.c, and how long its calls take."""
 
+import ctypes
 import gc
 import statistics
 import time
@@ -57,15 +58,34 @@ def operand_sets(make):
 
 
 def taken_by(cell, run):
-    """Bytes beyond what stands before the call."""
-    if cell.device != "cuda":
-        return None
+    """Bytes beyond what stands before the call, which are operands and their gradients: allocated on a card,
+    resident on a CPU."""
     cell.clear()
+    if cell.device != "cuda":
+        return resident_peak_of(run)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     run()
     cell.sync()
     return torch.cuda.max_memory_allocated() - before
+
+
+def resident(key):
+    with open("/proc/self/status") as status:
+        return next(1024 * int(line.split()[1]) for line in status if line.startswith(key))
+
+
+def resident_peak_of(run):
+    """None where the kernel does not tell.  What malloc keeps for later would hide the call's own."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        with open("/proc/self/clear_refs", "w") as peak:
+            peak.write("5")  # VmHWM starts anew (proc(5))
+        before = resident("VmRSS:")
+        run()
+        return resident("VmHWM:") - before
+    except (OSError, AttributeError):
+        return None
 
 
 def host_sample(calls):
@@ -89,10 +109,18 @@ def card_sample(calls, passing):
 
 
 def measured(cell, make):
-    """Times of make()'s calls: each set of operands in turn, at least ten samples of about 10 ms."""
+    """Times of make()'s calls: each set of operands in turn, at least ten samples of about 10 ms; of a call that
+    takes longer than a cell is given, three."""
     cell.clear()
     runs = operand_sets(make)
     value = runs[0]()  # some spoil their operands
+    cell.sync()
+    begin = time.perf_counter()
+    runs[0]()
+    cell.sync()
+    slow = time.perf_counter() - begin > cell.seconds
+    if slow:
+        del runs[1:]  # it goes through more than a cache holds by itself
     for run in runs:
         run()
     cell.sync()
@@ -115,7 +143,7 @@ def measured(cell, make):
     else:
         sample = host_sample
     samples, start = [], time.perf_counter()
-    while len(samples) < 10 or (len(samples) < 400 and time.perf_counter() - start < cell.seconds):
+    while len(samples) < (3 if slow else 10) or (len(samples) < 400 and time.perf_counter() - start < cell.seconds):
         samples.append(sample(runs * rounds) / (rounds * len(runs)))
     samples.sort()
     n = len(samples)

@@ -18,6 +18,7 @@ What each peer is
              RMSNorm, LayerNorm and SwiGLU
     sdpa     scaled_dot_product_attention with its flash kernel, and with cuDNN's
     fused    torch.optim.AdamW(fused=True)
+    eager and compile of a loss over features or relations: peers_losses.py's, the papers' own code
     eager and compile of a step, a prompt that is read and a text that is made: step.py's, each in a
     process of its own, whose resident peak is told
 
@@ -34,6 +35,7 @@ import sys
 import torch
 import torch.nn.functional as F
 
+import peers_losses
 import step
 import wheels
 from clock import Cell, Run, measured
@@ -422,6 +424,8 @@ ROWS = {
     "swiglu_backward": lambda c: elementwise(c, swiglu, 2, True, "liger_swiglu"),
     "gelu": lambda c: elementwise(c, gelu_of(c), 1, False),
     "gelu_backward": lambda c: elementwise(c, gelu_of(c), 1, True),
+    "relu": lambda c: elementwise(c, F.relu, 1, False),
+    "relu_backward": lambda c: elementwise(c, F.relu, 1, True),
     "attention": lambda c: attention(c, False),
     "attention_backward": lambda c: attention(c, True),
     "embedding": moved_rows,
@@ -432,6 +436,7 @@ ROWS = {
     "copy": lambda c: slab(c, lambda out, x: out.copy_(x), 1),
     "add": lambda c: slab(c, lambda out, a, b: torch.add(a, b, out=out), 2),
     "sum_squares": lambda c: slab(c, lambda out, x: torch.linalg.vector_norm(x), 1),
+    **peers_losses.ROWS,
 }
 
 
