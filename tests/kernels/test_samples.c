@@ -1,6 +1,6 @@
 /* Steps of classifiers of samples on a CUDA device: the CPU's losses and gradients. */
-#include "support/golden.h"
 #include "support/lesson.h"
+#include "support/support.h"
 
 #include <math.h>
 #include <stdlib.h>
