@@ -8,12 +8,12 @@
  */
 #include "bench/rows.h"
 
-static const char prefix[] = "loss ";
+enum { PREFIX = sizeof "loss " - 1 };
 
 static const kd_feature_type *type_of(const bench_row *row)
 {
     const kd_feature_type *const *type = kd_feature_types;
-    while (*type && strcmp((*type)->name, row->name + sizeof prefix - 1) != 0) type++;
+    while (*type && strcmp((*type)->name, row->name + PREFIX) != 0) type++;
     return *type;
 }
 
