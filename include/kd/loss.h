@@ -97,6 +97,8 @@ typedef enum kd_read_flag {
     KD_READ_INTEGER = 2,
     KD_READ_F32 = 4, /* the others are f32 or bf16 */
     KD_READ_OPTIONAL = 8,
+    KD_READ_PARAMETER = 16, /* the loss's own, trained; kd_feature_file knows what it begins with */
+    KD_READ_STATE = 32, /* f32, of the loss's own: renewed by a run and written under its name */
 } kd_read_flag;
 
 typedef struct kd_read {
@@ -121,8 +123,9 @@ KD_MUST_CHECK kd_status kd_feature_describe(kd_feature_info *info, int loss);
 /*
  * From file to file.  `in` has what the loss reads (f32, bf16 or f16; integers of any type) and, as the
  * user wants, `weight` [units], a factor of each unit, which is a row of the first tensor; one of
- * weight 0 is not read.  `out` gets `loss` [units] and the gradients of the sum of them, all f32 and
- * computed in f32.  `options`: as the loss's rows parsed them, or NULL where it has none.
+ * weight 0 is not read; a parameter that is not in it has its first value.  `out` gets `loss` [units],
+ * the gradients of the sum of them and the state as it is then, all f32 and computed in f32.
+ * `options`: as the loss's rows parsed them, or NULL where it has none.
  */
 KD_MUST_CHECK kd_status kd_feature_file(int loss, const char *in, const char *out,
                                         const void *options, const char *device);

@@ -17,7 +17,9 @@ typedef struct kd_model_info {
     char family[32];       /* "llama" */
     int64_t layers, width, heads, kv_heads, head_size, ffn;
     int64_t vocabulary, max_positions, window; /* window 0: unlimited */
-    bool tied;                                 /* the head is the embedding table */
+    int64_t
+        inputs; /* numbers of a sample, of a model that classifies samples; 0: a model of tokens */
+    bool tied;  /* the head is the embedding table */
     int64_t parameters;
     double flops_per_token; /* of a forward pass, without attention scores */
     int64_t weight_bytes;   /* of all tensors on disk; 0: there are none */

@@ -122,7 +122,10 @@ typedef struct kd_eval_row {
     kd_measure ppl;
     kd_measure kl;       /* to the teacher; NaN for the teacher */
     kd_measure same_top; /* share; NaN for the teacher */
-    double retained;     /* log ppl(teacher) / log ppl(model) */
+    kd_measure
+        accuracy;    /* share of rows whose first largest class is the label; of samples, and where
+                            there is a profile; else NaN */
+    double retained; /* log ppl(teacher) / log ppl(model) */
 } kd_eval_row;
 
 typedef struct kd_eval_pair {
@@ -161,6 +164,7 @@ typedef struct kd_eval_report {
     kd_eval_row rows[KD_MAX_EVAL_ROWS]; /* the teacher first, where there is one */
     int count;
     bool has_teacher;
+    bool samples; /* the models classify samples: each is a token and a document */
     int64_t tokens, documents;
     double unigram_ppl; /* of the training tokens, add-one; NaN without training data */
     double kl_quantile[KD_MAX_EVAL_ROWS][4]; /* 50 %, 90 %, 99 %, largest */
@@ -178,7 +182,7 @@ typedef struct kd_eval_options {
     const char *device;              /* NULL: auto */
     const char *dtype;               /* as of kd_logits_options; NULL: f32 */
     const char *teacher_dtype;       /* NULL: dtype */
-    int64_t sequence, micro, tokens; /* 0: 512, 4, all */
+    int64_t sequence, micro, tokens; /* 0: 512, 4, all; of samples as many rows at a time */
     bool profile;                    /* fill report.profile, which takes a look at every logit */
 } kd_eval_options;
 

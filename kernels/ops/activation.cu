@@ -1,10 +1,10 @@
 /*
- * swiglu, gelu and their gradients on CUDA; src/ops/activation.c has the definitions.
+ * swiglu, gelu, relu and their gradients on CUDA; src/ops/activation.c has the definitions.
  *
  * Grid      a thread has 16 bytes of every operand (one element where a row is not aligned), a block
  *           256 of them: of one row, or of as many short rows as fit.
- * Traffic   elements read and written, each once: swiglu 3, backward 5; gelu 2, backward 3.  In bf16
- *           6, 10, 4 and 6 bytes an element.
+ * Traffic   elements read and written, each once: swiglu 3, backward 5; gelu and relu 2, backward
+ *           3.  In bf16 6, 10, 4 and 6 bytes an element.
  * Numerics  f32 inside.  expf is CUDA's accurate one (2 ulp), the quotient of the logistic function,
  *           whose divisor is in [1, 2], is within 2 ulp; the error of Phi is below 2^-23 absolutely, as
  *           on the CPU.  No form costs more than some 40 instructions an element, what the memory of
@@ -81,6 +81,17 @@ __device__ __forceinline__ void gelu_tanh_backward(float (&dx)[1], const float (
     float s, rest, slope;
     logistic(&s, &rest, twice_u(&slope, x));
     dx[0] = dy_x[0] * (s + x * (s * rest) * slope);
+}
+
+/* Comparisons, not fmaxf, which would lose a NaN. */
+__device__ __forceinline__ void relu(float (&y)[1], const float (&x)[1])
+{
+    y[0] = x[0] <= 0 ? 0 : x[0];
+}
+
+__device__ __forceinline__ void relu_backward(float (&dx)[1], const float (&dy_x)[2])
+{
+    dx[0] = dy_x[1] <= 0 ? 0 : dy_x[0];
 }
 
 /* ---- all elements ----------------------------------------------------------------------------- */
@@ -189,4 +200,14 @@ extern "C" kd_status kd_gelu_backward_cuda(kd_exec *exec, const kd_gelu_backward
                                                            { args->dy, args->x })
                            : map<1, 2, gelu_backward>(exec, "gelu_backward", { args->dx },
                                                       { args->dy, args->x });
+}
+
+extern "C" kd_status kd_relu_cuda(kd_exec *exec, const kd_relu_args *args)
+{
+    return map<1, 1, relu>(exec, "relu", { args->y }, { args->x });
+}
+
+extern "C" kd_status kd_relu_backward_cuda(kd_exec *exec, const kd_relu_backward_args *args)
+{
+    return map<1, 2, relu_backward>(exec, "relu_backward", { args->dx }, { args->dy, args->x });
 }

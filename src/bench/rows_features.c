@@ -298,6 +298,162 @@ static void open_correlation(bench_run *r, int set)
          .scale = one(r, set));
 }
 
+/* ---- a bank of rows --------------------------------------------------------------------------- */
+
+/* A gather of K + 1 rows of a bank for each row of x, and their ids. */
+static bench_work work_contrast_partition(const bench_shape *s)
+{
+    return (bench_work){ .bytes = dim(s, 0) * (dim(s, 1) + 1) * (4 * dim(s, 2) + 4) };
+}
+
+static bench_work work_contrast(const bench_shape *s)
+{
+    bench_work work = work_contrast_partition(s);
+    work.bytes += 3 * element(s) * dim(s, 0) * dim(s, 2); /* x, and dx twice */
+    return work;
+}
+
+static const kd_tensor *numbers(bench_run *r, int set, kd_shape shape, unsigned salt)
+{
+    return kd_bench_filled(r, set, KD_I32, shape, 0, (double)r->shape->dim[3], salt);
+}
+
+/* Elements of a bank's rows: about as long as 1. */
+static const kd_tensor *bank(bench_run *r, int set)
+{
+    const double by = sqrt(3.0 / (double)r->shape->dim[2]);
+    return kd_bench_filled(r, set, KD_F32, KD_SHAPE(r->shape->dim[3], r->shape->dim[2]), -by, by,
+                           2);
+}
+
+static void open_contrast(bench_run *r, int set)
+{
+    const int64_t *n = r->shape->dim;
+    const kd_shape shape = KD_SHAPE(n[0], n[2]);
+    ARGS(r, set, contrast, .dx = result(r, set, shape), .loss = list(r, set),
+         .x = values(r, set, shape, 1), .bank = bank(r, set),
+         .samples = numbers(r, set, KD_SHAPE(n[0]), 3),
+         .negatives = numbers(r, set, KD_SHAPE(n[0], n[1]), 4),
+         .partition = kd_bench_filled(r, set, KD_F32, KD_SHAPE(1), 1e5, 2e5, 5),
+         .scale = one(r, set), .temperature = 0.07f, .eps = 1e-7f);
+}
+
+/* Z is the first tensor, which is put back to 0. */
+static void open_contrast_partition(bench_run *r, int set)
+{
+    const int64_t *n = r->shape->dim;
+    const kd_tensor *partition = kd_bench_zeros(r, set, KD_F32, KD_SHAPE(1));
+    ARGS(r, set, contrast_partition, .partition = partition,
+         .x = values(r, set, KD_SHAPE(n[0], n[2]), 1), .bank = bank(r, set),
+         .samples = numbers(r, set, KD_SHAPE(n[0]), 3),
+         .negatives = numbers(r, set, KD_SHAPE(n[0], n[1]), 4), .temperature = 0.07f);
+}
+
+static const bench_shape contrasts[] = {
+    { BENCH_QUICK, "", KD_F32, { 3, 70, 33, 500 } },
+    { BENCH_GPU, "", KD_BF16, { 64, 16384, 128, 50000 } },
+    { BENCH_GPU, "", KD_BF16, { 256, 16384, 128, 1281167 } },
+    { BENCH_CPU, "", KD_F32, { 16, 16384, 128, 50000 } },
+};
+
+/* Rows of x and of the bank read, those of the bank written. */
+static bench_work work_renew_rows(const bench_shape *s)
+{
+    return (bench_work){ .bytes = (element(s) + 8) * product(s, 2) };
+}
+
+static void open_renew_rows(bench_run *r, int set)
+{
+    const int64_t rows = r->shape->dim[0], columns = r->shape->dim[1];
+    int32_t *ids;
+    if (r->status == KD_OK) r->status = KD_ARENA_ARRAY(&ids, r->arena, rows);
+    if (r->status != KD_OK) return;
+    for (int64_t i = 0; i < rows; i++) ids[i] = (int32_t)(i * 7);
+    ARGS(r, set, renew_rows,
+         .bank = kd_bench_filled(r, set, KD_F32, KD_SHAPE(7 * rows, columns), -1, 1, 1),
+         .x = values(r, set, KD_SHAPE(rows, columns), 2),
+         .samples = kd_bench_given(r, set, KD_I32, KD_SHAPE(rows), ids), .momentum = 0.5f);
+}
+
+static const bench_shape renewals[] = {
+    { BENCH_QUICK, "", KD_F32, { 5, 33 } },
+    { BENCH_GPU, "", KD_BF16, { 1024, 128 } },
+    { BENCH_CPU, "", KD_F32, { 1024, 128 } },
+};
+
+/* ---- products of maps ------------------------------------------------------------------------- */
+
+static bench_work work_matmul_batched(const bench_shape *s)
+{
+    const double b = dim(s, 0), m = dim(s, 1), n = dim(s, 2), k = dim(s, 3);
+    return (bench_work){ .bytes = 4 * b * (m * k + k * n + m * n), .flops = 2 * b * m * n * k };
+}
+
+/* x'x of maps, by places. */
+static void open_matmul_batched(bench_run *r, int set)
+{
+    const int64_t *n = r->shape->dim;
+    kd_tensor *turned = &r->tensor[set][r->count[set]++];
+    *turned = *values(r, set, KD_SHAPE(n[0], n[3], n[1]), 1);
+    turned->shape[1] = n[1], turned->stride[1] = 1;
+    turned->shape[2] = n[3], turned->stride[2] = n[1];
+    ARGS(r, set, matmul_batched, .y = result(r, set, KD_SHAPE(n[0], n[1], n[2])), .a = turned,
+         .b = values(r, set, KD_SHAPE(n[0], n[3], n[2]), 2));
+}
+
+static const bench_shape batched_products[] = {
+    { BENCH_QUICK, "", KD_F32, { 3, 9, 10, 5 } },
+    { BENCH_GPU, "", KD_F32, { 64, 256, 256, 256 } },
+    { BENCH_GPU, "", KD_F32, { 256, 64, 64, 256 } },
+    { BENCH_CPU, "", KD_F32, { 64, 64, 64, 256 } },
+    { BENCH_CPU, "", KD_F32, { 16, 256, 256, 256 } },
+};
+
+/* The student's products read and written, the teacher's read. */
+static bench_work work_gram_distance(const bench_shape *s)
+{
+    const double c = dim(s, 1), places = dim(s, 2),
+                 each = strcmp(s->variant, "channels") == 0 ? 5 * c * c : 3 * places * places;
+    return (bench_work){ .bytes = 4 * dim(s, 0) * each };
+}
+
+/* With a scale that keeps what is overwritten of one size. */
+static void open_gram_distance(bench_run *r, int set)
+{
+    const int64_t *n = r->shape->dim, c = n[1], rows = is(r, "channels") ? c : n[2];
+    const double scale = (double)(c * c) / 4;
+    ARGS(r, set, gram_distance,
+         .student = values(r, set, KD_SHAPE(n[0], rows, is(r, "channels") ? 2 * c : rows), 1),
+         .loss = list(r, set), .teacher = values(r, set, KD_SHAPE(n[0], rows, rows), 2),
+         .scale = kd_bench_filled(r, set, KD_F32, KD_SHAPE(1), scale, 1.01 * scale, 3),
+         .channels = c, .teacher_channels = c, .by_channel = is(r, "channels"));
+}
+
+static const bench_shape grams[] = {
+    { BENCH_QUICK, "", KD_F32, { 2, 5, 7 } },
+    { BENCH_QUICK, "channels", KD_F32, { 2, 5, 7 } },
+    { BENCH_GPU, "", KD_F32, { 64, 256, 256 } },
+    { BENCH_GPU, "channels", KD_F32, { 256, 128, 1024 } },
+    { BENCH_CPU, "", KD_F32, { 16, 256, 256 } },
+    { BENCH_CPU, "channels", KD_F32, { 16, 128, 1024 } },
+};
+
+/* Both sides, and the gradient read and written. */
+static bench_work work_vid(const bench_shape *s)
+{
+    return (bench_work){ .bytes = 4 * element(s) * product(s, 3) };
+}
+
+static void open_vid(bench_run *r, int set)
+{
+    const kd_shape shape = map_shape(r), channels = KD_SHAPE(shape.dim[1]);
+    ARGS(r, set, vid, .d_student = result(r, set, shape),
+         .d_log_variance = kd_bench_zeros(r, set, KD_F32, channels), .loss = list(r, set),
+         .student = values(r, set, shape, 1), .teacher = values(r, set, shape, 2),
+         .log_variance = kd_bench_filled(r, set, KD_F32, channels, -1, 5, 3), .scale = one(r, set),
+         .eps = 1e-5f);
+}
+
 /* ---- the rows --------------------------------------------------------------------------------- */
 
 const bench_row kd_bench_rows_features[] = {
@@ -315,5 +471,12 @@ const bench_row kd_bench_rows_features[] = {
     OP_ROW(rkd_angle, "N", work_rkd_angle, squares),
     OP_ROW(pkt, "N", work_squares, squares),
     OP_ROW(correlation, "ND", work_correlation, batches),
+    OP_ROW(contrast, "BKDn", work_contrast, contrasts),
+    { "contrast_partition", "BKDn", open_contrast_partition, NULL, work_contrast_partition,
+      contrasts, KD_COUNT(contrasts), 0, KD_OP_contrast_partition, NULL },
+    OP_ROW(renew_rows, "ND", work_renew_rows, renewals),
+    OP_ROW(matmul_batched, "BMNK", work_matmul_batched, batched_products),
+    OP_ROW(gram_distance, "BCS", work_gram_distance, grams),
+    OP_ROW(vid, "BCS", work_vid, maps),
     { 0 },
 };

@@ -243,6 +243,19 @@ static void open_gelu_backward(bench_run *r, int set)
          .x = values(r, set, shape, 2), .tanh_form = is(r, "tanh"));
 }
 
+static void open_relu(bench_run *r, int set)
+{
+    const kd_shape shape = KD_SHAPE(r->shape->dim[0], r->shape->dim[1]);
+    ARGS(r, set, relu, .y = result(r, set, shape), .x = values(r, set, shape, 1));
+}
+
+static void open_relu_backward(bench_run *r, int set)
+{
+    const kd_shape shape = KD_SHAPE(r->shape->dim[0], r->shape->dim[1]);
+    ARGS(r, set, relu_backward, .dx = result(r, set, shape), .dy = values(r, set, shape, 1),
+         .x = values(r, set, shape, 2));
+}
+
 static const bench_shape wide[] = {
     { BENCH_QUICK, "", KD_F32, { 5, 48 } },
     { BENCH_GPU, "", KD_BF16, { 16384, 8192 } },
@@ -395,6 +408,8 @@ const bench_row kd_bench_rows_ops[] = {
     OP_ROW(swiglu_backward, "NF", work_five, wide),
     OP_ROW(gelu, "NF", work_two, gelus),
     OP_ROW(gelu_backward, "NF", work_three, gelus),
+    OP_ROW(relu, "NF", work_two, wide),
+    OP_ROW(relu_backward, "NF", work_three, wide),
     OP_ROW(rope, "NHd", work_rope, ropes),
     OP_ROW(qk_norm_rope, "NHd", work_rope, ropes),
     OP_ROW(qk_norm_rope_backward, "NHd", work_qk_norm_rope_backward, ropes),

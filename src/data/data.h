@@ -1,7 +1,7 @@
 /*
- * data.h - from token files to whole optimizer steps, with counts.
+ * data.h - from files of tokens or samples to whole optimizer steps, with counts.
  *
- * text.c text_safetensors.c text_llmc.c text_megatron.c text_json.c loader.c
+ * text.c text_safetensors.c text_llmc.c text_megatron.c text_json.c samples.c loader.c
  */
 #ifndef KD_DATA_H
 #define KD_DATA_H
@@ -50,6 +50,29 @@ KD_MUST_CHECK kd_status kd_text_read(int32_t *ids, int32_t *labels, const kd_tex
 /* Tokens that can be a label: scored, and not the first of their document. */
 int64_t kd_text_targets(const kd_text *text);
 
+/* ---- samples: rows of numbers with a class ------------------------------------------------------ */
+
+/*
+ * A safetensors file with `inputs` f32 [n, ...], or u8 that stands for x / 255, the dimensions after the
+ * first being one row of numbers, and `labels` [n] of integers.
+ */
+typedef struct kd_samples kd_samples;
+
+typedef struct kd_samples_options {
+    int64_t inputs;  /* numbers of a sample */
+    int64_t classes; /* every label is below it */
+} kd_samples_options;
+
+/* KD_EFORMAT naming file, tensor, byte, found and expected.  Reads the file once. */
+KD_MUST_CHECK kd_status kd_samples_open(kd_samples **samples, const char *path,
+                                        const kd_samples_options *options);
+void kd_samples_close(kd_samples *samples); /* NULL is fine */
+int64_t kd_samples_count(const kd_samples *samples);
+
+/* `inputs` may be NULL.  Allocates nothing. */
+KD_MUST_CHECK kd_status kd_samples_read(float *inputs, int32_t *label, const kd_samples *samples,
+                                        int64_t sample);
+
 /* ---- the loader ------------------------------------------------------------------------------- */
 
 enum { KD_MAX_SOURCES = 16 };
@@ -63,7 +86,8 @@ typedef struct kd_loader_options {
     int sources;
     int64_t vocabulary;
     const char *tokenizer, *fingerprint; /* as kd_text_options has them */
-    int64_t sequence;                    /* tokens per sample */
+    int64_t inputs;                      /* the files are samples of so many numbers; 0: tokens */
+    int64_t sequence;                    /* tokens per sample; 1 of samples */
     kd_pack pack;          /* documents: several in a sample, attention does not cross them;
                              none: one document (or a piece of one) per sample, padded */
     int64_t step_samples;  /* global, per optimizer step */
@@ -85,6 +109,8 @@ typedef struct kd_loader_options {
  * Not packed: a sample is one piece, `sequence` consecutive tokens of one document or its shorter
  * rest, padded; the order of pieces is shuffled.
  *
+ * Of samples: a sample is one row, a document of its own, and the order of samples is shuffled.
+ *
  * Rank r, micro-batch m, slot i hold sample (r * micro_count + m) * micro_samples + i of the step, so
  * which samples make a step depends on neither ranks nor micro_samples.
  *
@@ -95,6 +121,7 @@ typedef struct kd_loader_options {
  */
 typedef struct kd_micro_batch {
     const int32_t *tokens, *positions, *labels; /* [N] */
+    const float *inputs; /* [N, D] of samples, whose tokens and positions are 0, and of padding */
     const int32_t *documents; /* [N] index of the document in its source, -1: padding */
     const int32_t *cu;        /* [N + 1] starts of the pieces, then N repeated */
     const int32_t *valid;     /* [N] rows with a label, ascending, then -1 */
@@ -134,7 +161,7 @@ KD_MUST_CHECK kd_status kd_loader_next(const kd_step_batch **batch, kd_loader *l
                                        double *wait);
 void kd_loader_cursor(kd_cursor *cursor, const kd_loader *loader);
 
-/* Of all sources: tokens, documents and the share of tokens that are targets (kd_text_targets). */
+/* Of all sources: tokens (or samples), documents and the share of tokens that are targets (kd_text_targets). */
 void kd_loader_describe(const kd_loader *loader, int64_t *tokens, int64_t *documents,
                         double *scored);
 

@@ -14,7 +14,8 @@
 #include <math.h>
 
 typedef struct kd_source {
-    kd_text *text;
+    kd_text *text;         /* or */
+    kd_samples *samples;   /* in no document but their own */
     double share;          /* of samples; all sources sum to 1 */
     int64_t epoch_samples; /* of one epoch; not shuffled: of the pass */
     int64_t epoch;         /* that `prefix` describes; -1: none */
@@ -26,6 +27,8 @@ typedef struct kd_source {
 /* One micro-batch while it is written. */
 typedef struct kd_rows {
     int32_t *tokens, *positions, *labels, *documents, *cu, *valid;
+    float *inputs;
+    int64_t width; /* of inputs; 0: none */
     int64_t row, pieces, valid_count;
 } kd_rows;
 
@@ -132,6 +135,7 @@ static void put_padding(kd_rows *rows, int64_t count)
         rows->tokens[row] = 0;
         rows->positions[row] = (int32_t)i;
         rows->documents[row] = rows->labels[row] = -1;
+        for (int64_t k = 0; k < rows->width; k++) rows->inputs[row * rows->width + k] = 0.0f;
     }
 }
 
@@ -170,6 +174,18 @@ static kd_status put_single(kd_rows *rows, kd_loader *loader, int source, int64_
     return KD_OK;
 }
 
+static kd_status put_inputs(kd_rows *rows, kd_loader *loader, int source, int64_t epoch, int64_t r)
+{
+    const kd_source *s = &loader->sources[source];
+    const int64_t sample = ordered(loader, source, epoch, r, s->epoch_samples), row = rows->row++;
+    rows->cu[rows->pieces++] = (int32_t)row;
+    rows->tokens[row] = rows->positions[row] = 0;
+    rows->documents[row] = (int32_t)sample;
+    rows->valid[rows->valid_count++] = (int32_t)row;
+    return kd_samples_read(rows->inputs + row * rows->width, &rows->labels[row], s->samples,
+                           sample);
+}
+
 /* Sample `taken` of `source`; -1: the pass has ended. */
 static kd_status put_sample(kd_rows *rows, kd_loader *loader, int source, int64_t taken)
 {
@@ -179,6 +195,7 @@ static kd_status put_sample(kd_rows *rows, kd_loader *loader, int source, int64_
     }
     const int64_t samples = loader->sources[source].epoch_samples;
     const int64_t epoch = taken / samples, r = taken % samples;
+    if (loader->options.inputs) return put_inputs(rows, loader, source, epoch, r);
     if (loader->options.pack == KD_PACK_NONE) return put_single(rows, loader, source, epoch, r);
     return put_packed(rows, loader, source, epoch, r);
 }
@@ -332,6 +349,10 @@ static kd_status check_options(const kd_loader_options *o)
                            o->files[i], o->weights[i]);
     }
     KD_TRY(check_at_least("sequence", o->sequence, 1));
+    KD_TRY(check_at_least("inputs", o->inputs, 0));
+    if (o->inputs && o->sequence != 1)
+        return kd_fail(KD_EINVAL, "sequence: found %" PRId64 ", expected 1 of samples",
+                       o->sequence);
     KD_TRY(check_at_least("step_samples", o->step_samples, 1));
     KD_TRY(check_at_least("micro_samples", o->micro_samples, 1));
     KD_TRY(check_at_least("ranks", o->ranks, 1));
@@ -353,10 +374,19 @@ static kd_status check_options(const kd_loader_options *o)
     return KD_OK;
 }
 
+static kd_status open_samples(kd_source *s, const kd_loader_options *o, const char *file)
+{
+    const kd_samples_options samples = { o->inputs, o->vocabulary };
+    KD_TRY(kd_samples_open(&s->samples, file, &samples));
+    s->epoch_samples = kd_samples_count(s->samples);
+    return KD_OK;
+}
+
 static kd_status open_source(kd_loader *loader, int index)
 {
     const kd_loader_options *o = &loader->options;
     kd_source *s = &loader->sources[index];
+    if (o->inputs) return open_samples(s, o, o->files[index]);
     const kd_text_options text = { o->vocabulary, o->tokenizer, o->fingerprint };
     KD_TRY(kd_text_open(&s->text, o->files[index], &text));
     const int64_t documents = kd_text_documents(s->text), tokens = kd_text_tokens(s->text);
@@ -393,10 +423,13 @@ static kd_status open_slot(kd_loader *loader, kd_slot *slot)
         KD_TRY(KD_ARENA_ARRAY(&r->documents, loader->arena, n));
         KD_TRY(KD_ARENA_ARRAY(&r->cu, loader->arena, n + 1));
         KD_TRY(KD_ARENA_ARRAY(&r->valid, loader->arena, n));
+        r->width = loader->options.inputs;
+        if (r->width) KD_TRY(KD_ARENA_ARRAY(&r->inputs, loader->arena, n * r->width));
         slot->batch.micro[m] = (kd_micro_batch){
             .tokens = r->tokens,
             .positions = r->positions,
             .labels = r->labels,
+            .inputs = r->inputs,
             .documents = r->documents,
             .cu = r->cu,
             .valid = r->valid,
@@ -452,7 +485,10 @@ void kd_loader_close(kd_loader *loader)
 {
     if (!loader) return;
     kd_worker_destroy(loader->worker);
-    for (int i = 0; i < loader->options.sources; i++) kd_text_close(loader->sources[i].text);
+    for (int i = 0; i < loader->options.sources; i++) {
+        kd_text_close(loader->sources[i].text);
+        kd_samples_close(loader->sources[i].samples);
+    }
     kd_arena_destroy(loader->arena);
 }
 
@@ -463,6 +499,12 @@ void kd_loader_describe(const kd_loader *loader, int64_t *tokens, int64_t *docum
     *tokens = *documents = 0;
     for (int i = 0; i < loader->options.sources; i++) {
         const kd_text *text = loader->sources[i].text;
+        const kd_samples *samples = loader->sources[i].samples;
+        const int64_t count = samples ? kd_samples_count(samples) : 0;
+        *tokens += count;
+        *documents += count;
+        targets += count;
+        if (samples) continue;
         *tokens += kd_text_tokens(text);
         *documents += kd_text_documents(text);
         targets += kd_text_targets(text);

@@ -40,8 +40,9 @@ enum { ROOM_BYTES = 2 << 20 };
 /* What a primitive is made for; compared as bytes, so it has no padding.  A threaded primitive's
  * scratch fits the number of threads it was made for. */
 typedef struct product_key {
-    int64_t m, k, n;
+    int64_t batch, m, k, n;
     int64_t stride[3][2]; /* y, a, b */
+    int64_t apart[3]; /* elements from one matrix of the batch to the next; 0 of a batch of one */
     int32_t dtype, y_dtype, bias_dtype;
     int32_t accumulate, biased, threads;
 } product_key;
@@ -185,16 +186,19 @@ static dnnl_status_t make_attributes(dnnl_primitive_attr_t *attr, bool accumulat
 /* desc: y, a, b, bias (all zeros when there is none). */
 static dnnl_status_t describe(dnnl_memory_desc_t desc[4], const product_key *key)
 {
+    const int64_t b = key->batch;
     const dnnl_dims_t dims[4] = {
-        { key->m, key->n }, { key->m, key->k }, { key->k, key->n }, { 1, key->n }
+        { b, key->m, key->n }, { b, key->m, key->k }, { b, key->k, key->n }, { 1, 1, key->n }
     };
     const int32_t dtypes[4] = { key->y_dtype, key->dtype, key->dtype, key->bias_dtype };
+    const int first = b > 1 ? 0 : 1; /* a lone product has two dimensions */
     memset(desc, 0, 4 * sizeof *desc);
     for (int i = 0; i < (key->biased ? 4 : 3); i++) {
-        const dnnl_dims_t strides = { i < 3 ? key->stride[i][0] : key->n,
+        const dnnl_dims_t strides = { i < 3 ? key->apart[i] : key->n,
+                                      i < 3 ? key->stride[i][0] : key->n,
                                       i < 3 ? key->stride[i][1] : 1 };
-        const dnnl_status_t status =
-            dnnl_memory_desc_init_by_strides(&desc[i], 2, dims[i], type_of(dtypes[i]), strides);
+        const dnnl_status_t status = dnnl_memory_desc_init_by_strides(
+            &desc[i], 3 - first, dims[i] + first, type_of(dtypes[i]), strides + first);
         if (status != dnnl_success) return status;
     }
     return dnnl_success;
@@ -256,6 +260,7 @@ static kd_status make_key(product_key *key, const kd_tensor *y, const kd_tensor 
                           const kd_tensor *b, const kd_tensor *bias, bool accumulate)
 {
     memset(key, 0, sizeof *key);
+    key->batch = 1;
     key->m = a->shape[0], key->k = a->shape[1], key->n = b->shape[1];
     KD_TRY(kd_matrix_strides(key->stride[0], y, "y"));
     KD_TRY(kd_matrix_strides(key->stride[1], a, "a"));
@@ -342,6 +347,25 @@ static void fill_rows(const kd_tensor *y, const kd_tensor *bias)
         }
 }
 
+static kd_status run(kd_dnn *dnn, kd_exec *exec, const product_key *key, const kd_tensor *y,
+                     const kd_tensor *a, const kd_tensor *b, const kd_tensor *bias)
+{
+    product *p;
+    KD_TRY(find_product(&p, dnn, key));
+    const kd_mark mark = kd_stack_mark(exec->stack);
+    kd_status status;
+    if (p->widen) {
+        status = run_widened(dnn, exec, key, y, a, b, bias);
+    } else {
+        kd_tensor scratch = { 0 };
+        status = kd_push(&scratch, exec, "matmul.scratch", KD_U8, KD_SHAPE(p->scratch_bytes));
+        if (status == KD_OK && !kd_planning(exec))
+            status = execute(dnn, p, y, a, b, &scratch, bias);
+    }
+    kd_stack_release(exec->stack, mark);
+    return status;
+}
+
 kd_status kd_dnn_matmul(kd_dnn *dnn, kd_exec *exec, const kd_tensor *y, const kd_tensor *a,
                         const kd_tensor *b, const kd_tensor *bias, bool accumulate)
 {
@@ -358,19 +382,29 @@ kd_status kd_dnn_matmul(kd_dnn *dnn, kd_exec *exec, const kd_tensor *y, const kd
                         bt = kd_tensor_transposed(b);
         return kd_dnn_matmul(dnn, exec, &yt, &bt, &at, NULL, accumulate);
     }
-    product *p;
-    KD_TRY(find_product(&p, dnn, &key));
+    return run(dnn, exec, &key, y, a, b, bias);
+}
 
-    const kd_mark mark = kd_stack_mark(exec->stack);
-    kd_status status;
-    if (p->widen) {
-        status = run_widened(dnn, exec, &key, y, a, b, bias);
-    } else {
-        kd_tensor scratch = { 0 };
-        status = kd_push(&scratch, exec, "matmul.scratch", KD_U8, KD_SHAPE(p->scratch_bytes));
-        if (status == KD_OK && !kd_planning(exec))
-            status = execute(dnn, p, y, a, b, &scratch, bias);
+kd_status kd_dnn_matmul_batched(kd_dnn *dnn, kd_exec *exec, const kd_tensor *y, const kd_tensor *a,
+                                const kd_tensor *b)
+{
+    const int64_t batch = y->shape[0];
+    if (batch == 0) return KD_OK;
+    const kd_tensor y0 = kd_tensor_matrix(y, 0), a0 = kd_tensor_matrix(a, 0),
+                    b0 = kd_tensor_matrix(b, 0);
+    if (batch == 1) return kd_dnn_matmul(dnn, exec, &y0, &a0, &b0, NULL, false);
+    if (kd_tensor_elements(y) == 0) return KD_OK;
+    if (a0.shape[1] == 0) { /* nothing to multiply */
+        for (int64_t i = 0; i < batch && !kd_planning(exec); i++) {
+            const kd_tensor each = kd_tensor_matrix(y, i);
+            fill_rows(&each, NULL);
+        }
+        return KD_OK;
     }
-    kd_stack_release(exec->stack, mark);
-    return status;
+    product_key key;
+    KD_TRY(make_key(&key, &y0, &a0, &b0, NULL, false));
+    if (key.stride[0][1] != 1) return kd_fail(KD_ENOTSUP, "y: a batch of matrices by columns");
+    key.batch = batch;
+    key.apart[0] = y->stride[0], key.apart[1] = a->stride[0], key.apart[2] = b->stride[0];
+    return run(dnn, exec, &key, y, a, b, NULL);
 }

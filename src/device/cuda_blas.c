@@ -152,6 +152,27 @@ static kd_status describe_scales(kd_product *p, const kd_blas *blas)
     return KD_OK;
 }
 
+/* A batch of one is none. */
+static kd_status describe_batch(const kd_product *p, const kd_blas *blas)
+{
+    const kd_product_key *key = &p->key;
+    const struct {
+        cublasLtMatrixLayout_t layout;
+        int64_t apart;
+    } matrix[] = { { p->a, key->apart_a }, { p->b, key->apart_b }, { p->d, key->apart_d } };
+    const int32_t count = (int32_t)key->batch;
+    for (int i = 0; i < KD_COUNT(matrix) && count > 1; i++) {
+        BLAS_TRY(blas, key,
+                 kd_lt.cublasLtMatrixLayoutSetAttribute(
+                     matrix[i].layout, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &count, sizeof count));
+        BLAS_TRY(blas, key,
+                 kd_lt.cublasLtMatrixLayoutSetAttribute(matrix[i].layout,
+                                                        CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET,
+                                                        &matrix[i].apart, sizeof matrix[i].apart));
+    }
+    return KD_OK;
+}
+
 static kd_status describe(kd_product *p, const kd_blas *blas)
 {
     const kd_product_key *key = &p->key;
@@ -175,6 +196,7 @@ static kd_status describe(kd_product *p, const kd_blas *blas)
              kd_lt.cublasLtMatrixLayoutCreate(&p->b, type, key->transposed_b ? n : k,
                                               key->transposed_b ? k : n, key->ldb));
     BLAS_TRY(blas, key, kd_lt.cublasLtMatrixLayoutCreate(&p->d, d_type, m, n, key->ldd));
+    KD_TRY(describe_batch(p, blas));
     KD_TRY(describe_scales(p, blas));
     return describe_epilogue(p, blas);
 }
@@ -265,15 +287,18 @@ static kd_status find_product(kd_product **out, const kd_exec *exec, kd_blas *bl
 /* ---- the key ---------------------------------------------------------------------------------- */
 
 typedef struct request {
-    const kd_tensor *y, *pre, *a, *b, *bias; /* pre, bias: absent or NULL */
-    const kd_tensor *a_scale, *b_scale;      /* f32 [M] and [N] for e4m3, or NULL */
+    const kd_tensor *y, *pre, *a, *b, *bias;  /* pre, bias: absent or NULL */
+    const kd_tensor *a_scale, *b_scale;       /* f32 [M] and [N] for e4m3, or NULL */
+    int64_t batch, y_apart, a_apart, b_apart; /* batch 0: one product */
     bool accumulate;
 } request;
 
-static int32_t alignment_of(const kd_tensor *t)
+/* Of the first matrix and of those `apart` elements from one another. */
+static int32_t alignment_of(const kd_tensor *t, int64_t apart)
 {
     if (!kd_present(t)) return 0;
-    const uintptr_t address = (uintptr_t)t->data | MAX_ALIGNMENT;
+    const uintptr_t step = (uintptr_t)apart * kd_dtype_size(t->dtype);
+    const uintptr_t address = (uintptr_t)t->data | step | MAX_ALIGNMENT;
     return (int32_t)(address & -address);
 }
 
@@ -313,6 +338,8 @@ static kd_status make_key(kd_product_key *key, request *r, bool tf32)
         const kd_tensor *a = r->a, *a_scale = r->a_scale;
         r->a = r->b, r->a_scale = r->b_scale;
         r->b = a, r->b_scale = a_scale;
+        const int64_t apart = r->a_apart;
+        r->a_apart = r->b_apart, r->b_apart = apart;
     }
     KD_TRY(leading_dimension(&key->lda, &a_rows, r->a, y_rows ? "b" : "a"));
     KD_TRY(leading_dimension(&key->ldb, &b_rows, r->b, y_rows ? "a" : "b"));
@@ -320,11 +347,13 @@ static kd_status make_key(kd_product_key *key, request *r, bool tf32)
     key->transposed_b = b_rows != y_rows;
     key->type = type_of(r->a);
     key->d_type = type_of(r->y);
-    key->align_a = alignment_of(r->a);
-    key->align_b = alignment_of(r->b);
-    key->align_d = alignment_of(r->y);
-    key->align_pre = alignment_of(r->pre);
-    key->align_bias = alignment_of(r->bias);
+    key->align_a = alignment_of(r->a, r->a_apart);
+    key->align_b = alignment_of(r->b, r->b_apart);
+    key->align_d = alignment_of(r->y, r->y_apart);
+    key->align_pre = alignment_of(r->pre, 0);
+    key->align_bias = alignment_of(r->bias, 0);
+    key->batch = kd_max_i64(r->batch, 1);
+    key->apart_a = r->a_apart, key->apart_b = r->b_apart, key->apart_d = r->y_apart;
     key->accumulate = r->accumulate;
     key->tf32 = tf32 && key->type == CUDA_R_32F;
     key->scaled = r->a_scale != NULL;
@@ -414,6 +443,24 @@ kd_status kd_blas_matmul(kd_exec *exec, const kd_tensor *y, const kd_tensor *a, 
         exec, (request){ .y = y, .a = a, .b = b, .bias = bias, .accumulate = accumulate });
 }
 
+kd_status kd_blas_matmul_batched(kd_exec *exec, const kd_tensor *y, const kd_tensor *a,
+                                 const kd_tensor *b)
+{
+    const kd_tensor y0 = kd_tensor_matrix(y, 0), a0 = kd_tensor_matrix(a, 0),
+                    b0 = kd_tensor_matrix(b, 0);
+    if (y->shape[0] == 1) return kd_blas_matmul(exec, &y0, &a0, &b0, NULL, false);
+    if (y->shape[0] > INT32_MAX)
+        return kd_fail(KD_ENOTSUP, "y: %lld matrices, expected at most %d", (long long)y->shape[0],
+                       INT32_MAX);
+    return multiply_plain(exec, (request){ .y = &y0,
+                                           .a = &a0,
+                                           .b = &b0,
+                                           .batch = y->shape[0],
+                                           .y_apart = y->stride[0],
+                                           .a_apart = a->stride[0],
+                                           .b_apart = b->stride[0] });
+}
+
 static kd_status check_e4m3(const kd_exec *exec, const kd_tensor *b)
 {
     const int capability = kd_cuda_limits_of(exec)->capability;
@@ -432,8 +479,8 @@ static bool takes_scales(const kd_exec *exec, const request *r)
     /* Nothing is loaded to plan for a card that is not here. */
     const size_t version = kd_lt.cublasLtGetVersion ? kd_lt.cublasLtGetVersion() : CUBLAS_VERSION;
     return kd_cuda_limits_of(exec)->capability == 90 && version >= 120900 &&
-           alignment_of(r->a_scale) >= SCALE_ALIGNMENT &&
-           alignment_of(r->b_scale) >= SCALE_ALIGNMENT;
+           alignment_of(r->a_scale, 0) >= SCALE_ALIGNMENT &&
+           alignment_of(r->b_scale, 0) >= SCALE_ALIGNMENT;
 }
 
 kd_status kd_blas_matmul_scaled(bool *scaled, kd_exec *exec, const kd_tensor *y, const kd_tensor *a,

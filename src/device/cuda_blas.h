@@ -25,7 +25,8 @@
     X(cublasLtMatmulPreferenceDestroy)                                                             \
     X(cublasLtMatmulPreferenceSetAttribute)                                                        \
     X(cublasLtMatrixLayoutCreate)                                                                  \
-    X(cublasLtMatrixLayoutDestroy)
+    X(cublasLtMatrixLayoutDestroy)                                                                 \
+    X(cublasLtMatrixLayoutSetAttribute)
 
 typedef struct kd_cublaslt {
 #define X(function) __typeof__(&(function)) function;
@@ -45,7 +46,8 @@ enum { KD_BLAS_BUCKETS = 256, KD_BLAS_CANDIDATES = 16 };
 typedef struct kd_product_key {
     int64_t m, n, k;
     int64_t lda, ldb, ldd, ld_pre;
-    int32_t type, d_type; /* cudaDataType of A and B; of D, pre and bias */
+    int64_t batch, apart_a, apart_b, apart_d; /* elements from one matrix of a batch to the next */
+    int32_t type, d_type;                     /* cudaDataType of A and B; of D, pre and bias */
     int32_t transposed_a, transposed_b;
     int32_t align_a, align_b, align_d, align_pre, align_bias; /* bytes, a power of two; 0: absent */
     int32_t accumulate, tf32;

@@ -16,7 +16,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-enum { REPEATS = 4, CONFIG = 9, KEY_TEXT = 320 };
+enum { REPEATS = 4, CONFIG = 9, KEY_TEXT = 448 };
 
 #define CUDA_TRY(call)                                                                             \
     do {                                                                                           \
@@ -43,12 +43,13 @@ static void print_key(char text[KEY_TEXT], const kd_product_key *key)
 {
     snprintf(text, KEY_TEXT,
              "m %lld n %lld k %lld ld %lld %lld %lld %lld type %d %d turned %d %d align %d %d %d "
-             "%d %d add %d tf32 %d scaled %d",
+             "%d %d add %d tf32 %d scaled %d batch %lld apart %lld %lld %lld",
              (long long)key->m, (long long)key->n, (long long)key->k, (long long)key->lda,
              (long long)key->ldb, (long long)key->ldd, (long long)key->ld_pre, (int)key->type,
              (int)key->d_type, (int)key->transposed_a, (int)key->transposed_b, (int)key->align_a,
              (int)key->align_b, (int)key->align_d, (int)key->align_pre, (int)key->align_bias,
-             (int)key->accumulate, (int)key->tf32, (int)key->scaled);
+             (int)key->accumulate, (int)key->tf32, (int)key->scaled, (long long)key->batch,
+             (long long)key->apart_a, (long long)key->apart_b, (long long)key->apart_d);
 }
 
 /* Attributes that a version does not know count as 0. */
@@ -192,22 +193,26 @@ static kd_status remember(const tuning *t, const kd_product *p)
     return KD_OK;
 }
 
-static size_t matrix_bytes(int64_t ld, int64_t lines, int32_t type)
+/* Of the last matrix of a batch, which starts `before` elements after the first, and those before it. */
+static size_t matrix_bytes(int64_t before, int64_t ld, int64_t lines, int32_t type)
 {
     const size_t element = type == CUDA_R_32F ? 4 : type == CUDA_R_16BF ? 2 : 1;
-    return kd_round_up((size_t)ld * (size_t)lines * element, KD_STACK_ALIGN);
+    return kd_round_up((size_t)(before + ld * lines) * element, KD_STACK_ALIGN);
 }
 
 /* Lays the operands into the scratch; where it is short a and b are the same bytes. */
 static bool place(kd_product_operands *at, const tuning *t, const kd_product *p)
 {
     const kd_product_key *key = &p->key;
-    const size_t a = matrix_bytes(key->lda, key->transposed_a ? key->m : key->k, key->type);
-    const size_t b = matrix_bytes(key->ldb, key->transposed_b ? key->k : key->n, key->type);
-    const size_t d = matrix_bytes(key->ldd, key->n, key->d_type);
-    const size_t pre = matrix_bytes(key->ld_pre, key->n, key->d_type);
-    const size_t bias = matrix_bytes(key->m, 1, key->d_type);
-    const size_t scale = matrix_bytes(key->m > key->n ? key->m : key->n, 1, CUDA_R_32F);
+    const int64_t last = key->batch - 1;
+    const size_t a =
+        matrix_bytes(last * key->apart_a, key->lda, key->transposed_a ? key->m : key->k, key->type);
+    const size_t b =
+        matrix_bytes(last * key->apart_b, key->ldb, key->transposed_b ? key->k : key->n, key->type);
+    const size_t d = matrix_bytes(last * key->apart_d, key->ldd, key->n, key->d_type);
+    const size_t pre = matrix_bytes(0, key->ld_pre, key->n, key->d_type);
+    const size_t bias = matrix_bytes(0, key->m, 1, key->d_type);
+    const size_t scale = matrix_bytes(0, kd_max_i64(key->m, key->n), 1, CUDA_R_32F);
     const size_t rest = d + pre + bias + scale + kd_round_up(p->workspace, KD_STACK_ALIGN);
     const size_t size = kd_tensor_bytes(&t->scratch);
     const bool apart = a + b + rest <= size;

@@ -191,6 +191,10 @@ KD_MUST_CHECK kd_status kd_dnn_matmul(kd_dnn *dnn, kd_exec *exec, const kd_tenso
                                       const kd_tensor *a, const kd_tensor *b, const kd_tensor *bias,
                                       bool accumulate);
 
+/* y[B, M, N] = a[B, M, K] b[B, K, N], all f32; every matrix as above, y's by rows. */
+KD_MUST_CHECK kd_status kd_dnn_matmul_batched(kd_dnn *dnn, kd_exec *exec, const kd_tensor *y,
+                                              const kd_tensor *a, const kd_tensor *b);
+
 /* ---- CUDA, for launchers and cuda_*.c ----------------------------------------------------------- */
 
 struct kd_cuda_limits {
@@ -232,6 +236,10 @@ KD_MUST_CHECK kd_status kd_blas_tune(kd_exec *exec); /* kd_device_tune of CUDA *
 /* As kd_dnn_matmul, but no dimension is 0, and a bias is of y's type while y's last stride is 1. */
 KD_MUST_CHECK kd_status kd_blas_matmul(kd_exec *exec, const kd_tensor *y, const kd_tensor *a,
                                        const kd_tensor *b, const kd_tensor *bias, bool accumulate);
+
+/* As kd_dnn_matmul_batched, but no dimension is 0. */
+KD_MUST_CHECK kd_status kd_blas_matmul_batched(kd_exec *exec, const kd_tensor *y,
+                                               const kd_tensor *a, const kd_tensor *b);
 
 /* What products of e4m3 ask for: a compute capability, and how many elements inner dimensions of
  * weights are multiples of. */

@@ -28,9 +28,25 @@ static int64_t block_vectors(const kd_config *c)
     return n;
 }
 
+/* Weights of the products of a model of samples but its head. */
+static int64_t sample_matrices(const kd_config *c)
+{
+    int64_t n = 0;
+    for (int64_t l = 0; l < c->layers; l++) n += c->hidden[l] * kd_config_width(c, l);
+    return n;
+}
+
+static int64_t sample_parameters(const kd_config *c)
+{
+    int64_t n = sample_matrices(c) + c->vocabulary * (c->width + 1);
+    for (int64_t l = 0; l < c->layers; l++) n += c->hidden[l];
+    return n;
+}
+
 int64_t kd_config_parameters(const kd_config *config)
 {
     const kd_config *c = config;
+    if (c->inputs) return sample_parameters(c);
     const int64_t table = c->vocabulary * c->width;
     int64_t n = table + c->layers * (block_matrices(c) + block_vectors(c));
     if (c->position == KD_POSITION_LEARNED) n += c->max_positions * c->width;
@@ -41,7 +57,14 @@ int64_t kd_config_parameters(const kd_config *config)
 int64_t kd_config_flops(const kd_config *config)
 {
     const int64_t head = config->vocabulary * config->width;
+    if (config->inputs) return 2 * (sample_matrices(config) + head);
     return 2 * (config->layers * block_matrices(config) + head);
+}
+
+int64_t kd_config_width(const kd_config *config, int64_t layer)
+{
+    if (!config->inputs) return config->width;
+    return layer ? config->hidden[layer - 1] : config->inputs;
 }
 
 /* Llama 3.1: slow turns are slowed by `factor`, fast ones kept, those between interpolated

@@ -1,7 +1,8 @@
 /*
  * format.h - models and data on disk: safetensors, sharded models, Hugging Face configurations.
  *
- * safetensors.c safetensors_write.c model_files.c hf_config.c hf_config_write.c config_size.c
+ * safetensors.c safetensors_write.c model_files.c hf_config.c mlp_config.c hf_config_write.c
+ * config_size.c
  * tokenizer.c bpe.c bpe_load.c bpe_pipeline.c pretokenize.c unicode_table.c
  */
 #ifndef KD_FORMAT_H
@@ -90,13 +91,24 @@ const kd_st_entry *kd_model_files_find(const kd_model_files *files, const char *
 /* ---- Hugging Face config.json ----------------------------------------------------------------- */
 
 typedef enum kd_norm_kind { KD_NORM_RMS, KD_NORM_LAYER } kd_norm_kind;
-typedef enum kd_position_kind { KD_POSITION_ROPE, KD_POSITION_LEARNED } kd_position_kind;
-typedef enum kd_mlp_kind { KD_MLP_SWIGLU, KD_MLP_GELU, KD_MLP_GELU_TANH } kd_mlp_kind;
+typedef enum kd_position_kind {
+    KD_POSITION_ROPE,
+    KD_POSITION_LEARNED,
+    KD_POSITION_NONE
+} kd_position_kind;
+typedef enum kd_mlp_kind {
+    KD_MLP_SWIGLU,
+    KD_MLP_GELU,
+    KD_MLP_GELU_TANH,
+    KD_MLP_RELU /* of the family mlp */
+} kd_mlp_kind;
 typedef enum kd_rope_scaling { KD_ROPE_PLAIN, KD_ROPE_LINEAR, KD_ROPE_LLAMA3 } kd_rope_scaling;
 
-/* What drives the one transformer.  `family` names the row of the model registry. */
+enum { KD_MLP_MAX_LAYERS = 64 };
+
+/* What drives the one transformer, and the MLP.  `family` names the row of the model registry. */
 typedef struct kd_config {
-    const char *family;       /* "llama", "mistral", "qwen2", "qwen3", "gpt2" */
+    const char *family;       /* "llama", "mistral", "qwen2", "qwen3", "gpt2", "mlp" */
     const char *architecture; /* "LlamaForCausalLM" */
     const char *dir;          /* where it was read; NULL: made here */
     json_t *raw;              /* a copy of the file; the config's owner calls json_decref */
@@ -114,6 +126,9 @@ typedef struct kd_config {
     int64_t window_from; /* first layer with the window (Qwen2 max_window_layers) */
     double attention_softcap, head_softcap; /* 0: none */
     int64_t bos, eos[8], pad;               /* -1: none; eos ends with -1 */
+    /* Of a model of samples, as the MLP, whose `layers` are the hidden ones, `width` what its head reads
+     * and `vocabulary` its classes: numbers of a sample (0: a model of tokens), and of each layer. */
+    int64_t inputs, hidden[KD_MLP_MAX_LAYERS];
 } kd_config;
 
 /* Reads dir/config.json (and generation_config.json for eos).  KD_EFORMAT on a field out of its
@@ -129,6 +144,9 @@ KD_MUST_CHECK kd_status kd_config_write(const kd_config *config, const char *pat
 /* Parameters, and floating-point operations of one token's forward pass without attention scores. */
 int64_t kd_config_parameters(const kd_config *config);
 int64_t kd_config_flops(const kd_config *config);
+
+/* Of hidden states: 0 are the embeddings, or the inputs of samples. */
+int64_t kd_config_width(const kd_config *config, int64_t layer);
 
 /* Cosine tables are not needed: angles are positions * frequencies.  frequencies has
  * head_size * rotary_share / 2 entries; `scale` multiplies sine and cosine. */

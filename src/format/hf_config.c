@@ -1,5 +1,6 @@
 /*
- * hf_config.c - config.json of the families that the one transformer computes.
+ * hf_config.c - config.json of the families that the one transformer computes; mlp_config.c reads
+ * what the MLP has of its own.
  *
  * A field that is absent means what transformers 5 takes for it (models/<family>/configuration_*.py),
  * but the shapes themselves must be there.  Both spellings are read: rope_theta with rope_scaling, and
@@ -12,9 +13,7 @@
  * KD_ENOTSUP with the field and the value.  Nothing is ever run: auto_map is ignored with a notice.
  * Dropout is not computed: models are read as they are used, not as they were trained.
  */
-#include "format/format.h"
-
-#include <math.h>
+#include "format/fields.h"
 
 enum {
     MAX_LAYERS = 1 << 12,
@@ -27,14 +26,9 @@ enum {
 
 static const int64_t max_parameters = INT64_C(1) << 50;
 
-/* A JSON object being read; `prefix` names it within the file: "" or "rope_scaling.". */
-typedef struct reader {
-    const char *source, *prefix;
-    json_t *json;
-} reader;
-
 typedef struct family {
     const char *name, *architecture;
+    /* NULL: no decoder (mlp_config.c) */
     kd_status (*parse)(kd_config *c, const reader *r, const struct family *f);
     bool tied;     /* where tie_word_embeddings is absent */
     bool qkv_bias; /* always; else attention_bias says, if it is a field */
@@ -93,81 +87,8 @@ static const family families[] = {
       .positions = 1024,
       .bos = 50256,
       .eos = 50256 },
+    { .name = "mlp", .architecture = "MLPForClassification" },
 };
-
-/* ---- fields ----------------------------------------------------------------------------------- */
-
-/* NULL where the key is absent or null. */
-static json_t *get(const reader *r, const char *key)
-{
-    json_t *value = json_object_get(r->json, key);
-    return json_is_null(value) ? NULL : value;
-}
-
-static kd_status refuse(const reader *r, const char *key, const char *expected)
-{
-    char text[80];
-    return kd_fail(KD_EFORMAT, "%s: %s%s is %s, expected %s", r->source, r->prefix, key,
-                   kd_json_show(text, sizeof text, get(r, key)), expected);
-}
-
-static kd_status not_supported(const reader *r, const char *key, const char *supported)
-{
-    char text[80];
-    return kd_fail(KD_ENOTSUP, "%s: %s%s is %s; kd computes %s", r->source, r->prefix, key,
-                   kd_json_show(text, sizeof text, get(r, key)), supported);
-}
-
-/* `fallback` < 0: required. */
-static kd_status read_int(int64_t *out, const reader *r, const char *key, int64_t fallback,
-                          int64_t max)
-{
-    const json_t *value = get(r, key);
-    char expected[64];
-    *out = value ? (int64_t)json_integer_value(value) : fallback;
-    if ((value && !json_is_integer(value)) || *out < 1 || *out > max) {
-        (void)snprintf(expected, sizeof expected, "an integer from 1 to %lld", (long long)max);
-        return refuse(r, key, expected);
-    }
-    return KD_OK;
-}
-
-/* Above `min`, up to `max`; `fallback` NAN: required. */
-static kd_status read_double(double *out, const reader *r, const char *key, double fallback,
-                             double min, double max)
-{
-    const json_t *value = get(r, key);
-    char expected[64];
-    *out = value ? json_number_value(value) : fallback;
-    if ((value && !json_is_number(value)) || !(*out > min && *out <= max)) {
-        (void)snprintf(expected, sizeof expected, "a number above %g, at most %g", min, max);
-        return refuse(r, key, expected);
-    }
-    return KD_OK;
-}
-
-static kd_status read_bool(bool *out, const reader *r, const char *key, bool fallback)
-{
-    const json_t *value = get(r, key);
-    *out = value ? json_is_true(value) : fallback;
-    return value && !json_is_boolean(value) ? refuse(r, key, "true or false") : KD_OK;
-}
-
-/* NULL where absent. */
-static kd_status read_string(const char **out, const reader *r, const char *key)
-{
-    const json_t *value = get(r, key);
-    *out = json_string_value(value);
-    return value && !*out ? refuse(r, key, "a string") : KD_OK;
-}
-
-/* KD_ENOTSUP unless the flag is `wanted`, which is also what its absence means. */
-static kd_status require_flag(const reader *r, const char *key, bool wanted)
-{
-    bool value;
-    KD_TRY(read_bool(&value, r, key, wanted));
-    return value == wanted ? KD_OK : not_supported(r, key, wanted ? "true" : "false");
-}
 
 /* ---- rotary positions ------------------------------------------------------------------------- */
 
@@ -419,7 +340,7 @@ static kd_status choose_family(const family **out, const reader *r)
     if (!*out)
         return not_supported(r, architecture ? "architectures" : "model_type",
                              "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, "
-                             "Qwen3ForCausalLM and GPT2LMHeadModel");
+                             "Qwen3ForCausalLM, GPT2LMHeadModel and MLPForClassification");
     if (model_type && strcmp(model_type, (*out)->name) != 0) {
         char expected[64];
         (void)snprintf(expected, sizeof expected, "\"%s\" for %s", (*out)->name,
@@ -429,12 +350,8 @@ static kd_status choose_family(const family **out, const reader *r)
     return KD_OK;
 }
 
-static kd_status parse_fields(kd_config *c, const reader *r)
+static kd_status parse_decoder(kd_config *c, const reader *r, const family *f)
 {
-    const family *f = NULL;
-    KD_TRY(choose_family(&f, r));
-    c->family = f->name;
-    c->architecture = f->architecture;
     c->causal = true;
     c->rotary_share = 1;
     KD_TRY(read_int(&c->vocabulary, r, "vocab_size", -1, MAX_VOCABULARY));
@@ -445,7 +362,16 @@ static kd_status parse_fields(kd_config *c, const reader *r)
                        r->source, (long long)kd_config_parameters(c));
     KD_TRY(read_token(&c->bos, c, r, "bos_token_id", f->bos));
     KD_TRY(read_token(&c->pad, c, r, "pad_token_id", -1));
-    KD_TRY(read_eos(c, r, f->eos));
+    return read_eos(c, r, f->eos);
+}
+
+static kd_status parse_fields(kd_config *c, const reader *r)
+{
+    const family *f = NULL;
+    KD_TRY(choose_family(&f, r));
+    c->family = f->name;
+    c->architecture = f->architecture;
+    KD_TRY(f->parse ? parse_decoder(c, r, f) : kd_config_parse_mlp(c, r));
     json_t *quantization = get(r, "quantization_config");
     if (quantization) {
         const reader q = { r->source, "quantization_config.", quantization };
@@ -470,6 +396,10 @@ static void log_ignored(const reader *r)
         "head_dim",
         "hidden_act",
         "hidden_size",
+        "hidden_sizes",
+        "id2label",
+        "initializer_range",
+        "input_size",
         "intermediate_size",
         "layer_norm_epsilon",
         "layer_types",
@@ -485,6 +415,7 @@ static void log_ignored(const reader *r)
         "num_attention_heads",
         "num_hidden_layers",
         "num_key_value_heads",
+        "num_labels",
         "original_max_position_embeddings",
         "pad_token_id",
         "partial_rotary_factor",

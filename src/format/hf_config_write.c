@@ -129,6 +129,37 @@ static void put_gpt2(writer *w, const kd_config *c)
         put(w, "activation_function", json_string(c->mlp == KD_MLP_GELU ? "gelu" : "gelu_new"));
 }
 
+static void put_mlp(writer *w, const kd_config *c)
+{
+    static const char *const names[] = {
+        [KD_MLP_GELU] = "gelu", [KD_MLP_GELU_TANH] = "gelu_new", [KD_MLP_RELU] = "relu"
+    };
+    json_t *sizes = json_array();
+    for (int64_t l = 0; l < c->layers; l++)
+        (void)json_array_append_new(sizes, json_integer((json_int_t)c->hidden[l]));
+    put_int(w, "input_size", c->inputs);
+    put(w, "hidden_sizes", sizes);
+    put_int(w, "num_labels", c->vocabulary);
+    if (!has(w, "hidden_act")) put(w, "hidden_act", json_string(names[c->mlp]));
+}
+
+/* What follows from being a language model. */
+static void put_transformer(writer *w, const kd_config *c)
+{
+    const json_t *old = json_object_get(c->raw, is_gpt2(c) ? "n_layer" : "num_hidden_layers");
+    put_int(w, "vocab_size", c->vocabulary);
+    put(w, "tie_word_embeddings", json_boolean(c->tied));
+    if (old) cut_lists(w, (int64_t)json_integer_value(old), c->layers);
+    if (is_gpt2(c))
+        put_gpt2(w, c);
+    else
+        put_llama_like(w, c);
+    put_token(w, "bos_token_id", c->bos);
+    put_token(w, "pad_token_id", c->pad);
+    put_eos(w, c);
+    if (!has(w, "use_cache")) put(w, "use_cache", json_true());
+}
+
 static void put_dtype(writer *w, const char *dtype)
 {
     if (has(w, "dtype")) put(w, "dtype", json_string(dtype));
@@ -153,24 +184,12 @@ kd_status kd_config_write(const kd_config *config, const char *path, kd_dtype dt
                        kd_dtype_name(dtype));
     const int64_t before = kd_json_refused();
     writer w = { config->raw ? json_deep_copy(config->raw) : json_object() };
-    const json_t *old =
-        json_object_get(config->raw, is_gpt2(config) ? "n_layer" : "num_hidden_layers");
     /* Code of the model's repository is not copied, so nothing may point to it. */
     (void)json_object_del(w.json, "auto_map");
     put(&w, "architectures", json_pack("[s]", config->architecture));
     put(&w, "model_type", json_string(config->family));
-    put_int(&w, "vocab_size", config->vocabulary);
-    put(&w, "tie_word_embeddings", json_boolean(config->tied));
-    if (old) cut_lists(&w, (int64_t)json_integer_value(old), config->layers);
-    if (is_gpt2(config))
-        put_gpt2(&w, config);
-    else
-        put_llama_like(&w, config);
-    put_token(&w, "bos_token_id", config->bos);
-    put_token(&w, "pad_token_id", config->pad);
-    put_eos(&w, config);
+    (config->inputs ? put_mlp : put_transformer)(&w, config);
     put_dtype(&w, type);
-    if (!has(&w, "use_cache")) put(&w, "use_cache", json_true());
     KD_TRY(kd_json_made(&w.json, before, path));
     const kd_status status = kd_json_write(path, w.json);
     json_decref(w.json);

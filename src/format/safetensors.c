@@ -106,7 +106,7 @@ static kd_status parse_shape(kd_st_entry *entry, const kd_st_file *f, const json
         const json_t *dim = json_array_get(value, i);
         char what[24];
         (void)snprintf(what, sizeof what, "dimension %zu", i);
-        if (!json_is_integer(dim))
+        if (json_typeof(dim) != JSON_INTEGER)
             return refuse_kind(f, entry->name, what, dim, "a decimal integer");
         const int64_t n = (int64_t)json_integer_value(dim);
         if (n < 0 || n > dim_limit)
@@ -123,7 +123,8 @@ static kd_status parse_range(kd_st_entry *entry, int bits, const kd_st_file *f, 
                              const json_t *value)
 {
     const json_t *begin = json_array_get(value, 0), *end = json_array_get(value, 1);
-    if (json_array_size(value) != 2 || !json_is_integer(begin) || !json_is_integer(end))
+    if (json_array_size(value) != 2 || json_typeof(begin) != JSON_INTEGER ||
+        json_typeof(end) != JSON_INTEGER)
         return refuse_kind(f, entry->name, "data_offsets", value, "two decimal integers");
     const int64_t from = (int64_t)json_integer_value(begin);
     const int64_t to = (int64_t)json_integer_value(end);
@@ -153,7 +154,8 @@ static kd_status parse_entry(kd_st_entry *entry, kd_st_file *f, int64_t data, co
                              const json_t *info)
 {
     entry->name = name;
-    if (!json_is_object(info)) return refuse_kind(f, name, "its description", info, "an object");
+    if (json_typeof(info) != JSON_OBJECT)
+        return refuse_kind(f, name, "its description", info, "an object");
     int bits = 0;
     KD_TRY(kd_arena_string(&entry->name, f->arena, name));
     KD_TRY(parse_dtype(entry, &bits, f, json_object_get(info, "dtype")));
@@ -197,18 +199,16 @@ static kd_status check_tiling(kd_st_file *f, int64_t data)
 
 static kd_status parse_metadata(kd_st_file *f, json_t *value)
 {
-    if (json_is_null(value)) return KD_OK;
+    if (json_typeof(value) == JSON_NULL) return KD_OK;
     char shown[80];
-    if (!json_is_object(value))
+    if (json_typeof(value) != JSON_OBJECT)
         return kd_fail(KD_EFORMAT, "%s: __metadata__ is %s, expected an object", f->path,
                        kd_json_show(shown, sizeof shown, value));
-    const char *key;
-    json_t *item;
-    json_object_foreach(value, key, item)
-    {
-        if (!json_is_string(item))
+    for (void *at = json_object_iter(value); at; at = json_object_iter_next(value, at)) {
+        const json_t *item = json_object_iter_value(at);
+        if (json_typeof(item) != JSON_STRING)
             return kd_fail(KD_EFORMAT, "%s: __metadata__.%.60s is %s, expected a string", f->path,
-                           key, kd_json_show(shown, sizeof shown, item));
+                           json_object_iter_key(at), kd_json_show(shown, sizeof shown, item));
     }
     f->metadata = json_incref(value);
     return KD_OK;
@@ -217,15 +217,14 @@ static kd_status parse_metadata(kd_st_file *f, json_t *value)
 static kd_status parse_header(kd_st_file *f, int64_t data, json_t *header)
 {
     char shown[80];
-    if (!json_is_object(header))
+    if (json_typeof(header) != JSON_OBJECT)
         return kd_fail(KD_EFORMAT, "%s: the header is %s, expected an object", f->path,
                        kd_json_show(shown, sizeof shown, header));
     KD_TRY(KD_ARENA_ARRAY(&f->entries, f->arena, (int64_t)json_object_size(header)));
     int64_t unknown = 0;
-    const char *name;
-    json_t *value;
-    json_object_foreach(header, name, value)
-    {
+    for (void *at = json_object_iter(header); at; at = json_object_iter_next(header, at)) {
+        const char *name = json_object_iter_key(at);
+        json_t *value = json_object_iter_value(at);
         if (!strcmp(name, "__metadata__")) {
             KD_TRY(parse_metadata(f, value));
             continue;
@@ -339,14 +338,15 @@ kd_status kd_st_read(void *to, kd_dtype dtype, const kd_st_file *file, const kd_
 
     _Alignas(16) unsigned char piece[PIECE];
     const int64_t most = PIECE / from_size;
+    kd_status converted = KD_OK; /* of the two types, the same for every piece */
     for (int64_t done = 0; done < count; done += most) {
         const int64_t n = kd_min_i64(most, count - done);
         KD_TRY(kd_read_at(file->fd, file->path, piece, (size_t)(n * from_size),
                           at + done * from_size));
-        KD_TRY(kd_convert((unsigned char *)to + done * to_size, dtype, piece,
-                          (kd_dtype)entry->dtype, n));
+        converted = kd_convert((unsigned char *)to + done * to_size, dtype, piece,
+                               (kd_dtype)entry->dtype, n);
     }
-    return KD_OK;
+    return converted;
 }
 
 kd_status kd_st_check_finite(const kd_st_file *file, const kd_st_entry *entry, int64_t first,

@@ -22,8 +22,10 @@ static const struct {
     {                                                                                              \
 #name, offsetof(kd_feature_args, name), offsetof(kd_feature_args, d_##name)                \
     }
-    GRADIENT(student), GRADIENT(student_q), GRADIENT(student_k), FIELD(teacher),   FIELD(teacher_q),
-    FIELD(teacher_k),  FIELD(student_lse),  FIELD(teacher_lse),  FIELD(documents),
+    GRADIENT(student),   GRADIENT(student_q),    GRADIENT(student_k), GRADIENT(teacher),
+    FIELD(teacher_q),    FIELD(teacher_k),       FIELD(student_lse),  FIELD(teacher_lse),
+    FIELD(documents),    GRADIENT(log_variance), FIELD(samples),      FIELD(negatives),
+    FIELD(student_bank), FIELD(teacher_bank),    FIELD(partition),
 #undef FIELD
 #undef GRADIENT
 };
@@ -46,20 +48,28 @@ int kd_read_rank(const kd_read *read)
     return rank;
 }
 
+int64_t kd_parameter_elements(const kd_feature_type *type, const kd_read *parameter,
+                              const kd_tensor *first)
+{
+    int dim = 0;
+    for (const char *c = type->reads[0].shape; *c && *c != parameter->shape[1]; c++)
+        dim += *c == ',';
+    return first->shape[dim];
+}
+
 /* ---- running ---------------------------------------------------------------------------------- */
 
 static kd_status check_type(const kd_tensor *t, const kd_read *read)
 {
     const bool f32 = t->dtype == KD_F32, i32 = t->dtype == KD_I32, bf16 = t->dtype == KD_BF16;
-    const bool right = read->flags & KD_READ_INTEGER ? i32
-                       : read->flags & KD_READ_F32   ? f32
-                                                     : f32 || bf16;
+    const bool wide = read->flags & (KD_READ_F32 | KD_READ_STATE);
+    const bool right = read->flags & KD_READ_INTEGER ? i32 : wide ? f32 : f32 || bf16;
     char found[96];
     if (right && t->rank == kd_read_rank(read)) return KD_OK;
     return kd_fail(KD_EINVAL, "%s is %s; expected %s %s", read->name,
                    kd_tensor_print(found, sizeof found, t),
                    read->flags & KD_READ_INTEGER ? "i32"
-                   : read->flags & KD_READ_F32   ? "f32"
+                   : wide                        ? "f32"
                                                  : "f32 or bf16",
                    read->shape);
 }

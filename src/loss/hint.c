@@ -13,26 +13,12 @@
 #include "loss/distance.h"
 #include "loss/maps.h"
 
-/* [B, C, H W] seen as [B, C H W], absent where `maps` is. */
-static kd_status flatten(kd_tensor *rows, const kd_tensor *maps, const char *what)
-{
-    KD_TRY(kd_maps_flat(rows, maps, what));
-    if (maps->rank == 0) return KD_OK;
-    const int64_t places = rows->shape[2];
-    rows->rank = 2;
-    rows->shape[1] *= places;
-    rows->stride[1] = 1;
-    if (maps->shape[1] <= 1 || maps->stride[1] == places) return KD_OK;
-    return kd_fail(KD_EINVAL, "%s: maps lie %lld elements apart; expected %lld", what,
-                   (long long)maps->stride[1], (long long)places);
-}
-
 static kd_status run(kd_exec *exec, const kd_feature_args *args)
 {
     kd_feature_args rows = *args;
-    KD_TRY(flatten(&rows.student, &args->student, "student"));
-    KD_TRY(flatten(&rows.d_student, &args->d_student, "d_student"));
-    KD_TRY(flatten(&rows.teacher, &args->teacher, "teacher"));
+    KD_TRY(kd_maps_rows(&rows.student, &args->student, "student"));
+    KD_TRY(kd_maps_rows(&rows.d_student, &args->d_student, "d_student"));
+    KD_TRY(kd_maps_rows(&rows.teacher, &args->teacher, "teacher"));
     KD_TRY(kd_tensor_expect(&args->teacher, "teacher", -1, kd_shape_of(&args->student)));
     return kd_distance_run(exec, &rows, KD_DISTANCE_SQUARED,
                            1.0 / (double)kd_max_i64(rows.student.shape[1], 1));

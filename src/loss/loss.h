@@ -1,8 +1,8 @@
 /*
  * loss.h - what is minimised: a list of terms over taps.  Knows no model.
  *
- * objective.c zscores.c terms.c tapped*.c projector.c feature.c maps.c; one file for each row of loss_list.h, whose heads texts.cmake makes a
- * table of
+ * objective.c zscores.c terms.c tapped*.c projector.c feature.c maps.c negatives.c; one file for each row of
+ * loss_list.h, whose heads texts.cmake makes a table of
  */
 #ifndef KD_LOSS_INTERNAL_H
 #define KD_LOSS_INTERNAL_H
@@ -73,7 +73,15 @@ typedef struct kd_feature_args {
     kd_tensor student, student_q, student_k;       /* taps of the student */
     kd_tensor d_student, d_student_q, d_student_k; /* same type and shape; absent: value only */
     kd_tensor teacher, teacher_q, teacher_k;
+    kd_tensor d_teacher;    /* of a loss that trains the teacher's projector; absent: not wanted */
+    kd_tensor log_variance; /* f32 [C], a parameter */
+    kd_tensor d_log_variance;
     kd_tensor student_lse, teacher_lse; /* f32 [H, N] of attention; absent: found again */
+    kd_tensor samples;                  /* i32 [B]: which of the data set's */
+    kd_tensor negatives;                /* i32 [B, K]: others of them */
+    kd_tensor student_bank;             /* f32 [n, D], state */
+    kd_tensor teacher_bank;             /* f32 [n, D], state */
+    kd_tensor partition;                /* f32 [2], state; 0: not known yet */
     kd_tensor documents;                /* i32 [documents + 1] first rows, then their number */
     kd_tensor weight;                   /* f32 [units], a factor of each; 0: not read */
     kd_tensor scale;                    /* f32 [1] */
@@ -93,10 +101,12 @@ typedef struct kd_feature_type {
     /*
      * loss[u] = weight[u] value[u], and where its gradient is present
      * d_x += scale[0] sum over u of weight[u] d value[u] / d x.
-     * A unit of weight 0 is not read, and counts in no other unit's value.
+     * A unit of weight 0 is not read, and counts in no other unit's value nor in the state.
+     * State is read, then renewed, whether gradients are present or not.
      * KD_EINVAL for shapes that do not go together; nothing is written then.
      */
     kd_status (*run)(kd_exec *exec, const kd_feature_args *args);
+    float (*begin)(const void *options); /* of every element of a parameter; NULL: there is none */
 } kd_feature_type;
 
 /* One name per row of loss_list.h, and kd_feature_<name> beside the loss. */
@@ -119,10 +129,34 @@ kd_tensor *kd_feature_operand(kd_feature_args *args, const char *name, bool grad
 /* Every number in `shape` of a read. */
 int kd_read_rank(const kd_read *read);
 
+/* How many elements a parameter has: its one letter's dimension of the first operand. */
+int64_t kd_parameter_elements(const kd_feature_type *type, const kd_read *parameter,
+                              const kd_tensor *first);
+
 /* Runs the loss after what holds for all: operands that are there, their ranks and types, as many
  * weights and values as units.  The message of a failure begins with the loss's name. */
 KD_MUST_CHECK kd_status kd_feature_run(kd_exec *exec, const kd_feature_type *type,
                                        const kd_feature_args *args);
+
+/* ---- negatives: negatives.c -------------------------------------------------------------------- */
+
+/* Which samples of a data set may be negatives of which: those of other classes. */
+typedef struct kd_crd_classes {
+    int64_t samples;
+    const int32_t *labels; /* below 0: not known; NULL: none is */
+    const int64_t *order;  /* with labels: 2^32 label + sample, ascending */
+} kd_crd_classes;
+
+/* `labels` [samples], which stay the caller's and must live as long, or NULL. */
+KD_MUST_CHECK kd_status kd_crd_classes_make(kd_crd_classes *classes, kd_arena *arena,
+                                            const int32_t *labels, int64_t samples);
+
+/* out [batch, k]: for each of samples [batch], k negatives.  The same for the same seed, step and sample,
+ * wherever in a batch and on whatever rank it stands.  KD_EINVAL where a sample is none of the data
+ * set's, or has no negatives. */
+KD_MUST_CHECK kd_status kd_crd_negatives(int32_t *out, const kd_crd_classes *classes,
+                                         const int32_t *samples, int64_t batch, int64_t k,
+                                         uint64_t seed, int64_t step);
 
 /* ---- z-scores of logits ------------------------------------------------------------------------ */
 

@@ -10,6 +10,8 @@ KD_FEATURE(cosine)
 KD_FEATURE(hidden_mse)
 KD_FEATURE(hint)
 KD_FEATURE(normalised_mse)
+KD_FEATURE(nst)
+KD_FEATURE(vid)
 
 /* relations: pairs */
 KD_FEATURE(cc)
@@ -17,6 +19,9 @@ KD_FEATURE(pkt)
 KD_FEATURE(rkd_angle)
 KD_FEATURE(rkd_distance)
 KD_FEATURE(sp)
+
+/* contrast */
+KD_FEATURE(crd)
 
 /* transformers */
 KD_FEATURE(attention_kl)

@@ -120,6 +120,11 @@ kd_status kd_tapped_parse(kd_tapped **out, kd_arena *arena, const kd_node *node,
     unsigned char *options;
     const char **names, *inner;
     tapped_options own = { 0 };
+    for (const kd_read *r = type->reads; r->name; r++)
+        if (r->flags & KD_READ_STATE)
+            return kd_node_fail(
+                node, path, "%s keeps a %s %s, for which a run has no place; kd loss %s takes one",
+                type->name, r->name, r->shape, type->name);
     const bool heads = kd_tapped_form_of(type) == KD_TAPPED_HEADS;
     const kd_option *own_rows = heads ? heads_rows : no_rows;
     const kd_option *rows = type->options ? type->options : no_rows;

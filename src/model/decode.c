@@ -136,6 +136,9 @@ kd_status kd_decoder_open(kd_decoder *d, kd_model *model, int64_t capacity, int6
 {
     kd_status status;
     *d = (kd_decoder){ .model = model, .capacity = capacity, .chunk = kd_min_i64(chunk, capacity) };
+    if (model->config.inputs)
+        return kd_fail(KD_ENOTSUP, "%s: %s classifies samples and has no tokens", model->label,
+                       model->config.architecture);
     if (model->config.position == KD_POSITION_LEARNED && capacity > model->config.max_positions)
         return kd_fail(KD_EINVAL, "%lld tokens; %s has %lld positions", (long long)capacity,
                        model->label, (long long)model->config.max_positions);

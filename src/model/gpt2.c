@@ -22,4 +22,4 @@ static const kd_name_row names[] = {
     { 0 },
 };
 
-const kd_family kd_family_gpt2 = { "gpt2", names, "transformer." };
+const kd_family kd_family_gpt2 = { "gpt2", names, "transformer.", &kd_network_transformer };

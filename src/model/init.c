@@ -1,6 +1,7 @@
 /* Students: made of a teacher's blocks, or with fresh weights. */
 #include "model/transformer.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -89,6 +90,9 @@ failed:
 
 static kd_status check_keep(const int64_t *keep, int64_t count, const kd_config *teacher)
 {
+    if (teacher->inputs)
+        return kd_fail(KD_ENOTSUP, "keep: the layers of %s have widths of their own; give a config",
+                       teacher->architecture);
     if (count < 1) return kd_fail(KD_EINVAL, "keep: no layers");
     for (int64_t i = 0; i < count; i++) {
         if (keep[i] < 0 || keep[i] >= teacher->layers)
@@ -162,6 +166,7 @@ static bool is_gain(const kd_model *model, int param)
     return strstr(name, "norm") && !strstr(name, "_bias");
 }
 
+/* `spread` below 0: that of He et al. (2015), which keeps the size of activations through ReLU. */
 static kd_status fill_fresh(kd_model *model, double spread, uint64_t seed)
 {
     kd_stack stack = { 0 };
@@ -170,11 +175,12 @@ static kd_status fill_fresh(kd_model *model, double spread, uint64_t seed)
         const kd_tensor to = kd_slab_weight(&model->slab, i);
         const int64_t n = kd_tensor_elements(&to);
         const bool matrix = to.rank == 2;
+        const double s = spread >= 0 || !matrix ? spread : sqrt(2.0 / (double)to.shape[1]);
         float *values = malloc(2 * (size_t)n * sizeof *values);
         if (!values)
             return kd_fail(KD_ENOMEM, "fresh weights: no memory for %lld elements", (long long)n);
         for (int64_t k = 0; k < n; k++)
-            values[k] = matrix ? (float)(spread * kd_random_normal(seed, (uint64_t)i, (uint64_t)k))
+            values[k] = matrix ? (float)(s * kd_random_normal(seed, (uint64_t)i, (uint64_t)k))
                                : (is_gain(model, i) ? 1.0f : 0.0f);
         kd_status status = kd_convert(values + n, to.dtype, values, KD_F32, n);
         if (status == KD_OK) status = kd_upload(&exec, &to, values + n);
@@ -185,11 +191,12 @@ static kd_status fill_fresh(kd_model *model, double spread, uint64_t seed)
     return KD_OK;
 }
 
-static kd_status read_spread(double *spread, const json_t *json, const char *path)
+static kd_status read_spread(double *spread, const json_t *json, const kd_config *c,
+                             const char *path)
 {
     const json_t *range = json_object_get(json, "initializer_range");
     char shown[80];
-    *spread = range ? json_number_value(range) : 0.02;
+    *spread = range ? json_number_value(range) : c->inputs ? -1.0 : 0.02;
     if (!range || (json_is_number(range) && *spread >= 0 && *spread <= 1)) return KD_OK;
     return kd_fail(KD_EFORMAT, "%s: initializer_range is %s, expected a number from 0 to 1", path,
                    kd_json_show(shown, sizeof shown, range));
@@ -209,7 +216,7 @@ kd_status kd_init_fresh(const char *out, const char *config_path, const char *to
     KD_TRY(kd_arena_create(&arena));
     KD_TRY_GOTO(kd_json_read(&json, config_path), status, done);
     KD_TRY_GOTO(kd_config_parse(&config, arena, config_path, json), status, done);
-    KD_TRY_GOTO(read_spread(&spread, json, config_path), status, done);
+    KD_TRY_GOTO(read_spread(&spread, json, &config, config_path), status, done);
     KD_TRY_GOTO(kd_device_open(&device, "cpu"), status, done);
     KD_TRY_GOTO(kd_model_create(&model, device, &config, &options), status, done);
     KD_TRY_GOTO(fill_fresh(model, spread, seed), status, done);

@@ -28,7 +28,7 @@ static const kd_name_row names[] = {
     { 0 },
 };
 
-const kd_family kd_family_llama = { "llama", names, NULL };
-const kd_family kd_family_mistral = { "mistral", names, NULL };
-const kd_family kd_family_qwen2 = { "qwen2", names, NULL };
-const kd_family kd_family_qwen3 = { "qwen3", names, NULL };
+const kd_family kd_family_llama = { "llama", names, NULL, &kd_network_transformer };
+const kd_family kd_family_mistral = { "mistral", names, NULL, &kd_network_transformer };
+const kd_family kd_family_qwen2 = { "qwen2", names, NULL, &kd_network_transformer };
+const kd_family kd_family_qwen3 = { "qwen3", names, NULL, &kd_network_transformer };

@@ -1,7 +1,7 @@
 /*
  * model.h - a model is a list of layers and a table of weight names.
  *
- * registry.c transformer.c transformer_backward.c decode.c llama.c gpt2.c weights.c init.c
+ * registry.c transformer.c transformer_backward.c decode.c llama.c gpt2.c mlp.c weights.c init.c
  */
 #ifndef KD_MODEL_INTERNAL_H
 #define KD_MODEL_INTERNAL_H
@@ -49,12 +49,26 @@ typedef struct kd_name_row {
 
 /* ---- families --------------------------------------------------------------------------------- */
 
-/* A row of the registry: which names a family's checkpoint uses.  What is computed is the
+typedef struct kd_model kd_model;
+typedef struct kd_batch kd_batch;
+typedef kd_status (*kd_block_done)(void *context, int block);
+
+/* What computes a family: kd_model_forward and kd_model_backward are these. */
+typedef struct kd_network {
+    kd_status (*forward)(kd_model *model, kd_exec *exec, const kd_batch *batch, kd_taps *taps);
+    kd_status (*backward)(kd_model *model, kd_exec *exec, const kd_batch *batch, kd_taps *taps,
+                          kd_block_done done, void *context);
+} kd_network;
+
+extern const kd_network kd_network_transformer, kd_network_mlp;
+
+/* A row of the registry: which names a family's checkpoint uses.  What its network computes is the
  * configuration's business alone. */
 typedef struct kd_family {
     const char *name;            /* kd_config.family */
     const kd_name_row *names;    /* ends with name NULL */
     const char *optional_prefix; /* "transformer.": may be missing from every name; or NULL */
+    const kd_network *network;
 } kd_family;
 
 extern const kd_family *const kd_families[]; /* NULL-terminated */
@@ -62,10 +76,11 @@ extern const kd_family *const kd_families[]; /* NULL-terminated */
 /* KD_ENOTSUP naming the family. */
 KD_MUST_CHECK kd_status kd_family_find(const kd_family **family, const char *name);
 
-/* ---- the transformer -------------------------------------------------------------------------- */
+/* ---- models ----------------------------------------------------------------------------------- */
 
 typedef enum kd_recompute { KD_RECOMPUTE_NONE, KD_RECOMPUTE_BLOCKS } kd_recompute;
 
+/* A hidden layer of the family mlp has mlp.up alone. */
 typedef struct kd_block {
     kd_norm norm1, norm2;
     kd_attention attention;
@@ -80,7 +95,7 @@ typedef struct kd_block_saved {
     kd_mlp_saved mlp;
 } kd_block_saved;
 
-typedef struct kd_model {
+struct kd_model {
     kd_arena *arena;
     const char *label; /* "student", "teacher": for messages */
     kd_config config;
@@ -89,7 +104,7 @@ typedef struct kd_model {
     kd_dtype dtype; /* of activations, and of all weights that are not e4m3 */
     kd_recompute recompute;
     int embedding, position; /* parameter indices; -1: none */
-    int head_weight;
+    int head_weight, head_bias;
     kd_norm final_norm;
     kd_block *blocks;      /* [config.layers] */
     kd_tensor frequencies; /* f32 [r / 2] in device memory */
@@ -99,7 +114,7 @@ typedef struct kd_model {
     kd_tensor *hidden;      /* [layers + 1] block inputs, then the last block's output */
     kd_block_saved *saved;  /* [layers] */
     kd_norm_saved final_saved;
-} kd_model;
+};
 
 typedef struct kd_model_options {
     const char *label;
@@ -137,10 +152,11 @@ KD_MUST_CHECK kd_status kd_model_offer(kd_offer *offer, kd_arena *arena, const k
 size_t kd_model_bytes(const kd_model *model);
 
 /* Rows of a batch, in device memory. */
-typedef struct kd_batch {
+struct kd_batch {
     kd_tensor tokens; /* i32 [N] */
+    kd_tensor inputs; /* f32 [N, D] of a model of samples, which reads nothing else here */
     kd_geometry geometry;
-} kd_batch;
+};
 
 /* Fills `taps` (head included).  On a trainable model everything that backward needs stays on the
  * stack above the caller's mark; on a frozen one, or where taps->measured, only the taps stay. */
@@ -150,7 +166,6 @@ KD_MUST_CHECK kd_status kd_model_forward(kd_model *model, kd_exec *exec, const k
 /* After losses wrote taps->head.d_hidden and added tap gradients: adds to the slab's gradients.
  * `done` is told each block whose gradients are complete, from `layers` (final norm, untied head)
  * down to -1 (embeddings, tied head); it may be NULL. */
-typedef kd_status (*kd_block_done)(void *context, int block);
 KD_MUST_CHECK kd_status kd_model_backward(kd_model *model, kd_exec *exec, const kd_batch *batch,
                                           kd_taps *taps, kd_block_done done, void *context);
 

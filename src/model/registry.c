@@ -3,10 +3,15 @@
 #include <stdio.h>
 
 extern const kd_family kd_family_llama, kd_family_mistral, kd_family_qwen2, kd_family_qwen3,
-    kd_family_gpt2;
+    kd_family_gpt2, kd_family_mlp;
 
-const kd_family *const kd_families[] = { &kd_family_llama, &kd_family_mistral, &kd_family_qwen2,
-                                         &kd_family_qwen3, &kd_family_gpt2,    NULL };
+const kd_family *const kd_families[] = { &kd_family_llama,
+                                         &kd_family_mistral,
+                                         &kd_family_qwen2,
+                                         &kd_family_qwen3,
+                                         &kd_family_gpt2,
+                                         &kd_family_mlp,
+                                         NULL };
 
 kd_status kd_family_find(const kd_family **family, const char *name)
 {
@@ -91,19 +96,46 @@ static kd_status declare_block(kd_block *block, const declaration *to, const kd_
     return declare_linear(&block->mlp.down, to, "block.mlp_down", c->width, c->ffn, c->mlp_bias);
 }
 
+static unsigned matrix_flags(const kd_config *c, int block, bool e4m3)
+{
+    const bool inner = block > 0 && block < c->layers - 1;
+    return KD_PARAM_DECAY | (e4m3 && inner ? KD_PARAM_E4M3 : 0);
+}
+
+static kd_status declare_mlp(kd_model *model, kd_params *params, bool e4m3)
+{
+    const kd_config *c = &model->config;
+    declaration to = { params, 0, 0 };
+    int64_t in = c->inputs;
+    kd_linear head;
+    model->embedding = model->position = -1;
+    for (; to.block < c->layers; to.block++) {
+        kd_mlp *layer = &model->blocks[to.block].mlp;
+        *layer = (kd_mlp){ .ffn = c->hidden[to.block], .gelu_tanh = c->mlp == KD_MLP_GELU_TANH };
+        to.matrix_flags = matrix_flags(c, to.block, e4m3);
+        KD_TRY(declare_linear(&layer->up, &to, "block.linear", layer->ffn, in, true));
+        in = layer->ffn;
+    }
+    to.matrix_flags = KD_PARAM_DECAY;
+    KD_TRY(declare_linear(&head, &to, "head", c->vocabulary, in, true));
+    model->head_weight = head.weight;
+    model->head_bias = head.bias;
+    return KD_OK;
+}
+
 static kd_status declare_model(kd_model *model, kd_params *params, bool e4m3)
 {
     const kd_config *c = &model->config;
     declaration to = { params, -1, KD_PARAM_DECAY };
-    model->position = -1;
+    if (c->inputs) return declare_mlp(model, params, e4m3);
+    model->position = model->head_bias = -1;
     KD_TRY(declare(&model->embedding, &to, "embedding", KD_SHAPE(c->vocabulary, c->width),
                    KD_PARAM_DECAY));
     if (c->position == KD_POSITION_LEARNED)
         KD_TRY(declare(&model->position, &to, "position", KD_SHAPE(c->max_positions, c->width),
                        KD_PARAM_DECAY));
     for (to.block = 0; to.block < c->layers; to.block++) {
-        const bool inner = to.block > 0 && to.block < c->layers - 1;
-        to.matrix_flags = KD_PARAM_DECAY | (e4m3 && inner ? KD_PARAM_E4M3 : 0);
+        to.matrix_flags = matrix_flags(c, to.block, e4m3);
         KD_TRY(declare_block(&model->blocks[to.block], &to, c));
     }
     KD_TRY(declare_norm(&model->final_norm, &to, "final_norm", c->width, c));
@@ -191,13 +223,14 @@ kd_status kd_model_offer(kd_offer *offer, kd_arena *arena, const kd_config *conf
 {
     int64_t *widths;
     KD_TRY(KD_ARENA_ARRAY(&widths, arena, config->layers + 1));
-    for (int64_t l = 0; l <= config->layers; l++) widths[l] = config->width;
+    for (int64_t l = 0; l <= config->layers; l++) widths[l] = kd_config_width(config, l);
     *offer = (kd_offer){ .label = label,
                          .layers = (int)config->layers,
                          .widths = widths,
                          .heads = config->heads,
                          .kv_heads = config->kv_heads,
-                         .head_size = config->head_size };
+                         .head_size = config->head_size,
+                         .samples = config->inputs > 0 };
     return kd_arena_string(&offer->architecture, arena, config->architecture);
 }
 
@@ -284,6 +317,19 @@ done:
     json_decref(config.raw);
     kd_arena_destroy(arena);
     return status;
+}
+
+/* ---- passes ----------------------------------------------------------------------------------- */
+
+kd_status kd_model_forward(kd_model *model, kd_exec *exec, const kd_batch *batch, kd_taps *taps)
+{
+    return model->family->network->forward(model, exec, batch, taps);
+}
+
+kd_status kd_model_backward(kd_model *model, kd_exec *exec, const kd_batch *batch, kd_taps *taps,
+                            kd_block_done done, void *context)
+{
+    return model->family->network->backward(model, exec, batch, taps, done, context);
 }
 
 size_t kd_model_bytes(const kd_model *model)

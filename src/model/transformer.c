@@ -176,7 +176,7 @@ static void open_head(kd_model *model, kd_taps *taps)
     if (taps->head.classes == 0) taps->head.classes = model->config.vocabulary;
 }
 
-kd_status kd_model_forward(kd_model *model, kd_exec *exec, const kd_batch *batch, kd_taps *taps)
+static kd_status forward(kd_model *model, kd_exec *exec, const kd_batch *batch, kd_taps *taps)
 {
     const int64_t layers = model->config.layers, rows = batch->tokens.shape[0];
     const kd_shape shape = KD_SHAPE(rows, model->config.width);
@@ -205,3 +205,5 @@ kd_status kd_model_forward(kd_model *model, kd_exec *exec, const kd_batch *batch
     if (last) last->value = taps->head.hidden;
     return KD_OK;
 }
+
+const kd_network kd_network_transformer = { forward, kd_transformer_backward };

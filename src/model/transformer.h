@@ -26,6 +26,10 @@ KD_MUST_CHECK kd_status kd_block_forward(kd_model *model, kd_exec *exec, const k
                                          const kd_block_saved *saved, const kd_tensor *x,
                                          const kd_geometry *geometry, const kd_block *block);
 
+KD_MUST_CHECK kd_status kd_transformer_backward(kd_model *model, kd_exec *exec,
+                                                const kd_batch *batch, kd_taps *taps,
+                                                kd_block_done done, void *context);
+
 /* The blocks and parameters of model->config, without memory for any; `options` may be NULL. */
 KD_MUST_CHECK kd_status kd_model_declare(kd_model *model, kd_params *params,
                                          const kd_model_options *options);

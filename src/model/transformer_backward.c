@@ -77,8 +77,8 @@ static kd_status tell(kd_block_done done, void *context, int block)
     return done ? done(context, block) : KD_OK;
 }
 
-kd_status kd_model_backward(kd_model *model, kd_exec *exec, const kd_batch *batch, kd_taps *taps,
-                            kd_block_done done, void *context)
+kd_status kd_transformer_backward(kd_model *model, kd_exec *exec, const kd_batch *batch,
+                                  kd_taps *taps, kd_block_done done, void *context)
 {
     const int layers = (int)model->config.layers;
     const kd_mark mark = kd_stack_mark(exec->stack);

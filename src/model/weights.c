@@ -42,6 +42,7 @@ int kd_model_param(const kd_model *model, const kd_name_row *row, int64_t l)
     case KD_PLACE_MLP_DOWN: return of_linear(block->mlp.down, row->bias);
     case KD_PLACE_FINAL_NORM: return of_norm(&model->final_norm, row->bias);
     case KD_PLACE_HEAD:
+        if (row->bias) return model->head_bias;
         /* A tied head is written once, as the embedding. */
         return model->head_weight == model->embedding ? -1 : model->head_weight;
     case KD_PLACE_COUNT: break;
@@ -139,7 +140,7 @@ static kd_status check_denied(bool *known, const kd_model *model, const kd_st_fi
         const int64_t block = match(name, model->family, row);
         if (block < 0) continue;
         *known = true;
-        if (block >= c->layers)
+        if (kd_name_per_block(row) && block >= c->layers)
             return kd_fail(KD_EFORMAT,
                            "%s: tensor \"%s\": found layer %lld, expected 0 to %lld by config.json",
                            file->path, name, (long long)block, (long long)c->layers - 1);

@@ -1,5 +1,5 @@
 /*
- * activation - SwiGLU (Shazeer 2020) and GELU (Hendrycks and Gimpel 2016), both forms.
+ * activation - SwiGLU (Shazeer 2020), GELU (Hendrycks and Gimpel 2016), both forms, and ReLU.
  *
  *     s(x) = 1 / (1 + e^-x)
  *     swiglu   y = gate s(gate) up
@@ -11,6 +11,9 @@
  *     tanh     y = x s(2 u)                            u = sqrt(2 / pi) (x + 0.044715 x^3)
  *     form     dx = dy (s(2 u) + x s(2 u) (1 - s(2 u)) 2 u')
  *              which is x (1 + tanh u) / 2, without its cancellation for negative x
+ *
+ *     relu     y = x, 0 where x <= 0                    dx = dy, 0 where x <= 0
+ *              a NaN of x stays one in y; an infinite dy beside x <= 0 gives 0
  *
  * Everything is f32 inside.  Gradients may overwrite any operand of the same element.
  */
@@ -122,6 +125,18 @@ static void gelu_tanh_backward_strip(float *dx, const float *dy, const float *x,
     }
 }
 
+static void relu_strip(float *y, const float *x, int64_t n)
+{
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) y[i] = x[i] <= 0 ? 0 : x[i];
+}
+
+static void relu_backward_strip(float *dx, const float *dy, const float *x, int64_t n)
+{
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) dx[i] = x[i] <= 0 ? 0 : dy[i];
+}
+
 /* ---- SwiGLU ----------------------------------------------------------------------------------- */
 
 kd_status kd_swiglu_check(const kd_swiglu_args *args)
@@ -189,55 +204,92 @@ kd_status kd_swiglu_backward_cpu(kd_exec *exec, const kd_swiglu_backward_args *a
     return KD_OK;
 }
 
-/* ---- GELU ------------------------------------------------------------------------------------- */
+/* ---- functions of one element ----------------------------------------------------------------- */
 
-kd_status kd_gelu_check(const kd_gelu_args *args)
-{
-    KD_TRY(kd_expect_rows(args->x, "x"));
-    return kd_expect_rows_of(args->y, "y", args->x->dtype, kd_shape_of(args->x));
-}
-
-kd_status kd_gelu_cpu(kd_exec *exec, const kd_gelu_args *args)
+static kd_status map(kd_exec *exec, const kd_tensor *y, const kd_tensor *x,
+                     void (*strip)(float *, const float *, int64_t))
 {
     if (kd_planning(exec)) return KD_OK;
-    const int64_t rows = kd_tensor_rows(args->x), columns = kd_tensor_columns(args->x);
+    const int64_t rows = kd_tensor_rows(x), columns = kd_tensor_columns(x);
 #pragma omp parallel for schedule(static) if (rows * columns > KD_PARALLEL_ABOVE)
     for (int64_t r = 0; r < rows; r++) {
-        const kd_row y = kd_row_of(args->y, r), x = kd_row_of(args->x, r);
+        const kd_row to = kd_row_of(y, r), from = kd_row_of(x, r);
         float xb[KD_STRIP], yb[KD_STRIP];
         for (int64_t at = 0; at < columns; at += KD_STRIP) {
             const int64_t n = kd_min_i64(KD_STRIP, columns - at);
-            float *out = kd_row_begin(yb, y, at);
-            (args->tanh_form ? gelu_tanh_strip : gelu_strip)(out, kd_row_load(xb, x, at, n), n);
-            kd_row_finish(y, at, out, n);
+            float *out = kd_row_begin(yb, to, at);
+            strip(out, kd_row_load(xb, from, at, n), n);
+            kd_row_finish(to, at, out, n);
         }
     }
     return KD_OK;
+}
+
+static kd_status map_backward(kd_exec *exec, const kd_tensor *dx, const kd_tensor *dy,
+                              const kd_tensor *x,
+                              void (*strip)(float *, const float *, const float *, int64_t))
+{
+    if (kd_planning(exec)) return KD_OK;
+    const int64_t rows = kd_tensor_rows(x), columns = kd_tensor_columns(x);
+#pragma omp parallel for schedule(static) if (rows * columns > KD_PARALLEL_ABOVE)
+    for (int64_t r = 0; r < rows; r++) {
+        const kd_row to = kd_row_of(dx, r), upper = kd_row_of(dy, r), from = kd_row_of(x, r);
+        float xb[KD_STRIP], db[KD_STRIP], ob[KD_STRIP];
+        for (int64_t at = 0; at < columns; at += KD_STRIP) {
+            const int64_t n = kd_min_i64(KD_STRIP, columns - at);
+            float *out = kd_row_begin(ob, to, at);
+            const float *v = kd_row_load(xb, from, at, n), *d = kd_row_load(db, upper, at, n);
+            strip(out, d, v, n);
+            kd_row_finish(to, at, out, n);
+        }
+    }
+    return KD_OK;
+}
+
+static kd_status check(const kd_tensor *y, const kd_tensor *x)
+{
+    KD_TRY(kd_expect_rows(x, "x"));
+    return kd_expect_rows_of(y, "y", x->dtype, kd_shape_of(x));
+}
+
+static kd_status check_backward(const kd_tensor *dx, const kd_tensor *dy, const kd_tensor *x)
+{
+    KD_TRY(kd_expect_rows(x, "x"));
+    KD_TRY(kd_expect_rows_of(dy, "dy", x->dtype, kd_shape_of(x)));
+    return kd_expect_rows_of(dx, "dx", x->dtype, kd_shape_of(x));
+}
+
+kd_status kd_gelu_check(const kd_gelu_args *args) { return check(args->y, args->x); }
+
+kd_status kd_gelu_cpu(kd_exec *exec, const kd_gelu_args *args)
+{
+    return map(exec, args->y, args->x, args->tanh_form ? gelu_tanh_strip : gelu_strip);
 }
 
 kd_status kd_gelu_backward_check(const kd_gelu_backward_args *args)
 {
-    KD_TRY(kd_expect_rows(args->x, "x"));
-    KD_TRY(kd_expect_rows_of(args->dy, "dy", args->x->dtype, kd_shape_of(args->x)));
-    return kd_expect_rows_of(args->dx, "dx", args->x->dtype, kd_shape_of(args->x));
+    return check_backward(args->dx, args->dy, args->x);
 }
 
 kd_status kd_gelu_backward_cpu(kd_exec *exec, const kd_gelu_backward_args *args)
 {
-    if (kd_planning(exec)) return KD_OK;
-    const int64_t rows = kd_tensor_rows(args->x), columns = kd_tensor_columns(args->x);
-#pragma omp parallel for schedule(static) if (rows * columns > KD_PARALLEL_ABOVE)
-    for (int64_t r = 0; r < rows; r++) {
-        const kd_row dx = kd_row_of(args->dx, r), dy = kd_row_of(args->dy, r);
-        const kd_row x = kd_row_of(args->x, r);
-        float xb[KD_STRIP], db[KD_STRIP], ob[KD_STRIP];
-        for (int64_t at = 0; at < columns; at += KD_STRIP) {
-            const int64_t n = kd_min_i64(KD_STRIP, columns - at);
-            float *out = kd_row_begin(ob, dx, at);
-            const float *v = kd_row_load(xb, x, at, n), *d = kd_row_load(db, dy, at, n);
-            (args->tanh_form ? gelu_tanh_backward_strip : gelu_backward_strip)(out, d, v, n);
-            kd_row_finish(dx, at, out, n);
-        }
-    }
-    return KD_OK;
+    return map_backward(exec, args->dx, args->dy, args->x,
+                        args->tanh_form ? gelu_tanh_backward_strip : gelu_backward_strip);
+}
+
+kd_status kd_relu_check(const kd_relu_args *args) { return check(args->y, args->x); }
+
+kd_status kd_relu_cpu(kd_exec *exec, const kd_relu_args *args)
+{
+    return map(exec, args->y, args->x, relu_strip);
+}
+
+kd_status kd_relu_backward_check(const kd_relu_backward_args *args)
+{
+    return check_backward(args->dx, args->dy, args->x);
+}
+
+kd_status kd_relu_backward_cpu(kd_exec *exec, const kd_relu_backward_args *args)
+{
+    return map_backward(exec, args->dx, args->dy, args->x, relu_backward_strip);
 }

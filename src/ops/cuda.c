@@ -61,6 +61,13 @@ kd_status kd_matmul_add_cuda(kd_exec *exec, const kd_matmul_add_args *args)
     return kd_blas_matmul(exec, args->y, args->a, args->b, NULL, true);
 }
 
+kd_status kd_matmul_batched_cuda(kd_exec *exec, const kd_matmul_batched_args *args)
+{
+    if (kd_tensor_elements(args->y) == 0) return KD_OK;
+    if (args->a->shape[2] == 0) return KD_RUN(exec, fill, .y = args->y, .value = 0);
+    return kd_blas_matmul_batched(exec, args->y, args->a, args->b);
+}
+
 kd_status kd_matmul_scaled_cuda(kd_exec *exec, const kd_matmul_scaled_args *args)
 {
     if (is_empty(args->y)) return KD_OK;

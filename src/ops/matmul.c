@@ -1,5 +1,6 @@
 /*
- * y[m,n] = sum_k a[m,k] b[k,n] + bias[n], and y += a b, and pre = a b + bias with y = gelu(pre).
+ * y[m,n] = sum_k a[m,k] b[k,n] + bias[n], and y += a b, and pre = a b + bias with y = gelu(pre); and a batch
+ * of small y = a b at once, where one by one they would leave threads or multiprocessors without work.
  *
  * A layer y = x W' with W [N,K] reads W with exchanged strides; its backward pass is dx = dy W and
  * dW += dy' x.  No form copies or transposes a matrix first: the library packs panels as it goes.
@@ -163,6 +164,35 @@ kd_status kd_matmul_add_check(const kd_matmul_add_args *args)
 kd_status kd_matmul_add_cpu(kd_exec *exec, const kd_matmul_add_args *args)
 {
     return kd_dnn_matmul(kd_cpu_dnn(exec->device), exec, args->y, args->a, args->b, NULL, true);
+}
+
+static kd_status check_batch(const kd_tensor *t, const char *what, kd_shape shape)
+{
+    KD_TRY(kd_tensor_expect(t, what, KD_F32, shape));
+    if (t->shape[0] == 0) return KD_OK;
+    int64_t stride[2];
+    const kd_tensor first = kd_tensor_matrix(t, 0);
+    KD_TRY(kd_matrix_strides(stride, &first, what));
+    const int64_t rows = first.shape[0], columns = first.shape[1];
+    const int64_t last = (rows - 1) * stride[0] + (columns - 1) * stride[1];
+    if (t->shape[0] == 1 || kd_tensor_elements(t) == 0 || t->stride[0] > last) return KD_OK;
+    return kd_fail(KD_EINVAL, "%s: matrices lie %lld elements apart; expected at least %lld", what,
+                   (long long)t->stride[0], (long long)last + 1);
+}
+
+kd_status kd_matmul_batched_check(const kd_matmul_batched_args *args)
+{
+    const kd_tensor *y = args->y, *a = args->a;
+    KD_TRY(check_batch(a, "a", KD_SHAPE(-1, -1, -1)));
+    KD_TRY(check_batch(args->b, "b", KD_SHAPE(a->shape[0], a->shape[2], -1)));
+    KD_TRY(check_batch(y, "y", KD_SHAPE(a->shape[0], a->shape[1], args->b->shape[2])));
+    if (y->shape[2] <= 1 || y->stride[2] == 1) return KD_OK;
+    return kd_fail(KD_EINVAL, "y: lies by columns; expected by rows");
+}
+
+kd_status kd_matmul_batched_cpu(kd_exec *exec, const kd_matmul_batched_args *args)
+{
+    return kd_dnn_matmul_batched(kd_cpu_dnn(exec->device), exec, args->y, args->a, args->b);
 }
 
 kd_status kd_matmul_gelu_check(const kd_matmul_gelu_args *args)

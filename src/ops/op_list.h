@@ -17,6 +17,8 @@
 KD_OP(matmul, OUT(y) IN(a) IN(b) IN(bias))
 /* y += a b; y f32 or the type of a. */
 KD_OP(matmul_add, INOUT(y) IN(a) IN(b))
+/* y[B,M,N] = a[B,M,K] b[B,K,N], sample by sample; all f32, y by rows, transposes are strides. */
+KD_OP(matmul_batched, OUT(y) IN(a) IN(b))
 /* pre = a b + bias, y = gelu(pre) in its tanh form; y and pre of one type, by rows.  bias or absent.
  * A device may take the GELU before it rounds pre. */
 KD_OP(matmul_gelu, OUT(y) OUT(pre) IN(a) IN(b) IN(bias))
@@ -48,6 +50,9 @@ KD_OP(swiglu, OUT(y) IN(gate) IN(up))
 KD_OP(swiglu_backward, OUT(dgate) OUT(dup) IN(dy) IN(gate) IN(up))
 KD_OP(gelu, OUT(y) IN(x) ARG(bool, tanh_form))
 KD_OP(gelu_backward, OUT(dx) IN(dy) IN(x) ARG(bool, tanh_form))
+KD_OP(relu, OUT(y) IN(x))
+/* relu's result will do for its x. */
+KD_OP(relu_backward, OUT(dx) IN(dy) IN(x))
 
 /* x [N,H,d] in place: pairs (i, i + r/2) of the first r = 2 * len(frequencies) columns turn by
  * positions[n] * frequencies[i] (i32, f32), times `scale`; `backward` turns back.       rope.c */
@@ -156,6 +161,35 @@ KD_OP(pkt, OUT(d) OUT(loss) IN(student) IN(teacher) IN(weight) IN(scale) ARG(flo
 /* Products of |student - teacher| of a row and the next; student, d_student and teacher [N,D]; d_student
  * is added to, or absent.                                                        correlation.c */
 KD_OP(correlation, INOUT(d_student) OUT(loss) IN(student) IN(teacher) IN(weight) IN(scale))
+
+/* Rows against a bank of them: noise-contrastive, K + 1 rows of `bank` f32 [n,D] a row of x [B,D], D at most
+ * KD_MAX_CONTRAST; the positive samples[b], i32 [B], then negatives[b], i32 [B,K].  partition f32: element
+ * `side` is Z.  loss f32 [B] += weight[b] value, dx += scale[0] weight[b] times its gradient; dx, of x's
+ * type, or absent; weight f32 [B], 0: the row is not read, nor its ids, or absent; scale f32 [1], absent
+ * with dx.                                                                       contrast.c */
+KD_OP(contrast, INOUT(dx) INOUT(loss) IN(x) IN(bank) IN(samples) IN(negatives) IN(partition)
+                    IN(weight) IN(scale) ARG(float, temperature) ARG(float, eps) ARG(int64_t, side))
+/* Z of a side that is 0 = n times the batch's mean of exp(score); else nothing is done. */
+KD_OP(contrast_partition, INOUT(partition) IN(x) IN(bank) IN(samples) IN(negatives) IN(weight)
+                              ARG(float, temperature) ARG(int64_t, side))
+/* bank[samples[b]] = momentum of it and 1 - momentum of x[b] / |x[b]|, made as long as 1; of equal samples
+ * the last stays.  A row of weight 0 or that is not finite renews nothing. */
+KD_OP(renew_rows, INOUT(bank) IN(x) IN(samples) IN(weight) ARG(float, momentum))
+/* What a sample's maps x, y (teacher) with rows of length one have in common (NST), from products of them:
+ *   by places   student [B,S,S] = x'x, teacher [B,S,S] = y'y
+ *   by channels student [B,C,C+C'] = x (x, y)', teacher [B,C',C'] = y y'
+ * loss[B] = weight |x'x / C - y'y / C'|^2, and student becomes G, with x G or G (x, y) the gradient of
+ * scale[0] times their sum; without scale it stays.  All f32.                  gram_distance.c */
+KD_OP(gram_distance,
+      INOUT(student) OUT(loss) IN(teacher) IN(weight) IN(scale) ARG(int64_t, channels)
+          ARG(int64_t, teacher_channels) ARG(bool, by_channel))
+
+/* Teacher's maps under normal distributions around the student's, a variance v = softplus(log_variance) + eps
+ * for each channel (VID); student, teacher [B,C,S].  loss[B] f32 = weight mean ((x - t)^2 / v + log v) / 2;
+ * d_student, of student's type, and d_log_variance f32 [C] += scale[0] times the gradient of their sum,
+ * each or absent; log_variance f32 [C]; weight f32 [B], 0: the sample is not read, or absent.  vid.c */
+KD_OP(vid, INOUT(d_student) INOUT(d_log_variance) OUT(loss) IN(student) IN(teacher) IN(log_variance)
+               IN(weight) IN(scale) ARG(float, eps))
 
 /* The update; every operand is a slab range [n].                                      update.c */
 /* Global norm, clip factor, loss and verdict into `scalars`, from sum_squares[1] and losses [terms]. */

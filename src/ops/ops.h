@@ -104,6 +104,8 @@ typedef enum kd_distance {
     KD_DISTANCE_COUNT
 } kd_distance;
 
+enum { KD_MAX_CONTRAST = 1024 }; /* columns of a row that contrast takes */
+
 /* ---- what changes from step to step; lives in device memory ----------------------------------- */
 
 typedef struct kd_term_scalars {

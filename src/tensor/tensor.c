@@ -91,6 +91,15 @@ kd_tensor kd_tensor_transposed(const kd_tensor *t)
     return s;
 }
 
+kd_tensor kd_tensor_matrix(const kd_tensor *t, int64_t i)
+{
+    kd_tensor m = kd_tensor_slice(t, 0, i, 1);
+    m.rank = 2;
+    m.shape[0] = t->shape[1], m.shape[1] = t->shape[2];
+    m.stride[0] = t->stride[1], m.stride[1] = t->stride[2];
+    return m;
+}
+
 kd_tensor kd_tensor_split(const kd_tensor *t, int64_t inner)
 {
     kd_tensor s = *t;

@@ -34,6 +34,9 @@ int64_t kd_tensor_columns(const kd_tensor *t);
  * `what` for other matrices. */
 KD_MUST_CHECK kd_status kd_matrix_strides(int64_t stride[2], const kd_tensor *t, const char *what);
 
+/* Matrix i of [B, M, N]. */
+kd_tensor kd_tensor_matrix(const kd_tensor *t, int64_t i);
+
 /* `t` without the elements: same shape and strides, absent data. */
 static inline bool kd_present(const kd_tensor *t) { return t && t->data; }
 

@@ -156,7 +156,7 @@ static kd_status get_cursor(kd_cursor *cursor, const json_t *state, const char *
                        path, json_array_size(sources), (int)KD_MAX_SOURCES);
     for (int i = 0; i < KD_MAX_SOURCES; i++) {
         const json_t *samples = json_array_get(sources, (size_t)i);
-        if (!json_is_integer(samples))
+        if (json_typeof(samples) != JSON_INTEGER)
             return refuse(path, "cursor.source_samples", samples, "an integer");
         cursor->source_samples[i] = json_integer_value(samples);
     }
@@ -165,13 +165,14 @@ static kd_status get_cursor(kd_cursor *cursor, const json_t *state, const char *
 
 static kd_status get_window(float *values, const json_t *found, int64_t count, const char *path)
 {
-    if (!json_is_array(found) || json_array_size(found) != (size_t)count)
+    if (json_typeof(found) != JSON_ARRAY || json_array_size(found) != (size_t)count)
         return kd_fail(KD_EFORMAT, "%s: guard.windows: found %zu numbers, expected %lld", path,
                        json_array_size(found), (long long)count);
     for (int64_t i = 0; i < count; i++) {
         const json_t *value = json_array_get(found, (size_t)i);
+        const json_type type = json_typeof(value);
         values[i] = (float)json_number_value(value);
-        if (!json_is_number(value) || !isfinite(values[i]))
+        if ((type != JSON_REAL && type != JSON_INTEGER) || !isfinite(values[i]))
             return refuse(path, "guard.windows", value, "a number of f32");
     }
     return KD_OK;

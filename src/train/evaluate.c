@@ -17,9 +17,9 @@ kd_measured kd_step_values(const kd_step *step, int model)
     return (kd_measured){ .nll = values,
                           .kl = values + rows,
                           .same = values + 2 * rows,
-                          .entropy = values + 3 * rows,
-                          .confidence = values + 4 * rows,
-                          .correct = values + 5 * rows };
+                          .entropy = step->host_logits ? values + 3 * rows : NULL,
+                          .confidence = step->host_logits ? values + 4 * rows : NULL,
+                          .correct = step->host_logits ? values + 5 * rows : NULL };
 }
 
 /* ---- one micro-batch -------------------------------------------------------------------------- */
@@ -149,6 +149,7 @@ kd_status kd_scores_create(kd_scores *s, kd_arena *arena, int64_t documents, int
     KD_TRY(KD_ARENA_ARRAY(&s->nll, arena, documents));
     KD_TRY(KD_ARENA_ARRAY(&s->kl, arena, documents));
     KD_TRY(KD_ARENA_ARRAY(&s->same, arena, documents));
+    KD_TRY(KD_ARENA_ARRAY(&s->correct, arena, documents));
     return capacity ? KD_ARENA_ARRAY(&s->kl_values, arena, capacity) : KD_OK;
 }
 
@@ -159,6 +160,7 @@ void kd_scores_reset(kd_scores *s)
     memset(s->nll, 0, bytes);
     memset(s->kl, 0, bytes);
     memset(s->same, 0, bytes);
+    memset(s->correct, 0, bytes);
     s->tokens = s->kl_count = 0;
     if (s->profile) *s->profile = (kd_eval_profile){ .tokens = 0 };
 }
@@ -171,6 +173,7 @@ void kd_scores_add(kd_scores *s, const kd_micro_batch *micro, const kd_measured 
         s->nll[d] += measured->nll[i];
         s->kl[d] += measured->kl[i];
         s->same[d] += measured->same[i];
+        s->correct[d] += measured->correct ? measured->correct[i] : NAN;
         if (s->kl_count < s->capacity) s->kl_values[s->kl_count++] = measured->kl[i];
     }
     s->tokens += micro->valid_count;
@@ -213,7 +216,8 @@ static kd_status sum_scores(kd_scores *s, kd_comm *comm)
     KD_TRY(sum_array(comm, s->count, s->documents));
     KD_TRY(sum_array(comm, s->nll, s->documents));
     KD_TRY(sum_array(comm, s->kl, s->documents));
-    return sum_array(comm, s->same, s->documents);
+    KD_TRY(sum_array(comm, s->same, s->documents));
+    return sum_array(comm, s->correct, s->documents);
 }
 
 static kd_status sum_all(kd_step *step, unsigned wanted, kd_scores *scores)

@@ -230,16 +230,16 @@ static bool inside(const char *relative)
 static kd_status pieces_of_entry(pieces *p, kd_arena *arena, const char *manifest, const char *name,
                                  const json_t *entry, int64_t bytes)
 {
-    json_t *tensors = json_object_get(entry, "tensors"), *tensor;
-    const char *key;
+    json_t *tensors = json_object_get(entry, "tensors");
     int64_t i = 1, at = -1;
     *p = (pieces){ 0 };
     if (!tensors) return KD_OK;
-    if (!json_is_object(tensors)) return malformed(manifest, name, "tensors is no object");
+    if (json_typeof(tensors) != JSON_OBJECT)
+        return malformed(manifest, name, "tensors is no object");
     KD_TRY(take_pieces(p, arena, (int64_t)json_object_size(tensors)));
     p->ends[0] = bytes;
-    json_object_foreach(tensors, key, tensor)
-    {
+    for (void *it = json_object_iter(tensors); it; it = json_object_iter_next(tensors, it)) {
+        const json_t *tensor = json_object_iter_value(it);
         const json_t *first = json_object_get(tensor, "begin");
         const json_t *last = json_object_get(tensor, "end");
         const int64_t begin = json_integer_value(first), end = json_integer_value(last);
@@ -249,7 +249,7 @@ static kd_status pieces_of_entry(pieces *p, kd_arena *arena, const char *manifes
         if (i == 1) p->ends[0] = at = begin;
         if (begin != at || begin < 0 || end < begin || end > bytes)
             return malformed(manifest, name, "tensors that do not lie side by side");
-        p->names[i] = key;
+        p->names[i] = json_object_iter_key(it);
         p->ends[i++] = at = end;
     }
     return KD_OK;
@@ -302,13 +302,12 @@ static kd_status check_file(kd_arena *arena, const char *manifest, const char *d
 static kd_status check_files(kd_arena *arena, const char *manifest, const char *dir, json_t *files,
                              bool hashes)
 {
-    const char *name;
-    json_t *entry;
     for (int i = 0; i < KD_COUNT(required); i++)
         if (!json_object_get(files, required[i]))
             return malformed(manifest, required[i], "not listed; every checkpoint has it");
-    json_object_foreach(files, name, entry)
-        KD_TRY(check_file(arena, manifest, dir, name, entry, hashes));
+    for (void *at = json_object_iter(files); at; at = json_object_iter_next(files, at))
+        KD_TRY(check_file(arena, manifest, dir, json_object_iter_key(at),
+                          json_object_iter_value(at), hashes));
     return KD_OK;
 }
 

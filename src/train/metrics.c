@@ -184,7 +184,8 @@ kd_status kd_metrics_step(kd_metrics *metrics, const kd_step *step, const kd_ste
 }
 
 kd_status kd_metrics_evaluation(kd_metrics *metrics, const char *model, int64_t step,
-                                const kd_measure *nll, const kd_measure *kl, const kd_measure *same)
+                                const kd_measure *nll, const kd_measure *kl, const kd_measure *same,
+                                const kd_measure *accuracy)
 {
     record r = record_of(step, model, "valid");
     put(&r, ",\"split\":\"valid\"");
@@ -193,6 +194,7 @@ kd_status kd_metrics_evaluation(kd_metrics *metrics, const char *model, int64_t 
     put_number(&r, "kl", kl->mean);
     put_number(&r, "kl_error", kl->error);
     put_number(&r, "same_top", same->mean);
+    if (isfinite(accuracy->mean)) put_number(&r, "accuracy", accuracy->mean);
     return put_line(metrics, &r);
 }
 

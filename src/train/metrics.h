@@ -22,9 +22,10 @@ KD_MUST_CHECK kd_status kd_metrics_sync(const kd_metrics *metrics);
 KD_MUST_CHECK kd_status kd_metrics_step(kd_metrics *metrics, const kd_step *step,
                                         const kd_step_result *result, int64_t tokens,
                                         double seconds, double tokens_per_s);
+/* The accuracy is left out where it was not measured. */
 KD_MUST_CHECK kd_status kd_metrics_evaluation(kd_metrics *metrics, const char *model, int64_t step,
                                               const kd_measure *nll, const kd_measure *kl,
-                                              const kd_measure *same);
+                                              const kd_measure *same, const kd_measure *accuracy);
 
 void kd_log_header(const kd_step *step);
 void kd_log_step(const kd_step *step, const kd_step_result *result, double tokens_per_s,

@@ -26,8 +26,8 @@ static const kd_option model_rows[] = {
 static const kd_option data_rows[] = {
     { "valid", KD_STRING, offsetof(kd_data_section, valid), "", 0, 0, "",
       "held-out tokens; none: no evaluation" },
-    { "sequence", KD_INT, offsetof(kd_data_section, sequence), "512", 2, 1 << 20, "tokens",
-      "length of a sample" },
+    { "sequence", KD_INT, offsetof(kd_data_section, sequence), "512", 1, 1 << 20, "tokens",
+      "length of a sample of tokens" },
     { "pack", KD_CHOICE, offsetof(kd_data_section, pack), "documents", 0, 0, "documents|none",
       "documents: several per sample, attention does not cross them" },
     { "shuffle", KD_BOOL, offsetof(kd_data_section, shuffle), "true", 0, 0, "",
@@ -38,7 +38,7 @@ static const kd_option data_rows[] = {
 static const kd_option source_rows[] = {
     { "file", KD_STRING, offsetof(kd_data_section, train[0]), NULL, 0, 0, "",
       "tokens: .safetensors, llm.c .bin, Megatron .bin and .idx; text: .jsonl; * stands for "
-      "shards" },
+      "shards; samples with labels, for models that classify them: .safetensors" },
     { "weight", KD_FLOAT, offsetof(kd_data_section, weight[0]), "1", 0, 0, "", "share of samples" },
     { 0 },
 };

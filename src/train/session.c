@@ -8,10 +8,33 @@ static const double usable_share = 0.92;
 
 /* ---- vocabularies ----------------------------------------------------------------------------- */
 
+/* Whether logits of both are of the same things, as far as config.json says. */
+static kd_status check_pair(const kd_model *a, const kd_model *b)
+{
+    const kd_config *x = &a->config, *y = &b->config;
+    const json_t *names = json_object_get(x->raw, "id2label");
+    const json_t *others = json_object_get(y->raw, "id2label");
+    if (!x->inputs && !y->inputs) return KD_OK;
+    if (!x->inputs || !y->inputs)
+        return kd_fail(KD_EINVAL, "%s (%s) reads %s, %s (%s) %s; they cannot be in one run",
+                       a->label, x->architecture, x->inputs ? "samples" : "tokens", b->label,
+                       y->architecture, y->inputs ? "samples" : "tokens");
+    if (x->inputs != y->inputs || x->vocabulary != y->vocabulary)
+        return kd_fail(KD_EFORMAT,
+                       "%s has samples of %lld numbers and %lld classes, %s of %lld and %lld",
+                       a->label, (long long)x->inputs, (long long)x->vocabulary, b->label,
+                       (long long)y->inputs, (long long)y->vocabulary);
+    if (json_is_object(names) && json_is_object(others) && !json_equal(names, others))
+        return kd_fail(KD_EFORMAT, "%s and %s name their classes differently (id2label)", a->label,
+                       b->label);
+    return KD_OK;
+}
+
 kd_status kd_common_tokenizer(kd_tokenizer_info *common, int64_t *classes, kd_model *const *models,
                               int count)
 {
     const char *first = NULL;
+    for (int m = 1; m < count; m++) KD_TRY(check_pair(models[0], models[m]));
     *common = (kd_tokenizer_info){ 0 };
     *classes = INT64_MAX;
     for (int m = 0; m < count; m++) {
@@ -114,6 +137,7 @@ static kd_status plan_step(kd_session *s, int64_t micro)
                                       .term_count = s->run->term_count,
                                       .classes = s->classes,
                                       .rows = micro * s->run->data.sequence,
+                                      .inputs = s->inputs,
                                       .f32_logits = s->run->f32_logits,
                                       .chunk = s->run->batch.chunk,
                                       .optim = s->run->optim,
@@ -188,6 +212,23 @@ static kd_text_options text_options(const kd_session *s)
     return options;
 }
 
+/* A sample is one row: wherever a run counts tokens, it counts as one. */
+static void settle_samples(kd_session *s)
+{
+    s->inputs = s->models[0]->config.inputs;
+    if (s->inputs) s->run->data.sequence = 1;
+}
+
+static kd_status count_samples(kd_session *s, const char *file)
+{
+    const kd_samples_options options = { s->inputs, s->classes };
+    kd_samples *samples;
+    KD_TRY(kd_samples_open(&samples, file, &options));
+    s->train_tokens += kd_samples_count(samples);
+    kd_samples_close(samples);
+    return KD_OK;
+}
+
 /* Epochs need the number of tokens before anything can be planned. */
 static kd_status count_tokens(kd_session *s)
 {
@@ -195,6 +236,10 @@ static kd_status count_tokens(kd_session *s)
     s->train_tokens = 0;
     for (int i = 0; i < s->run->data.sources; i++) {
         kd_text *text;
+        if (s->inputs) {
+            KD_TRY(count_samples(s, s->run->data.train[i]));
+            continue;
+        }
         KD_TRY(kd_text_open(&text, s->run->data.train[i], &options));
         s->train_tokens += kd_text_tokens(text);
         kd_text_close(text);
@@ -219,6 +264,7 @@ kd_status kd_session_plan(kd_session *s, kd_run *run, kd_device *device, int64_t
     KD_TRY(kd_common_tokenizer(&s->tokenizer, &s->classes, s->models, s->count));
     if (s->tokenizer.present) /* the model that it is of closes before the session */
         KD_TRY(kd_arena_string(&s->tokenizer.dir, s->arena, s->tokenizer.dir));
+    settle_samples(s);
     if (s->reads_data && run->run.epochs > 0.0) KD_TRY(count_tokens(s));
     KD_TRY(kd_run_length(&s->steps, &s->step_samples, run, s->train_tokens));
     return plan_micro(s, micro);
@@ -234,6 +280,7 @@ static kd_status open_data(kd_session *s)
                                   .vocabulary = s->classes,
                                   .tokenizer = text.tokenizer,
                                   .fingerprint = text.fingerprint,
+                                  .inputs = s->inputs,
                                   .sequence = data->sequence,
                                   .pack = (kd_pack)data->pack,
                                   .step_samples = s->step_samples,
@@ -366,26 +413,33 @@ kd_status kd_session_log(const kd_session *s, const char *out)
     if (s->tokenizer.present)
         kd_log(KD_LOG_INFO, "tokenizer %s: %lld ids; losses over %lld classes",
                s->tokenizer.fingerprint.hex, (long long)s->tokenizer.size, (long long)s->classes);
-    else
+    else if (!s->inputs)
         kd_log(KD_LOG_INFO,
                "tokenizer none in these folders: ids are taken as equal; losses over "
                "%lld classes",
                (long long)s->classes);
-    kd_log(KD_LOG_INFO, "data      %s tokens, %s documents, %.1f %% count as targets",
-           kd_format_count(a, sizeof a, s->train_tokens),
-           kd_format_count(b, sizeof b, s->train_documents), 100.0 * s->train_scored);
+    if (s->inputs)
+        kd_log(KD_LOG_INFO, "data      %s samples of %s numbers, %lld classes",
+               kd_format_count(a, sizeof a, s->train_tokens),
+               kd_format_count(b, sizeof b, s->inputs), (long long)s->classes);
+    else
+        kd_log(KD_LOG_INFO, "data      %s tokens, %s documents, %.1f %% count as targets",
+               kd_format_count(a, sizeof a, s->train_tokens),
+               kd_format_count(b, sizeof b, s->train_documents), 100.0 * s->train_scored);
     for (int m = 0; m < s->count; m++) {
         const char *terms;
         if (!s->models[m]->slab.trainable) continue;
         KD_TRY(kd_terms_print(&terms, s->arena, s->run->terms, s->run->term_count, m));
-        kd_log(KD_LOG_INFO, "loss      %s; mean over the global count of scored tokens", terms);
+        kd_log(KD_LOG_INFO, "loss      %s; mean over the global count of %s", terms,
+               s->inputs ? "samples" : "scored tokens");
     }
     kd_log(KD_LOG_INFO,
            "plan      %s of %s, peak at %s; micro %lld x %lld x accumulate %lld = %lld "
-           "tokens per update; %lld updates",
+           "%s per update; %lld updates",
            kd_format_bytes(a, sizeof a, (double)kd_session_bytes(s)),
            kd_format_bytes(b, sizeof b, (double)s->memory), s->step.stack.peak_phase,
            (long long)s->micro, (long long)s->run->data.sequence, (long long)s->accumulate,
-           (long long)(s->step_samples * s->run->data.sequence), (long long)s->steps);
+           (long long)(s->step_samples * s->run->data.sequence), s->inputs ? "samples" : "tokens",
+           (long long)s->steps);
     return KD_OK;
 }

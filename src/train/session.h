@@ -19,6 +19,7 @@ typedef struct kd_session {
     double train_scored; /* share of tokens that count as targets */
     int64_t valid_documents, valid_tokens;
     int64_t classes; /* columns of every softmax */
+    int64_t inputs;  /* numbers of a sample; 0: the models are of tokens */
     kd_tokenizer_info tokenizer;
     int64_t steps, step_samples, micro, accumulate;
     size_t memory;        /* of the device: free when it was opened, or after running short */

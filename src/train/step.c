@@ -24,6 +24,7 @@ kd_status kd_step_upload(kd_step *step, const kd_micro_batch *micro)
         step->host_weight[i] = micro->labels[i] >= 0 ? 1.0f : 0.0f;
     step->targets.count = micro->valid_count;
     KD_TRY(kd_upload(&step->exec, &step->batch.tokens, micro->tokens));
+    if (step->inputs) KD_TRY(kd_upload(&step->exec, &step->batch.inputs, micro->inputs));
     KD_TRY(kd_upload(&step->exec, &step->batch.geometry.positions, micro->positions));
     KD_TRY(kd_upload(&step->exec, &step->batch.geometry.cu, micro->cu));
     KD_TRY(kd_upload(&step->exec, &step->targets.rows, step->host_rows));

@@ -21,6 +21,9 @@ static kd_status take_fixed(kd_step *step)
     kd_stack *fixed = &step->fixed;
     const int64_t n = step->rows, r = step->target_rows;
     KD_TRY(kd_stack_push(&step->batch.tokens, fixed, "tokens", KD_I32, KD_SHAPE(n)));
+    if (step->inputs)
+        KD_TRY(
+            kd_stack_push(&step->batch.inputs, fixed, "inputs", KD_F32, KD_SHAPE(n, step->inputs)));
     KD_TRY(kd_stack_push(&step->batch.geometry.positions, fixed, "positions", KD_I32, KD_SHAPE(n)));
     KD_TRY(
         kd_stack_push(&step->batch.geometry.cu, fixed, "document starts", KD_I32, KD_SHAPE(n + 1)));
@@ -86,7 +89,8 @@ static kd_status plan_measures(kd_step *step, const kd_step_options *options,
     kd_measured measured[KD_MAX_MODELS] = { { .nll = NULL } };
     KD_TRY(KD_ARENA_ARRAY(&step->host_values, step->arena, 6 * step->count * step->target_rows));
     int64_t widest = 0; /* of the logits that are looked at */
-    for (int m = 0; m < step->count && options->certainty; m++)
+    const bool certain = options->certainty || options->inputs;
+    for (int m = 0; m < step->count && certain; m++)
         widest = kd_max_i64(widest, kd_ceil_div(options->models[m]->config.vocabulary, 16) * 16);
     if (widest) KD_TRY(KD_ARENA_ARRAY(&step->host_logits, step->arena, KD_SEEN_ROWS * widest));
     for (int m = 0; m < step->count; m++) measured[m] = kd_step_values(step, m);
@@ -167,7 +171,8 @@ kd_status kd_step_plan(kd_step *step, const kd_step_options *options)
                        .count = options->count,
                        .optim = options->optim,
                        .steps = options->steps,
-                       .rows = options->rows };
+                       .rows = options->rows,
+                       .inputs = options->inputs };
     KD_TRY(kd_arena_create(&step->arena));
     const kd_status status = plan(step, options);
     if (status != KD_OK) kd_step_close(step);

@@ -27,7 +27,8 @@ enum {
 
 /* The tokenizer of all folders that have one, and the columns of every softmax: the smallest of the
  * vocabularies and the tokenizer's size.  KD_EFORMAT when two tokenizers differ, naming both
- * fingerprints, or when one has an id that its model has not. */
+ * fingerprints, or when one has an id that its model has not; and for models of samples, whose samples
+ * and classes are the same.  KD_EINVAL when some are of samples and some of tokens. */
 KD_MUST_CHECK kd_status kd_common_tokenizer(kd_tokenizer_info *common, int64_t *classes,
                                             kd_model *const *models, int count);
 
@@ -89,6 +90,7 @@ typedef struct kd_step {
     kd_tensor guard;     /* kd_guard, as bytes */
     int64_t steps;       /* of the run, for schedules */
     int64_t rows;        /* N of a micro-batch */
+    int64_t inputs;      /* D of its samples; 0: tokens */
     int64_t target_rows; /* N rounded up to the chunk */
     kd_batch batch;      /* device copies of the micro-batch in hand */
     kd_targets targets;
@@ -113,6 +115,7 @@ typedef struct kd_step_options {
     const kd_term *terms; /* bound */
     int term_count;
     int64_t classes, rows;
+    int64_t inputs;  /* of a row, where the models are of samples; 0 */
     bool f32_logits; /* of both models in training; else in their type */
     bool certainty;  /* measured too: entropy, confidence, correct */
     int64_t chunk;   /* 0: kd_objective_chunk */
@@ -180,8 +183,9 @@ KD_MUST_CHECK kd_status kd_step_load_guard(kd_step *step, const kd_guard *guard)
 typedef struct kd_measured {
     kd_row_results device;  /* of the model in hand */
     float *nll, *kl, *same; /* host [target_rows]; kl and same NaN for the reference */
-    /* With certainty, of the softmax at T = 1: its entropy in nats, the largest probability, and 1
-     * where the first class that has it is the label. */
+    /* With certainty, which models of samples are measured with, of the softmax at T = 1: its entropy
+     * in nats, the largest probability, and 1 where the first class that has it is the label; else
+     * NULL. */
     float *entropy, *confidence, *correct;
     double seconds; /* forward pass and head */
 } kd_measured;
@@ -201,6 +205,7 @@ typedef struct kd_scores {
     int64_t documents, tokens;
     double *count;           /* [documents] counted tokens */
     double *nll, *kl, *same; /* [documents] sums */
+    double *correct;         /* the same, of rows measured with certainty; else NaN */
     float *kl_values;        /* [capacity] of every token; NULL: not kept */
     int64_t kl_count, capacity;
     kd_eval_profile *profile; /* sums, until kd_profile_finish; NULL: none is made */

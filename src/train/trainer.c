@@ -319,23 +319,29 @@ static kd_status report(trainer *t, int64_t until)
 }
 
 /* Without a teacher there is no KL. */
-static json_t *evaluation_record(const kd_measure *nll, const kd_measure *kl)
+static json_t *evaluation_record(const kd_measure *nll, const kd_measure *kl,
+                                 const kd_measure *accuracy)
 {
-    return json_pack("{s:o, s:o}", "eval_loss", number(nll->mean), "eval_kl", number(kl->mean));
+    return json_pack("{s:o, s:o, s:o*}", "eval_loss", number(nll->mean), "eval_kl",
+                     number(kl->mean), "eval_accuracy",
+                     isfinite(accuracy->mean) ? json_real(accuracy->mean) : NULL);
 }
 
 static void log_evaluation(const trainer *t, const char *model, const kd_measure *nll,
-                           const kd_measure *kl, const kd_measure *same)
+                           const kd_measure *kl, const kd_measure *same, const kd_measure *accuracy)
 {
     const unsigned wanted = t->session.run->eval.metrics;
     const double ppl = exp(nll->mean);
-    char text[3][64] = { "", "", "" };
+    char text[4][64] = { "", "", "", "" };
     if (wanted & 1u) snprintf(text[0], sizeof text[0], "  kl %.4f +/- %.4f", kl->mean, kl->error);
     if (wanted & 2u)
         snprintf(text[1], sizeof text[1], "  ppl %.3f +/- %.3f", ppl, ppl * nll->error);
     if (wanted & 4u) snprintf(text[2], sizeof text[2], "  same top %.1f %%", 100.0 * same->mean);
-    kd_log(KD_LOG_INFO, "%6lld  %s valid%s%s%s", (long long)t->progress.step, model, text[0],
-           text[1], text[2]);
+    if (isfinite(accuracy->mean))
+        snprintf(text[3], sizeof text[3], "  accuracy %.2f %% +/- %.2f %%", 100.0 * accuracy->mean,
+                 100.0 * accuracy->error);
+    kd_log(KD_LOG_INFO, "%6lld  %s valid%s%s%s%s", (long long)t->progress.step, model, text[0],
+           text[1], text[2], text[3]);
 }
 
 static kd_status report_evaluation(trainer *t, int m)
@@ -345,14 +351,15 @@ static kd_status report_evaluation(trainer *t, int m)
     const kd_measure nll = kd_scores_mean(scores, scores->nll);
     const kd_measure kl = kd_scores_mean(scores, scores->kl);
     const kd_measure same = kd_scores_mean(scores, scores->same);
+    const kd_measure accuracy = kd_scores_mean(scores, scores->correct);
     const double ppl = exp(nll.mean);
-    log_evaluation(t, model->label, &nll, &kl, &same);
+    log_evaluation(t, model->label, &nll, &kl, &same, &accuracy);
     if (first(t))
-        KD_TRY(
-            kd_metrics_evaluation(&t->metrics, model->label, t->progress.step, &nll, &kl, &same));
+        KD_TRY(kd_metrics_evaluation(&t->metrics, model->label, t->progress.step, &nll, &kl, &same,
+                                     &accuracy));
     if (model != t->students[0]) return KD_OK;
     KD_TRY(take_logged(t));
-    KD_TRY(add_history(t, t->progress.step, evaluation_record(&nll, &kl)));
+    KD_TRY(add_history(t, t->progress.step, evaluation_record(&nll, &kl, &accuracy)));
     const char *metric = t->session.run->checkpoint.keep_best;
     const double value = strcmp(metric, "valid.kl") == 0 ? kl.mean : ppl;
     if (strcmp(metric, "none") == 0 || !isfinite(value)) return KD_OK;
@@ -420,8 +427,12 @@ static kd_status check_teacher(trainer *t)
     measured[teacher] = kd_step_values(&t->session.step, teacher);
     KD_TRY(kd_step_measure(&t->session.step, &batch->micro[0], 1u << teacher, measured));
     kd_scores_add(scores, &batch->micro[0], &measured[teacher]);
-    kd_log(KD_LOG_INFO, "check     teacher on %lld valid tokens: ppl %.2f",
-           (long long)scores->tokens, exp(kd_scores_mean(scores, scores->nll).mean));
+    if (t->session.inputs)
+        kd_log(KD_LOG_INFO, "check     teacher on %lld valid samples: accuracy %.2f %%",
+               (long long)scores->tokens, 100.0 * kd_scores_mean(scores, scores->correct).mean);
+    else
+        kd_log(KD_LOG_INFO, "check     teacher on %lld valid tokens: ppl %.2f",
+               (long long)scores->tokens, exp(kd_scores_mean(scores, scores->nll).mean));
     return KD_OK;
 }
 

@@ -22,7 +22,7 @@ typedef struct evaluation {
     int count;
     kd_tokenizer_info tokenizer;
     kd_text_options text;
-    int64_t classes, sequence, micro, tokens, documents;
+    int64_t classes, inputs, sequence, micro, tokens, documents;
     kd_step step, timing;
     kd_scores scores[KD_MAX_MODELS];
 } evaluation;
@@ -62,6 +62,12 @@ static kd_status open_models(evaluation *e)
 
     KD_TRY(kd_common_tokenizer(&e->tokenizer, &e->classes, e->models, e->count));
     e->text.vocabulary = e->classes;
+    e->inputs = e->models[0]->config.inputs;
+    e->report->samples = e->inputs > 0;
+    if (e->inputs) {
+        e->micro *= e->sequence;
+        e->sequence = 1;
+    }
     if (!e->tokenizer.present) return KD_OK;
     e->text.tokenizer = e->tokenizer.dir;
     e->text.fingerprint = e->tokenizer.fingerprint.hex;
@@ -77,6 +83,7 @@ static kd_status open_loader(evaluation *e)
                                         .vocabulary = e->classes,
                                         .tokenizer = e->text.tokenizer,
                                         .fingerprint = e->text.fingerprint,
+                                        .inputs = e->inputs,
                                         .sequence = e->sequence,
                                         .pack = KD_PACK_DOCUMENTS,
                                         .step_samples = e->micro,
@@ -97,6 +104,7 @@ static kd_step_options step_options(evaluation *e)
                               .count = e->count,
                               .certainty = e->options->profile,
                               .classes = e->classes,
+                              .inputs = e->inputs,
                               .rows = e->sequence * e->micro };
 }
 
@@ -146,6 +154,27 @@ static kd_status each_token(unigram *u, const kd_text *text,
     return KD_OK;
 }
 
+/* The shares of the training file's classes, on the labels of the evaluated. */
+static kd_status measure_classes(evaluation *e, unigram *u)
+{
+    const kd_samples_options options = { e->inputs, e->classes };
+    const char *const files[] = { e->options->train, e->options->data };
+    for (int f = 0; f < 2; f++) {
+        kd_samples *samples;
+        kd_status status = KD_OK;
+        KD_TRY(kd_samples_open(&samples, files[f], &options));
+        for (int64_t i = 0; i < kd_samples_count(samples) && status == KD_OK; i++) {
+            int32_t label = 0;
+            status = kd_samples_read(NULL, &label, samples, i);
+            (f ? score_token : count_token)(u, label, label);
+        }
+        kd_samples_close(samples);
+        KD_TRY(status);
+    }
+    e->report->unigram_ppl = exp(u->nll / u->targets);
+    return KD_OK;
+}
+
 /* Perplexity on the evaluated targets of the counts of the training tokens. */
 static kd_status measure_unigram(evaluation *e)
 {
@@ -156,6 +185,7 @@ static kd_status measure_unigram(evaluation *e)
     if (!e->options->train) return KD_OK;
     KD_TRY(KD_ARENA_ARRAY(&u.counts, e->arena, e->classes));
     for (int64_t i = 0; i < e->classes; i++) u.counts[i] = 1.0;
+    if (e->inputs) return measure_classes(e, &u);
     KD_TRY_GOTO(kd_text_open(&train, e->options->train, &e->text), status, done);
     KD_TRY_GOTO(kd_text_open(&valid, e->options->data, &e->text), status, done);
     KD_TRY_GOTO(each_token(&u, train, count_token), status, done);
@@ -204,6 +234,7 @@ static void fill_row(evaluation *e, int m)
     row->kl = teacher || !e->report->has_teacher ? none : kd_scores_mean(scores, scores->kl);
     row->same_top =
         teacher || !e->report->has_teacher ? none : kd_scores_mean(scores, scores->same);
+    row->accuracy = kd_scores_mean(scores, scores->correct);
     row->retained = e->report->has_teacher ? e->report->rows[0].nll / nll.mean : NAN;
     quantiles(e->report->kl_quantile[m], scores);
     if (scores->profile) kd_profile_finish(scores->profile);

@@ -74,6 +74,7 @@ static json_t *row_json(const kd_eval_report *r, int i)
         (json_int_t)row->bytes, "ms_per_token", number(row->ms_per_token), "nll", number(row->nll),
         "ppl", measure(row->ppl), "kl", measure(row->kl), "same_top", measure(row->same_top),
         "retained", number(r->has_teacher ? row->retained : NAN), "kl_quantiles", quantiles);
+    if (r->samples) (void)json_object_set_new(one, "accuracy", measure(row->accuracy));
     add_profile(one, &r->profile[i], student);
     return one;
 }

@@ -50,6 +50,7 @@ static void describe_config(kd_model_info *info, const kd_config *c)
     info->head_size = c->head_size;
     info->ffn = c->ffn;
     info->vocabulary = c->vocabulary;
+    info->inputs = c->inputs;
     info->max_positions = c->max_positions;
     info->window = c->window;
     info->tied = c->tied;
@@ -92,6 +93,14 @@ static void print_model(FILE *out, const kd_model_info *m)
     else
         fprintf(out, "weights       none here\n");
     fprintf(out, "layers        %lld\n", (long long)m->layers);
+    if (m->inputs) {
+        fprintf(out, "samples       of %s numbers\n", kd_format_count(a, sizeof a, m->inputs));
+        fprintf(out, "head          %s classes from width %s\n",
+                kd_format_count(a, sizeof a, m->vocabulary),
+                kd_format_count(b, sizeof b, m->width));
+        fprintf(out, "work          %.4g MFLOP per sample forward\n", m->flops_per_token / 1e6);
+        return;
+    }
     fprintf(out, "width         %s\n", kd_format_count(a, sizeof a, m->width));
     fprintf(out, "heads         %lld of size %lld, %lld for keys and values\n", (long long)m->heads,
             (long long)m->head_size, (long long)m->kv_heads);
@@ -142,6 +151,7 @@ static kd_status inspect_dir(FILE *out, const char *dir, bool json)
     if (json) {
         const int64_t before = kd_json_refused();
         json_t *value = model_json(&info, dir);
+        if (info.inputs) (void)json_object_set_new(value, "inputs", json_integer(info.inputs));
         if (info.has_manifest)
             (void)json_object_set_new(value, "intact", json_boolean(verdict == KD_OK));
         KD_TRY(print_json(out, value, before, dir));

@@ -52,10 +52,12 @@ static json_t *feature_json(const kd_feature_type *type)
 {
     json_t *reads = json_array(), *options = json_array();
     for (const kd_read *r = type->reads; r->name; r++)
-        (void)json_array_append_new(reads,
-                                    json_pack("{s:s, s:s, s:b, s:b}", "name", r->name, "shape",
-                                              r->shape, "gradient", !!(r->flags & KD_READ_GRADIENT),
-                                              "optional", !!(r->flags & KD_READ_OPTIONAL)));
+        (void)json_array_append_new(reads, json_pack("{s:s, s:s, s:b, s:b, s:b, s:b}", "name",
+                                                     r->name, "shape", r->shape, "gradient",
+                                                     !!(r->flags & KD_READ_GRADIENT), "parameter",
+                                                     !!(r->flags & KD_READ_PARAMETER), "state",
+                                                     !!(r->flags & KD_READ_STATE), "optional",
+                                                     !!(r->flags & KD_READ_OPTIONAL)));
     for (const kd_option *o = type->options; o && o->name; o++)
         (void)json_array_append_new(options, json_pack("{s:s, s:s?, s:s}", "name", o->name,
                                                        "default", o->fallback, "help", o->help));

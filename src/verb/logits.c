@@ -66,6 +66,9 @@ static kd_status read_tokens(logits_job *job, const char *path)
 {
     const kd_config *c = &job->model->config;
     int32_t *tokens;
+    if (c->inputs)
+        return kd_fail(KD_ENOTSUP, "%s: %s classifies samples and has no tokens", c->dir,
+                       c->architecture);
     KD_TRY(kd_verb_tokens(&tokens, &job->rows, job->arena, path, c->vocabulary));
     if (c->position == KD_POSITION_LEARNED && job->rows > c->max_positions)
         return kd_fail(KD_EFORMAT, "%s: %lld tokens; the model has %lld positions", path,

@@ -31,6 +31,7 @@ kd_status kd_feature_describe(kd_feature_info *info, int loss)
 /* `host` has every tensor that the file has; results come back into `loss` and the gradients. */
 typedef struct job {
     const kd_feature_type *type;
+    const void *options;
     kd_arena *arena;
     kd_st_file *in;
     kd_st_writer *out;
@@ -76,10 +77,25 @@ static kd_status read_integers(kd_tensor *t, job *j, const kd_read *read)
     return KD_OK;
 }
 
+/* A parameter that nobody has trained yet. */
+static kd_status begin(kd_tensor *t, job *j, const kd_read *read)
+{
+    const kd_tensor *first = kd_feature_operand(&j->host, j->type->reads[0].name, false);
+    const int64_t n = kd_parameter_elements(j->type, read, first);
+    KD_TRY(take(t, j, KD_F32, KD_SHAPE(n)));
+    for (int64_t i = 0; i < n; i++) ((float *)t->data)[i] = j->type->begin(j->options);
+    return KD_OK;
+}
+
 static kd_status read_operand(job *j, const kd_read *read)
 {
     kd_tensor *t = kd_feature_operand(&j->host, read->name, false);
-    if (!kd_st_find(j->in, read->name)) {
+    const bool found = kd_st_find(j->in, read->name);
+    if (!found && read->flags & KD_READ_PARAMETER) {
+        KD_TRY(begin(t, j, read));
+        return take(kd_feature_operand(&j->host, read->name, true), j, KD_F32, kd_shape_of(t));
+    }
+    if (!found) {
         if (read->flags & KD_READ_OPTIONAL) return KD_OK;
         return kd_fail(KD_EFORMAT, "%s: no tensor \"%s\" %s, which %s reads", j->in->path,
                        read->name, read->shape, j->type->name);
@@ -125,12 +141,12 @@ static kd_status put_operand(kd_feature_args *args, job *j, kd_exec *exec, const
 }
 
 /* Scale 1: the gradient is that of the sum of the units' losses. */
-static kd_status run(job *j, const void *options)
+static kd_status run(job *j)
 {
     kd_exec exec = { .device = j->device, .stack = &j->stack };
     const kd_tensor scale = kd_tensor_of((void *)&one, KD_F32, KD_SHAPE(1));
     const kd_mark mark = kd_stack_mark(exec.stack);
-    kd_feature_args args = { .options = options };
+    kd_feature_args args = { .options = j->options };
     for (const kd_read *r = j->type->reads; r->name; r++) KD_TRY(put_operand(&args, j, &exec, r));
     KD_TRY(put(&args.weight, &exec, "weight", &j->host.weight));
     KD_TRY(put(&args.scale, &exec, "scale", &scale));
@@ -139,6 +155,8 @@ static kd_status run(job *j, const void *options)
     KD_TRY(get(&j->host.loss, &exec, &args.loss));
     for (const kd_read *r = j->type->reads; r->name; r++) {
         const kd_tensor *value = kd_feature_operand(&j->host, r->name, false);
+        if (r->flags & KD_READ_STATE)
+            KD_TRY(get(value, &exec, kd_feature_operand(&args, r->name, false)));
         if (!(r->flags & KD_READ_GRADIENT) || !kd_present(value)) continue;
         KD_TRY(get(kd_feature_operand(&j->host, r->name, true), &exec,
                    kd_feature_operand(&args, r->name, true)));
@@ -147,13 +165,13 @@ static kd_status run(job *j, const void *options)
     return kd_planning(&exec) ? KD_OK : kd_sync(&exec);
 }
 
-static kd_status plan_and_run(job *j, const void *options, const char *device)
+static kd_status plan_and_run(job *j, const char *device)
 {
     KD_TRY(kd_device_open(&j->device, device ? device : "cpu"));
     j->stack = (kd_stack){ .planning = true };
-    KD_TRY(run(j, options));
+    KD_TRY(run(j));
     KD_TRY(kd_stack_open(&j->stack, j->device));
-    return run(j, options);
+    return run(j);
 }
 
 /* ---- results ---------------------------------------------------------------------------------- */
@@ -177,6 +195,7 @@ static kd_status visit_results(job *j, visitor visit)
     for (const kd_read *r = j->type->reads; r->name; r++) {
         const kd_tensor *t = kd_feature_operand(&j->host, r->name, false);
         const char *gradient;
+        if (r->flags & KD_READ_STATE) KD_TRY(visit(j->out, r->name, t));
         if (!(r->flags & KD_READ_GRADIENT) || !kd_present(t)) continue;
         KD_TRY(kd_arena_format(&gradient, j->arena, "d_%s", r->name));
         KD_TRY(visit(j->out, gradient, kd_feature_operand(&j->host, r->name, true)));
@@ -200,11 +219,11 @@ kd_status kd_feature_file(int loss, const char *in, const char *out, const void 
 {
     kd_feature_info info;
     KD_TRY(kd_feature_describe(&info, loss));
-    job j = { .type = kd_feature_types[loss] };
+    job j = { .type = kd_feature_types[loss], .options = options };
     kd_status status;
     KD_TRY_GOTO(kd_arena_create(&j.arena), status, done);
     KD_TRY_GOTO(read_all(&j, in), status, done);
-    KD_TRY_GOTO(plan_and_run(&j, options, device), status, done);
+    KD_TRY_GOTO(plan_and_run(&j, device), status, done);
     status = write_all(&j, out);
 done:
     kd_st_writer_abort(j.out);

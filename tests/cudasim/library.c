@@ -30,6 +30,7 @@ static const struct {
     FUNCTION(cublasLtMatmulPreferenceSetAttribute),
     FUNCTION(cublasLtMatrixLayoutCreate),
     FUNCTION(cublasLtMatrixLayoutDestroy),
+    FUNCTION(cublasLtMatrixLayoutSetAttribute),
     FUNCTION(ncclAllReduce),
     FUNCTION(ncclBroadcast),
     FUNCTION(ncclCommAbort),

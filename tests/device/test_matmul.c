@@ -40,6 +40,39 @@ Test(matmul, agrees_with_double)
     test_close(&bench);
 }
 
+static void visit_batch(void *context, const product_batch *c)
+{
+    test_bench *bench = context;
+    const int mark = test_mark(bench);
+    const product p = product_batch_open(bench, c);
+    const int64_t m = c->m, k = c->k, n = c->n;
+    const double *a = test_doubles(bench, &p.a), *b = test_doubles(bench, &p.b);
+    double *want = test_zeros(bench, c->b * m * n);
+    for (int64_t i = 0; i < c->b; i++)
+        oracle_matmul(want + i * m * n, a + i * m * k, b + i * k * n, NULL, m, k, n);
+    test_ok(KD_RUN(&bench->exec, matmul_batched, .y = &p.y, .a = &p.a, .b = &p.b));
+    test_near(&p.y, want, 1 + (double)k / 3, (double)k + 1, "%s", product_batch_name(c));
+    test_release(bench, mark);
+}
+
+Test(matmul, batches_agree_with_double)
+{
+    test_bench bench;
+    test_open(&bench, 8u << 20);
+    product_each_batch(visit_batch, &bench);
+    const product_batch c = { .b = 3, .m = 5, .k = 4, .n = 6 };
+    const product p = product_batch_open(&bench, &c);
+    kd_tensor bad = p.y;
+    bad.stride[0] = 29; /* matrices that overlap */
+    test_refused(KD_RUN(&bench.exec, matmul_batched, .y = &bad, .a = &p.a, .b = &p.b), KD_EINVAL,
+                 "y: matrices lie 29 elements apart; expected at least 30");
+    bad = p.a;
+    bad.shape[0] = 2;
+    test_refused(KD_RUN(&bench.exec, matmul_batched, .y = &p.y, .a = &bad, .b = &p.b), KD_EINVAL,
+                 "b: found");
+    test_close(&bench);
+}
+
 /* What a processor without AVX-512 runs: bf16 by way of f32. */
 Test(matmul, agrees_with_double_without_avx512)
 {

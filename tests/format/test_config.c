@@ -142,14 +142,14 @@ typedef struct refusal {
 static const refusal refusals[] = {
     { "gpt2", "{\"architectures\":[\"BertModel\"]}", KD_ENOTSUP,
       "architectures is [\"BertModel\"]; kd computes LlamaForCausalLM, MistralForCausalLM, "
-      "Qwen2ForCausalLM, Qwen3ForCausalLM and GPT2LMHeadModel" },
+      "Qwen2ForCausalLM, Qwen3ForCausalLM, GPT2LMHeadModel and MLPForClassification" },
     { "gpt2", "{\"architectures\":[7]}", KD_EFORMAT,
       "architectures is [7], expected a list of strings" },
     { "gpt2", "{\"architectures\":\"absent\",\"model_type\":\"absent\"}", KD_EFORMAT,
       "architectures is nothing, expected a list of strings" },
     { "gpt2", "{\"architectures\":\"absent\",\"model_type\":\"gemma\"}", KD_ENOTSUP,
       "model_type is \"gemma\"; kd computes LlamaForCausalLM, MistralForCausalLM, "
-      "Qwen2ForCausalLM, Qwen3ForCausalLM and GPT2LMHeadModel" },
+      "Qwen2ForCausalLM, Qwen3ForCausalLM, GPT2LMHeadModel and MLPForClassification" },
     { "gpt2", "{\"architectures\":\"GPT2LMHeadModel\"}", KD_EFORMAT,
       "architectures is \"GPT2LMHeadModel\", expected a list of strings" },
     { "gpt2", "{\"architectures\":{}}", KD_EFORMAT,

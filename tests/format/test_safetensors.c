@@ -1,7 +1,11 @@
 /* Reading: what is refused and how it is said, what is accepted, and every number that comes out. */
 #include "scratch.h"
 
+#include "support/tracer.h"
 #include "tensor/tensor.h"
+
+#include <errno.h>
+#include <sys/syscall.h>
 
 #define T(name, dtype, shape, offsets)                                                             \
     "\"" name "\":{\"dtype\":\"" dtype "\",\"shape\":" shape ",\"data_offsets\":" offsets "}"
@@ -158,6 +162,8 @@ static const header_case header_cases[] = {
       "tensor \"a\": data_offsets is [0,4,4], expected two decimal integers" },
     { "real offsets", "{" T("a", "F32", "[1]", "[0.0,4]") "}", 4,
       "tensor \"a\": data_offsets is [0.0,4], expected two decimal integers" },
+    { "a real end", "{" T("a", "F32", "[1]", "[0,4.0]") "}", 4,
+      "tensor \"a\": data_offsets is [0,4.0], expected two decimal integers" },
     { "half a byte", "{" T("a", "F4", "[1]", "[0,1]") "}", 1,
       "tensor \"a\": 1 elements of 4 bits do not fill whole bytes" },
     { "two halves", "{" T("a", "F4", "[2]", "[0,1]") "}", 1, NULL },
@@ -319,6 +325,64 @@ Test(safetensors, torn_and_flipped, .timeout = 60)
     }
     (void)close(fd);
     free(bytes);
+    scratch_close();
+}
+
+/* ---- what a caller or a disk does wrong ------------------------------------------------------- */
+
+Test(safetensors, ranges_outside_a_tensor_are_refused)
+{
+    static const int64_t ranges[][2] = { { -1, 1 }, { 0, -1 }, { 3, 0 }, { 0, 3 }, { 1, 2 } };
+    uint8_t data[4] = { 7, 7, 7, 7 };
+    kd_st_file *file;
+    scratch_open();
+    cr_assert(kd_st_open(&file, scratch_st("none", "{}", 2, 0)) == KD_OK);
+    cr_expect_null(kd_st_find(file, "a"));
+    kd_st_close(file);
+
+    const char *header = "{" T("a", "U8", "[2]", "[0,2]") "}";
+    cr_assert(kd_st_open(&file, scratch_st("two", header, strlen(header), 2)) == KD_OK);
+    for (int i = 0; i < KD_COUNT(ranges); i++) {
+        char message[64];
+        (void)snprintf(message, sizeof message, "/two: tensor \"a\": %d elements from %d of 2",
+                       (int)ranges[i][1], (int)ranges[i][0]);
+        test_refusal(
+            kd_st_read(data, KD_U8, file, kd_st_find(file, "a"), ranges[i][0], ranges[i][1]),
+            KD_EINVAL, message, message);
+    }
+    cr_expect(data[0] == 7 && data[3] == 7, "something was read");
+    kd_st_close(file);
+    scratch_close();
+}
+
+static int open_and_widen(const void *path)
+{
+    kd_st_file *file;
+    float values[2];
+    KD_TRY(kd_st_open(&file, path));
+    const kd_status status = kd_st_read(values, KD_F32, file, kd_st_find(file, "a"), 0, 2);
+    kd_st_close(file);
+    return (int)status;
+}
+
+Test(safetensors, on_a_failing_disk)
+{
+    static const char header[] = "{" T("a", "BF16", "[2]", "[0,4]") "}";
+    test_trace t = { .harm = TEST_FAIL, .error = EIO, .only = SYS_pread64 };
+    if (!test_can_trace()) return;
+    scratch_open();
+    const char *path = scratch_st("x", header, strlen(header), 4);
+    t.below = scratch_dir;
+    for (;; t.at++) {
+        const test_child *child = test_traced(&t, open_and_widen, path);
+        cr_assert(child->status == (t.hit ? KD_EIO : KD_OK), "read %d: %s", (int)t.at,
+                  child->message);
+        if (!t.hit) break;
+        cr_expect(kd_status_exit_code(KD_EIO) == 4 &&
+                      strstr(child->message, "/x: cannot read: Input/output error"),
+                  "read %d: %s", (int)t.at, child->message);
+    }
+    cr_expect(t.at == 3, "%d reads, expected length, header and data", (int)t.at);
     scratch_close();
 }
 

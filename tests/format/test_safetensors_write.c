@@ -1,6 +1,11 @@
 /* Writing: the reference's bytes, whatever the order of calls; never half a file; misuse refused. */
 #include "scratch.h"
 
+#include "support/tracer.h"
+
+#include <errno.h>
+#include <sys/syscall.h>
+
 typedef struct row {
     const char *name;
     int dtype, seed, rank;
@@ -110,7 +115,13 @@ Test(safetensors_write, misuse)
     const char *path = scratch_path("x");
     cr_assert(kd_st_writer_create(&w, path) == KD_OK);
     cr_expect_eq(kd_st_writer_declare(w, "__metadata__", KD_F32, 1, &two), KD_EINVAL);
-    cr_expect_eq(kd_st_writer_declare(w, "a", KD_F32, 9, wide), KD_EINVAL);
+    for (int32_t rank = -1; rank <= 9; rank += 10)
+        test_refusal(kd_st_writer_declare(w, "a", KD_F32, rank, wide), KD_EINVAL,
+                     rank < 0 ? "\"a\": -1 dimensions, expected at most 8" : "9 dimensions",
+                     "rank");
+    cr_expect(kd_st_writer_metadata(w, "k", "v") == KD_OK);
+    test_refusal(kd_st_writer_metadata(w, "bytes", "\xff"), KD_EINVAL,
+                 "/x: metadata \"bytes\" is not UTF-8", "metadata");
     cr_expect_eq(kd_st_writer_declare(w, "a", KD_F32, 1, &bad), KD_EINVAL);
     cr_expect_eq(kd_st_writer_declare(w, "a", KD_F32, 2, vast), KD_EINVAL);
     cr_expect_eq(kd_st_writer_write(w, "a", data, 4), KD_EINVAL);
@@ -140,6 +151,111 @@ Test(safetensors_write, misuse)
     cr_expect_eq(kd_st_writer_close(w), KD_EINVAL);
     kd_st_writer_abort(NULL);
     cr_expect_eq(files_in_scratch(), 0, "a failed writer left something behind");
+    scratch_close();
+}
+
+Test(safetensors_write, sizes_that_no_file_has)
+{
+    const int64_t most = INT64_MAX;
+    enum { HEADER = 100000000 };
+    kd_st_writer *w = NULL;
+    scratch_open();
+    const char *path = scratch_path("x");
+    cr_assert(kd_st_writer_create(&w, path) == KD_OK);
+    cr_assert(kd_st_writer_declare(w, "a", KD_U8, 1, &most) == KD_OK);
+    cr_assert(kd_st_writer_declare(w, "b", KD_U8, 1, &most) == KD_OK);
+    test_refusal(kd_st_writer_begin(w), KD_EINVAL, "/x: the tensors' bytes overflow", "bytes");
+    kd_st_writer_abort(w);
+
+    char *text = malloc(HEADER + 1);
+    memset(text, 'a', HEADER);
+    text[HEADER] = '\0';
+    cr_assert(kd_st_writer_create(&w, path) == KD_OK);
+    cr_assert(kd_st_writer_metadata(w, "k", text) == KD_OK);
+    free(text);
+    test_refusal(kd_st_writer_begin(w), KD_EINVAL,
+                 "/x: header of 100000032 bytes, expected at most 100000000", "header");
+    kd_st_writer_abort(w);
+    cr_expect_eq(files_in_scratch(), 0);
+    scratch_close();
+}
+
+/* None, and more than a writer first has room for. */
+Test(safetensors_write, any_number_of_tensors)
+{
+    enum { MANY = 200 };
+    kd_st_writer *w = NULL;
+    kd_st_file *file = NULL;
+    const int64_t one = 1;
+    char name[16];
+    uint8_t byte = 0;
+    scratch_open();
+    const char *path = scratch_path("x");
+    for (int count = 0; count <= MANY; count += MANY) {
+        cr_assert(kd_st_writer_create(&w, path) == KD_OK);
+        for (int i = 0; i < count; i++) {
+            (void)snprintf(name, sizeof name, "t%d", i);
+            cr_assert(kd_st_writer_declare(w, name, KD_U8, 1, &one) == KD_OK);
+        }
+        cr_assert(kd_st_writer_begin(w) == KD_OK, "%s", kd_last_error());
+        test_refusal(kd_st_writer_write(w, "none", &byte, 1), KD_EINVAL,
+                     "/x: tensor \"none\" was not declared", "a name");
+        for (int i = 0; i < count; i++) {
+            (void)snprintf(name, sizeof name, "t%d", i);
+            byte = (uint8_t)i;
+            cr_assert(kd_st_writer_write(w, name, &byte, 1) == KD_OK);
+        }
+        cr_assert(kd_st_writer_close(w) == KD_OK, "%s", kd_last_error());
+        cr_assert(kd_st_open(&file, path) == KD_OK, "%s", kd_last_error());
+        cr_assert_eq(file->count, count);
+        for (int i = 0; i < count; i++) {
+            (void)snprintf(name, sizeof name, "t%d", i);
+            cr_assert(kd_st_read(&byte, KD_U8, file, kd_st_find(file, name), 0, 1) == KD_OK);
+            cr_assert_eq(byte, i);
+        }
+        kd_st_close(file);
+    }
+    scratch_close();
+}
+
+static int write_twos(const void *path)
+{
+    static const float data[2] = { 2, 2 };
+    kd_st_writer *w;
+    const int64_t two = 2;
+    kd_status status;
+    KD_TRY(kd_st_writer_create(&w, path));
+    KD_TRY_GOTO(kd_st_writer_declare(w, "a", KD_F32, 1, &two), status, failed);
+    KD_TRY_GOTO(kd_st_writer_begin(w), status, failed);
+    KD_TRY_GOTO(kd_st_writer_write(w, "a", data, sizeof data), status, failed);
+    return (int)kd_st_writer_close(w);
+failed:
+    kd_st_writer_abort(w);
+    return (int)status;
+}
+
+Test(safetensors_write, on_a_full_disk_leaves_the_old_file)
+{
+    test_trace t = { .harm = TEST_FAIL, .error = ENOSPC, .only = SYS_pwrite64 };
+    kd_hash before, after;
+    if (!test_can_trace()) return;
+    scratch_open();
+    const char *path = scratch_text("x", "old");
+    cr_assert(kd_hash_file(&before, path) == KD_OK);
+    t.below = scratch_dir;
+    for (;; t.at++) {
+        const test_child *child = test_traced(&t, write_twos, path);
+        cr_assert(child->status == (t.hit ? KD_EIO : KD_OK), "write %d: %s", (int)t.at,
+                  child->message);
+        cr_assert(files_in_scratch() == 1, "write %d: something was left", (int)t.at);
+        if (!t.hit) break;
+        cr_expect(strstr(child->message, "/x: cannot write ") &&
+                      strstr(child->message, "No space left on device"),
+                  "write %d: %s", (int)t.at, child->message);
+        cr_assert(kd_hash_file(&after, path) == KD_OK && strcmp(before.hex, after.hex) == 0,
+                  "write %d: the old file has changed", (int)t.at);
+    }
+    cr_expect(t.at == 4, "%d writes, expected length, header, padding and data", (int)t.at);
     scratch_close();
 }
 

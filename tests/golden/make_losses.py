@@ -6,7 +6,9 @@
 The formulas are in losses/<group>.py, each written from its paper and differentiated by PyTorch, not by
 hand.  A file is what `kd loss` reads; it has the results under the names that `kd loss` writes, and in
 its metadata `options`, YAML of the loss's own, and `tolerance`, which the largest number of a result
-is multiplied with: more than 1e-5 where f32 cannot do better, which the case then says why.
+is multiplied with: more than 1e-5 where f32 cannot do better, which the case then says why.  A formula may
+be a pair with the names that have a gradient, and then gives what of its state is renewed beside the
+value: `after.<name>` in the file.
 """
 
 import importlib.util
@@ -17,6 +19,7 @@ import safetensors.torch
 import torch
 
 HERE = pathlib.Path(__file__).resolve().parent / "losses"
+STUDENTS = ("student", "student_q", "student_k")
 GROUPS = sorted(p.stem for p in HERE.glob("*.py"))
 
 
@@ -33,10 +36,12 @@ def make(loss, case, options, inputs, formula, tolerance=1e-5):
     stored = {n: t if t.dtype == torch.int32 else t.to(torch.float32) for n, t in inputs.items()}
     wide = {n: t if t.dtype == torch.int32 else t.double() for n, t in stored.items()}
     weight = wide.pop("weight", None)
-    leaves = [n for n in wide if n in ("student", "student_q", "student_k")]
+    formula, trained = formula if isinstance(formula, tuple) else (formula, STUDENTS)
+    leaves = [n for n in wide if n in trained]
     for name in leaves:
         wide[name].requires_grad_()
     value = formula(**wide, **options)
+    value, state = value if isinstance(value, tuple) else (value, {})
     if weight is not None:
         value = value * weight
     value.sum().backward()
@@ -46,6 +51,8 @@ def make(loss, case, options, inputs, formula, tolerance=1e-5):
         stored[f"d_{name}"] = (torch.zeros_like(wide[name]) if gradient is None else gradient).to(
             torch.float32
         )
+    for name, renewed in state.items():
+        stored[f"after.{name}"] = renewed.detach().to(torch.float32)
     text = "".join(f"{k}: {str(v).lower()}\n" for k, v in options.items())
     stored = {n: t.contiguous() for n, t in stored.items()}
     path = HERE / f"{loss}.{case}.safetensors"

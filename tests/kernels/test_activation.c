@@ -1,4 +1,4 @@
-/* swiglu, gelu and their gradients on a GPU, against the CPU. */
+/* swiglu, gelu, relu and their gradients on a GPU, against the CPU. */
 #include "support/parity.h"
 
 #include <math.h>
@@ -89,6 +89,30 @@ Test(activation, gelu)
                    .dy = &dy, .x = &x, .tanh_form = form);
             test_release(&p.bench, mark);
         }
+    }
+    parity_close(&p);
+}
+
+/* Nothing is rounded: the same values on both. */
+Test(activation, relu)
+{
+    parity p;
+    parity_open(&p, 0);
+    EACH_CASE(c, d)
+    {
+        const int mark = test_mark(&p.bench);
+        const kd_shape shape = cases[c].shape;
+        const int64_t pad = cases[c].pad;
+        const kd_tensor x = test_tensor(&p.bench, dtypes[d], shape, pad);
+        const kd_tensor dy = test_filled(&p.bench, dtypes[d], shape, 0, -1, 1);
+        const kd_tensor y = test_tensor(&p.bench, dtypes[d], shape, 2 * pad);
+        fill_wide(&p.bench, &x);
+        PARITY(&p, relu, 0, 0, name_of("relu", &x), .y = &y, .x = &x);
+        PARITY(&p, relu_backward, 0, 0, name_of("relu_backward", &x), .dx = &y, .dy = &dy, .x = &x);
+        PARITY(&p, relu_backward, 0, 0, name_of("relu_backward in place", &x), .dx = &dy, .dy = &dy,
+               .x = &x);
+        PARITY(&p, relu, 0, 0, name_of("relu in place", &x), .y = &x, .x = &x);
+        test_release(&p.bench, mark);
     }
     parity_close(&p);
 }

@@ -36,6 +36,26 @@ Test(matmul, every_layout_type_and_form)
     parity_close(&p);
 }
 
+static void visit_batch(void *context, const product_batch *c)
+{
+    parity *p = context;
+    const int mark = test_mark(&p->bench);
+    const product t = product_batch_open(&p->bench, c);
+    PARITY(p, matmul_batched, 1 + (double)c->k / 3, (double)c->k + 1, product_batch_name(c),
+           .y = &t.y, .a = &t.a, .b = &t.b);
+    test_release(&p->bench, mark);
+}
+
+Test(matmul, batches)
+{
+    static const product_batch aligned = { .b = 5, .m = 64, .k = 200, .n = 128, .ta = true };
+    parity p;
+    parity_open(&p, 8u << 20);
+    product_each_batch(visit_batch, &p);
+    visit_batch(&p, &aligned);
+    parity_close(&p);
+}
+
 /* Rows of whole vectors, where the picky algorithms may run, and splits of a long k. */
 Test(matmul, aligned_and_long)
 {

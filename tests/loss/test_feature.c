@@ -17,6 +17,10 @@ Test(feature, every_loss_is_documented_and_reads_what_it_says)
         for (const kd_read *r = type->reads; r->name; r++) {
             const bool wants = r->flags & KD_READ_GRADIENT;
             cr_assert(kd_feature_operand(&args, r->name, wants), "%s: %s", type->name, r->name);
+            if (r->flags & KD_READ_PARAMETER)
+                cr_assert(type->begin && kd_read_rank(r) == 1 && wants &&
+                              strchr(type->reads[0].shape, r->shape[1]),
+                          "%s: %s", type->name, r->name);
             cr_assert(kd_read_rank(r) <= KD_MAX_RANK && r->shape[0] == '[', "%s: %s", type->name,
                       r->shape);
         }

@@ -114,6 +114,7 @@ static const struct {
     { "{h: {type: hidden_mse, layers: [[1, -1]]}}", &teacher,
       "loss:1: loss.h.layers: found \"-1\", expected the number of a layer" },
     { "{h: {type: minilm_relation, of: queries}}", &teacher, "loss:1: loss.h.of: " },
+    { "{h: {type: crd}}", &headless, "loss:1: loss.h: crd keeps a student_bank [n, D]" },
     { "{h: {type: [kl]}}", &teacher, "loss:1: loss.h: unknown loss \"\"" },
 };
 

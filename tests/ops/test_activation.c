@@ -119,6 +119,38 @@ Test(activation, gelu_agrees_with_the_oracle)
     test_close(&b);
 }
 
+/* Exact: nothing is rounded that was not.  -0 becomes 0, and the result serves for x. */
+Test(activation, relu_agrees_with_the_oracle)
+{
+    test_bench b;
+    test_open(&b, 0);
+    EACH_CASE(s, t)
+    {
+        const int mark = test_mark(&b);
+        const operands o = make(&b, shapes[s], dtypes[t]);
+        double *want = test_zeros(&b, o.n), *dx = test_zeros(&b, o.n);
+        test_set(&o.dy, 0, INFINITY); /* beside x = -0: passed nowhere */
+        o.d[0] = INFINITY;
+        oracle_relu(want, o.g, o.n);
+        oracle_relu_backward(dx, o.d, o.g, o.n);
+        test_ok(KD_RUN(&b.exec, relu, .y = &o.y, .x = &o.gate));
+        cr_assert(!signbit(test_get(&o.y, 0)), "relu(-0) of %s", name_of(s, t));
+        test_ok(KD_RUN(&b.exec, relu_backward, .dx = &o.dgate, .dy = &o.dy, .x = &o.gate));
+        for (int64_t i = 0; i < o.n; i++) {
+            cr_assert(test_get(&o.y, i) == want[i], "relu of %s at %lld", name_of(s, t),
+                      (long long)i);
+            cr_assert(test_get(&o.dgate, i) == dx[i], "dx of relu, %s at %lld", name_of(s, t),
+                      (long long)i);
+        }
+        test_ok(KD_RUN(&b.exec, relu, .y = &o.gate, .x = &o.gate));
+        test_same_bits(&o.gate, &o.y, "relu in place of x, %s", name_of(s, t));
+        test_ok(KD_RUN(&b.exec, relu_backward, .dx = &o.dy, .dy = &o.dy, .x = &o.y));
+        test_same_bits(&o.dy, &o.dgate, "dx from relu's result, in place of dy, %s", name_of(s, t));
+        test_release(&b, mark);
+    }
+    test_close(&b);
+}
+
 /* The tanh form keeps its relative precision in the left tail: no 1 + tanh that cancels.  The erf
  * form is as good as one rounding of 1 + erf. */
 Test(activation, gelu_is_precise_along_the_line)
@@ -162,6 +194,9 @@ Test(activation, not_a_number_is_seen)
         test_ok(KD_RUN(&b.exec, gelu_backward, .dx = &z, .dy = &one, .x = &x, .tanh_form = form));
         cr_assert(isnan(test_get(&y, 0)) && isnan(test_get(&z, 0)), "gelu %d", form);
     }
+    test_ok(KD_RUN(&b.exec, relu, .y = &y, .x = &x));
+    test_ok(KD_RUN(&b.exec, relu_backward, .dx = &z, .dy = &x, .x = &one));
+    cr_assert(isnan(test_get(&y, 0)) && isnan(test_get(&z, 0)), "relu");
     test_close(&b);
 }
 
@@ -169,13 +204,15 @@ enum { N = 9 };
 
 typedef struct oracle_case {
     double gate[N], up[N], dy[N], y[N];
-    int kind; /* 0 swiglu, 1 gelu, 2 gelu tanh */
+    int kind; /* 0 swiglu, 1 gelu, 2 gelu tanh, 3 relu */
 } oracle_case;
 
 static double oracle_value(void *context)
 {
     oracle_case *o = context;
-    if (o->kind)
+    if (o->kind == 3)
+        oracle_relu(o->y, o->gate, N);
+    else if (o->kind)
         oracle_gelu(o->y, o->gate, N, o->kind == 2);
     else
         oracle_swiglu(o->y, o->gate, o->up, N);
@@ -201,6 +238,8 @@ Test(activation, oracle_gradients_agree_with_differences)
         oracle_gelu_backward(dgate, o.dy, o.gate, N, o.kind == 2);
         test_gradient(oracle_value, &o, o.gate, N, dgate, "gelu %d", o.kind - 1);
     }
+    oracle_relu_backward(dgate, o.dy, o.gate, N); /* o.gate is off the corner */
+    test_gradient(oracle_value, &o, o.gate, N, dgate, "relu");
     test_close(&b);
 }
 
@@ -218,6 +257,8 @@ Test(activation, plans_without_memory_and_refuses_what_does_not_fit)
     test_ok(KD_RUN(&plan, swiglu_backward, .dgate = &t, .dup = &t, .dy = &t, .gate = &t, .up = &t));
     test_ok(KD_RUN(&plan, gelu, .y = &t, .x = &t));
     test_ok(KD_RUN(&plan, gelu_backward, .dx = &t, .dy = &t, .x = &t));
+    test_ok(KD_RUN(&plan, relu, .y = &t, .x = &t));
+    test_ok(KD_RUN(&plan, relu_backward, .dx = &t, .dy = &t, .x = &t));
 
     test_refused(KD_RUN(&plan, swiglu, .y = &t, .gate = &t, .up = &narrow), KD_EINVAL,
                  "up: found f32 [3, 3], expected f32 [3, 4]");
@@ -226,5 +267,8 @@ Test(activation, plans_without_memory_and_refuses_what_does_not_fit)
                  KD_EINVAL, "dup: found bf16");
     test_refused(KD_RUN(&b.exec, gelu, .y = &half, .x = &real), KD_EINVAL, "gelu: y");
     test_refused(KD_RUN(&b.exec, gelu_backward, .dx = &real, .x = &real), KD_EINVAL, "dy: absent");
+    test_refused(KD_RUN(&b.exec, relu, .y = &narrow, .x = &real), KD_EINVAL, "relu: y");
+    test_refused(KD_RUN(&b.exec, relu_backward, .dx = &half, .dy = &real, .x = &real), KD_EINVAL,
+                 "relu_backward: dx");
     test_close(&b);
 }

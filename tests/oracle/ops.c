@@ -74,6 +74,16 @@ void oracle_gelu_backward(double *dx, const double *dy, const double *x, int64_t
     }
 }
 
+void oracle_relu(double *y, const double *x, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) y[i] = fmax(x[i], 0);
+}
+
+void oracle_relu_backward(double *dx, const double *dy, const double *x, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) dx[i] = x[i] > 0 ? dy[i] : 0;
+}
+
 void oracle_rope(double *x, const double *positions, const double *frequencies, int64_t rows,
                  int64_t heads, int64_t size, int64_t half, double scale, bool backward)
 {

@@ -20,6 +20,8 @@ void oracle_swiglu_backward(double *dgate, double *dup, const double *dy, const 
                             const double *up, int64_t n);
 void oracle_gelu(double *y, const double *x, int64_t n, bool tanh_form);
 void oracle_gelu_backward(double *dx, const double *dy, const double *x, int64_t n, bool tanh_form);
+void oracle_relu(double *y, const double *x, int64_t n);
+void oracle_relu_backward(double *dx, const double *dy, const double *x, int64_t n);
 
 /* x [rows, heads, size] in place; frequencies [half]. */
 void oracle_rope(double *x, const double *positions, const double *frequencies, int64_t rows,

@@ -202,6 +202,7 @@ static kd_status open_step(test_lesson *l, const test_lesson_options *o)
                                       .term_count = l->term_count,
                                       .classes = o->classes ? o->classes : CLASSES,
                                       .rows = o->rows,
+                                      .inputs = o->inputs,
                                       .f32_logits = o->f32_logits,
                                       .certainty = o->certainty,
                                       .chunk = o->chunk,

@@ -35,6 +35,7 @@ typedef struct test_lesson_options {
     const char *loss; /* or `loss` of a run file: "{ce: {weight: 1}}" */
     int64_t classes;  /* 0: 61 */
     int64_t rows;     /* of a micro-batch */
+    int64_t inputs;   /* kd_step_options.inputs */
     bool f32_logits;  /* in training too */
     bool certainty;   /* kd_step_options.certainty */
     int64_t chunk;    /* 0: the engine's choice */

@@ -80,3 +80,48 @@ void product_each(void (*visit)(void *context, const product_case *c), void *con
                     visit(context, &c);
                 }
 }
+
+/* ---- batches ---------------------------------------------------------------------------------- */
+
+static kd_tensor batch(test_bench *bench, const product_batch *c, int64_t rows, int64_t columns,
+                       bool turned)
+{
+    const kd_shape shape = KD_SHAPE(c->b, turned ? columns : rows, turned ? rows : columns);
+    kd_tensor t = test_filled(bench, KD_F32, shape, c->gap, -1, 1);
+    if (!turned) return t;
+    t.shape[1] = rows, t.shape[2] = columns;
+    t.stride[2] = t.stride[1], t.stride[1] = 1;
+    return t;
+}
+
+product product_batch_open(test_bench *bench, const product_batch *c)
+{
+    return (product){ .a = batch(bench, c, c->m, c->k, c->ta),
+                      .b = batch(bench, c, c->k, c->n, c->tb),
+                      .y = batch(bench, c, c->m, c->n, false) };
+}
+
+const char *product_batch_name(const product_batch *c)
+{
+    static _Thread_local char name[160];
+    snprintf(name, sizeof name, "%lld of m %lld k %lld n %lld, turned a %d b %d, gap %lld",
+             (long long)c->b, (long long)c->m, (long long)c->k, (long long)c->n, c->ta, c->tb,
+             (long long)c->gap);
+    return name;
+}
+
+void product_each_batch(void (*visit)(void *context, const product_batch *c), void *context)
+{
+    static const int64_t batches[] = { 3, 1, 2, 0, 7 };
+    for (int s = 0; s < KD_COUNT(shapes); s++)
+        for (int layout = 0; layout < 4; layout++) {
+            const product_batch c = { .b = batches[(s + layout) % KD_COUNT(batches)],
+                                      .m = shapes[s][0],
+                                      .k = shapes[s][1],
+                                      .n = shapes[s][2],
+                                      .ta = layout & 1,
+                                      .tb = layout & 2,
+                                      .gap = (s + layout) % 3 * 4 };
+            visit(context, &c);
+        }
+}

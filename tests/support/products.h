@@ -33,4 +33,15 @@ double product_scale(const product_case *c);
  * one row, one column, no k, odd, around vectors and tiles. */
 void product_each(void (*visit)(void *context, const product_case *c), void *context);
 
+/* Batches of f32 for matmul_batched: b matrices, `gap` elements of somebody else's between them. */
+typedef struct product_batch {
+    int64_t b, m, k, n;
+    bool ta, tb;
+    int64_t gap;
+} product_batch;
+
+product product_batch_open(test_bench *bench, const product_batch *c);
+const char *product_batch_name(const product_batch *c);
+void product_each_batch(void (*visit)(void *context, const product_batch *c), void *context);
+
 #endif

@@ -38,6 +38,7 @@ typedef struct test_fault {
     test_harm harm;
     int error;
     bool onwards; /* a disk that stays as it is, rather than one call that fails */
+    long only;    /* test_trace's */
 } test_fault;
 
 enum { TEST_FAULTS = 8 };

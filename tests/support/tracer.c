@@ -15,6 +15,10 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#ifdef KD_COVERAGE
+#include <gcov.h>
+#endif
+
 /* ---- children --------------------------------------------------------------------------------- */
 
 static void keep_line(void *context, kd_log_level level, const char *line)
@@ -36,8 +40,17 @@ static test_child *shared_child(void)
         child = memory;
     }
     child->status = TEST_KILLED;
+    child->done = false;
     child->message[0] = child->log[0] = '\0';
     return child;
+}
+
+void test_exit(int status)
+{
+#ifdef KD_COVERAGE
+    __gcov_dump();
+#endif
+    _exit(status);
 }
 
 static void run_job(test_child *child, test_job job, const void *context)
@@ -45,7 +58,8 @@ static void run_job(test_child *child, test_job job, const void *context)
     kd_log_redirect(keep_line, child);
     const int status = job(context);
     snprintf(child->message, sizeof child->message, "%s", kd_last_error());
-    _exit(status);
+    child->done = true;
+    test_exit(status);
 }
 
 static void finish(test_child *child, pid_t pid, int state)
@@ -120,11 +134,13 @@ static void find_paths(test_call *c)
     case SYS_pread64:
     case SYS_ftruncate:
     case SYS_fsync:
+    case SYS_flock:
     case SYS_close:
     case SYS_getdents64: path_of_descriptor(c->child, c->paths[0], c->args[0]); break;
     case SYS_rename: read_text(c->child, c->paths[1], c->args[1]); /* fall through */
     case SYS_mkdir:
     case SYS_rmdir:
+    case SYS_statfs:
     case SYS_unlink: read_text(c->child, c->paths[0], c->args[0]); break;
     case SYS_renameat2: path_at(c->child, c->paths[1], c->args[2], c->args[3]); /* fall through */
     case SYS_openat:
@@ -153,6 +169,7 @@ static bool counts(const test_trace *t, const test_call *c)
                                      SYS_unlink, SYS_rmdir,     SYS_unlinkat };
     static const long moving[] = { SYS_write, SYS_pwrite64, SYS_pread64 };
     if (!c->paths[0][0] || (t->below && !is_below(c->paths[0], t->below))) return false;
+    if (t->only && c->number != t->only) return false;
     const bool creates = c->number == SYS_openat && (c->args[2] & O_CREAT);
     switch (t->harm) {
     case TEST_WATCH: return true;
@@ -234,8 +251,8 @@ static void leave(const test_trace *t, stop *s)
     if (s->counting && t->seen && s->call.result >= 0) t->seen(t->context, &s->call);
 }
 
-/* Until the child ends; the state of its end. */
-static int follow(test_trace *t, pid_t pid)
+/* Until the child ends or its job is done; the state then. */
+static int follow(test_trace *t, const test_child *child, pid_t pid)
 {
     stop s = { .pid = pid };
     int state = 0, signal_number = 0;
@@ -246,6 +263,10 @@ static int follow(test_trace *t, pid_t pid)
         if (signal_number != (SIGTRAP | 0x80)) continue;
         signal_number = 0;
         inside = !inside;
+        if (inside && child->done) {
+            (void)ptrace(PTRACE_DETACH, pid, NULL, NULL);
+            break;
+        }
         if (inside)
             alive = enter(t, &s);
         else
@@ -269,7 +290,7 @@ const test_child *test_traced(test_trace *t, test_job job, const void *context)
     if (waitpid(pid, &state, 0) == pid && WIFSTOPPED(state)) {
         const long options = PTRACE_O_TRACESYSGOOD | PTRACE_O_EXITKILL;
         if (ptrace(PTRACE_SETOPTIONS, pid, NULL, (void *)options) == 0) {
-            state = follow(t, pid);
+            state = follow(t, child, pid);
         } else {
             kill(pid, SIGKILL);
             finish(child, pid, state);

@@ -16,6 +16,7 @@
 enum { TEST_NOT_TRACED = 125, TEST_KILLED = 126 };
 typedef struct test_child {
     int status;
+    bool done;          /* the job is: what the child does then is no part of it */
     char message[1024]; /* kd_last_error() */
     char log[16384];    /* lines that it logged */
 } test_child;
@@ -24,6 +25,9 @@ typedef struct test_child {
  * and valid until the next child. */
 typedef int (*test_job)(const void *context);
 const test_child *test_in_child(test_job job, const void *context);
+
+/* Ends a child at once, and keeps what it reached where a build counts that. */
+_Noreturn void test_exit(int status);
 
 enum { TEST_PATH = 512 };
 typedef struct test_call {
@@ -45,6 +49,7 @@ typedef struct test_trace {
     const char *below; /* calls on files in this folder count, and on itself; NULL: all */
     test_harm harm;
     int error;
+    long only;        /* calls of this number count; 0: of any */
     int64_t at;       /* the call, of those that count */
     bool onwards;     /* and all after it */
     bool no_exchange; /* two names cannot be exchanged, as on some file systems */

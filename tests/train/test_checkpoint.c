@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <math.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/file.h>
@@ -316,6 +317,38 @@ Test(checkpoint, newest_good_one_is_found)
     close(fd);
     test_ok(kd_output_sweep(out));
     cr_assert(!test_exists(out, ".tmp-checkpoint-000012.1"), "its writer is gone");
+    test_run_close(&run);
+    test_ok(kd_dir_remove(out));
+}
+
+/* Not by name; and of two names of one number the first. */
+Test(checkpoint, newest_is_so_by_number)
+{
+    const char *out = test_folder(), *log = test_log(), *dir;
+    test_run run;
+    test_run_open(&run, (test_run_options){ .dtype = KD_F32, .moments = 1, .count = 1 });
+    test_run_fill(&run, 3, 1);
+    save_step(&run, out, 9);
+    save_step(&run, out, 10);
+    cr_assert(rename(test_path(out, "checkpoint-000009"), test_path(out, "checkpoint-9")) == 0 &&
+              rename(test_path(out, "checkpoint-000010"), test_path(out, "checkpoint-10")) == 0);
+    expect_latest(&run, out, "checkpoint-10");
+    test_ok(kd_dir_create(test_path(out, "checkpoint-0010")));
+    expect_latest(&run, out, "checkpoint-10");
+    cr_assert(strstr(log, "checkpoint-0010: passed over"), "%s", log);
+
+    /* A stop says nothing of the folders. */
+    kd_stop_install();
+    cr_assert(raise(SIGTERM) == 0);
+    kd_stop_reads(true);
+    test_refused(kd_checkpoint_latest(&dir, run.arena, out), KD_ESTOPPED, "asked to stop");
+    kd_stop_reads(false);
+    kd_stop_reset();
+
+    test_ok(kd_dir_remove(test_path(out, "checkpoint-9")));
+    test_ok(kd_dir_remove(test_path(out, "checkpoint-10")));
+    test_refused(kd_checkpoint_latest(&dir, run.arena, out), KD_EFORMAT,
+                 "holds 1 checkpoint and none is whole: ");
     test_run_close(&run);
     test_ok(kd_dir_remove(out));
 }

@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <sys/mount.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 /* ---- faults in a save and a rotation ---------------------------------------------------------- */
@@ -32,6 +33,43 @@ Test(faults, in_a_save_leave_the_old_or_the_new)
         for (int i = 0; i < TEST_FAULTS; i++) test_scene_fail(&s, &test_faults[i], i < 1 ? 1 : 29);
         test_scene_close(&s);
     }
+}
+
+#if defined(__x86_64__)
+/* In place of the only checkpoint: what differs from a save beside it is in these calls alone. */
+Test(faults, in_what_publishes_a_save_leave_the_old_or_the_new)
+{
+    static const test_fault published[] = {
+        { "a rename fails", TEST_FAIL, EIO, false, SYS_rename },
+        { "renames fail", TEST_FAIL, EIO, true, SYS_rename },
+        { "an fsync fails", TEST_FAIL, EIO, false, SYS_fsync },
+        { "no locks", TEST_FAIL, ENOLCK, true, SYS_flock },
+    };
+    test_scene s;
+    if (!test_can_trace()) return;
+    for (int no_exchange = 0; no_exchange < 2; no_exchange++) {
+        test_scene_open(&s, 2, 2);
+        s.no_exchange = no_exchange;
+        for (int i = 0; i < KD_COUNT(published); i++) test_scene_fail(&s, &published[i], 1);
+        test_scene_close(&s);
+    }
+}
+
+#endif
+
+Test(faults, of_another_who_holds_the_staging_folder)
+{
+    test_scene s;
+    if (!test_can_trace()) return;
+    test_scene_open(&s, 1, 2);
+    test_scene_reset(&s);
+    test_trace t = { .below = s.out, .harm = TEST_FAIL, .error = EWOULDBLOCK, .only = SYS_flock };
+    const test_child *child = test_traced(&t, test_scene_save, &s);
+    cr_assert(child->status == KD_EIO && strstr(child->message, "step 2 not saved: ") &&
+                  strstr(child->message, "held by another process"),
+              "status %d: %s", child->status, child->message);
+    cr_assert(test_scene_found(&s, "held") == 0);
+    test_scene_close(&s);
 }
 
 static bool rotate_with(test_scene *s, const test_fault *f, int64_t at)
@@ -86,10 +124,13 @@ typedef struct limited {
 static int limited_job(const void *context)
 {
     const limited *l = context;
-    const struct rlimit limit = { (rlim_t)l->bytes, (rlim_t)l->bytes };
+    struct rlimit before;
     signal(SIGXFSZ, SIG_IGN);
+    if (getrlimit(RLIMIT_FSIZE, &before) != 0) return KD_EINTERNAL;
+    const struct rlimit limit = { (rlim_t)l->bytes, before.rlim_max };
     if (setrlimit(RLIMIT_FSIZE, &limit) != 0) return KD_EINTERNAL;
     const int status = test_scene_save(l->scene);
+    if (setrlimit(RLIMIT_FSIZE, &before) != 0) return KD_EINTERNAL;
     return status == KD_EIO && !strstr(kd_last_error(), "not saved") ? KD_EINTERNAL : status;
 }
 

@@ -238,6 +238,48 @@ Test(invariance, micro_batches_chunks_ranks_and_buckets_change_no_gradient)
     test_text_remove();
 }
 
+/* Samples: each is a row. */
+Test(invariance, micro_batches_chunks_ranks_and_buckets_change_no_gradient_of_samples)
+{
+    static const char *const students[] = { "relu", "gelu", "linear" };
+    static const way ways[] = {
+        { "micro 4", 4, 0, 1, 0 },      { "micro 1, chunks of 1", 1, 1, 1, 0 },
+        { "chunks of 5", 12, 5, 1, 0 }, { "2 ranks, a bucket per layer", 3, 0, 2, 1 },
+        { "3 ranks", 4, 0, 3, 0 },
+    };
+    const kd_loader_options data = { .files = { KD_GOLDEN "/mlp/samples.safetensors" },
+                                     .weights = { 1 },
+                                     .sources = 1,
+                                     .vocabulary = 5,
+                                     .inputs = 7,
+                                     .sequence = 1,
+                                     .step_samples = 12,
+                                     .micro_samples = 12,
+                                     .ranks = 1,
+                                     .seed = 3,
+                                     .shuffle = true };
+    for (int i = 0; i < KD_COUNT(students); i++) {
+        char dir[512];
+        snprintf(dir, sizeof dir, KD_GOLDEN "/mlp/%s", students[i]);
+        const test_lesson_options options = { .models = { { .dir = KD_GOLDEN "/mlp/teacher" },
+                                                          { .dir = dir, .trainable = true } },
+                                              .count = 2,
+                                              .classes = 5,
+                                              .inputs = 7 };
+        test_lesson reference;
+        open_reference(&reference, options);
+        outcome want = step_as(&(way){ "whole", 12, 0, 1, 0 }, options, data);
+        for (int k = 0; k < KD_COUNT(ways); k++) {
+            outcome got = step_as(&ways[k], options, data);
+            compare(&got, reference.models[1], &want, reference.models[1], students[i],
+                    ways[k].name);
+            free(got.gradient);
+        }
+        free(want.gradient);
+        test_lesson_close(&reference);
+    }
+}
+
 /* ---- temperatures ----------------------------------------------------------------------------- */
 
 /* Accumulated over four micro-batches: T^2 is a factor of the gradient, whatever T. */

@@ -25,6 +25,7 @@ static const state_case state_cases[] = {
     { "format", "\"1\"", "format: found \"1\", expected an integer" },
     { "contract", NULL, "contract: missing" },
     { "contract", "7", "contract: missing" },
+    { "contract", "\"device cpu; threads 2\"", "contract: found \" threads 2\", expected |seed 1" },
     { "step", NULL, "step: found nothing, expected an integer" },
     { "step", "1e3", "step: found 1000.0, expected an integer" },
     { "step", "true", "step: found true, expected an integer" },
@@ -34,6 +35,7 @@ static const state_case state_cases[] = {
     { "best_step", "-2", "best_step: found -2, expected -1 or a count" },
     { "best", "\"infinity\"", "best: found \"infinity\", expected a number, \"nan\", \"inf\"" },
     { "best", "null", "best: found null, expected a number" },
+    { "best", NULL, "best: found nothing, expected a number" },
     { "seconds", "[]", "seconds: found [], expected a number" },
     { "cursor", NULL, "samples: found nothing, expected an integer" },
     { "cursor", "3", "samples: found nothing, expected an integer" },
@@ -58,11 +60,17 @@ static const state_case state_cases[] = {
       "guard.windows: found 1e39, expected a number of f32" },
     { "guard", GUARD("10", "2", "11", "1", "[0,0,0,0,0,0,0,0,0,0,0],[0,0,0,0,0,0,0,0,0,0,\"x\"]"),
       "guard.windows: found \"x\", expected a number of f32" },
+    { "guard", GUARD("10", "2", "11", "1", "7,[]"), "guard.windows: found 0 numbers, expected 11" },
+    { "guard", "{\"updates\":10,\"skips\":2}", "seen: found nothing, expected an integer" },
+    { "guard", "{\"updates\":10,\"skips\":2,\"seen\":11}", "in_row: found nothing, expected" },
     { "students", NULL, "students: found 0, expected 1" },
     { "students", "[7]", "student student: label: found nothing, expected \"student\"" },
     { "students", "[{\"label\":\"other\"}]", "label: found \"other\", expected \"student\"" },
     { "students", "[{\"label\":\"student\",\"architecture\":3}]",
       "architecture: found 3, expected \"LlamaForCausalLM\"" },
+    { "students",
+      "[{\"label\":\"student\",\"architecture\":\"LlamaForCausalLM\",\"dtype\":\"bf16\"}]",
+      "state.json: moments: found nothing, expected an integer" },
 };
 
 static const test_run_options options = { .dtype = KD_BF16, .moments = 2, .count = 1 };
@@ -128,6 +136,68 @@ Test(refusals, state)
     test_ok(kd_dir_remove(out));
 }
 
+static json_t *good_state(const char *dir)
+{
+    json_t *state;
+    test_ok(kd_json_read(&state, test_path(dir, "engine/state.json")));
+    return state;
+}
+
+/* One too few, and one too many. */
+Test(refusals, parameters)
+{
+    const char *out = test_folder(), *dir = save(out);
+    test_log();
+    for (int more = 0; more < 2; more++) {
+        json_t *state = good_state(dir);
+        json_t *student = json_array_get(json_object_get(state, "students"), 0);
+        json_t *list = json_object_get(student, "parameters");
+        const size_t last = json_array_size(list) - !more;
+        char parts[128];
+        if (more)
+            cr_assert(json_array_append_new(list, json_pack("{s:s}", "name", "x")) == 0);
+        else
+            cr_assert(json_array_remove(list, last) == 0);
+        (void)snprintf(parts, sizeof parts, "student student: parameter %zu: found %s", last,
+                       more ? "{\"name\":\"x\"}, expected none" : "none, expected {\"name\":\"");
+        json_t *original = good_state(dir);
+        test_ok(kd_json_write(test_path(dir, "engine/state.json"), state));
+        seal(dir);
+        expect_refused(dir, parts, more ? "one too many" : "one too few");
+        test_ok(kd_json_write(test_path(dir, "engine/state.json"), original));
+        json_decref(original);
+        json_decref(state);
+    }
+    test_ok(kd_dir_remove(out));
+}
+
+/* What no state says that agrees with a run. */
+Test(refusals, progress)
+{
+    static const struct {
+        const char *key, *value, *parts;
+    } cases[] = {
+        { "students", "[0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0]",
+          "s: guard.windows: found 2, expected 2 of each of 33 students" },
+        { "guard", GUARD("0", "4294967296", "0", "4294967296", ""),
+          "s: guard: found 0 updates, 4294967296 skips (4294967296 in a row)" },
+        { "seconds", "7", NULL },
+    };
+    const char *out = test_folder(), *dir = save(out);
+    test_log();
+    for (int i = 0; i < KD_COUNT(cases); i++) {
+        kd_progress progress = { .step = -7 };
+        json_t *state = good_state(dir), *value = json_loads(cases[i].value, JSON_DECODE_ANY, NULL);
+        cr_assert(value && json_object_set_new(state, cases[i].key, value) == 0);
+        if (i == 1) cr_assert(json_object_set_new(state, "step", json_integer(1LL << 32)) == 0);
+        const kd_status status = kd_state_progress(&progress, state, "s");
+        test_refusal(status, cases[i].parts ? KD_EFORMAT : KD_OK, cases[i].parts, cases[i].key);
+        cr_expect(cases[i].parts ? progress.step == -7 : progress.seconds == 7, "%s", cases[i].key);
+        json_decref(state);
+    }
+    test_ok(kd_dir_remove(out));
+}
+
 /* ---- MANIFEST.json ---------------------------------------------------------------------------- */
 
 /* In place of what the manifest says of engine/optimizer.safetensors; its own hash is right. */
@@ -135,12 +205,21 @@ static const char *const entries[][2] = {
     { "7", "bytes or xxh3 missing" },
     { "{\"bytes\":1.0,\"xxh3\":\"0\"}", "bytes or xxh3 missing" },
     { "{\"bytes\":1,\"xxh3\":0}", "bytes or xxh3 missing" },
+    { "{\"xxh3\":\"0\"}", "bytes or xxh3 missing" },
     { "{\"bytes\":9007199254740993,\"xxh3\":\"0\"}",
       "optimizer.safetensors: found |expected 9007199254740993" },
     { "{\"bytes\":%lld,\"xxh3\":\"0\"}",
       "optimizer.safetensors: bytes 0 to |: found xxh3 |expected 0" },
     { "{\"bytes\":%lld,\"xxh3\":\"0\",\"tensors\":[]}", "tensors is no object" },
     { "{\"bytes\":%lld,\"xxh3\":\"0\",\"tensors\":{\"a\":{\"begin\":0,\"end\":1}}}",
+      "a tensor without begin, end or xxh3" },
+    { "{\"bytes\":%lld,\"xxh3\":\"0\",\"tensors\":{\"a\":{\"end\":1,\"xxh3\":\"\"}}}",
+      "a tensor without begin, end or xxh3" },
+    { "{\"bytes\":%lld,\"xxh3\":\"0\",\"tensors\":{\"a\":{\"begin\":0,\"xxh3\":\"\"}}}",
+      "a tensor without begin, end or xxh3" },
+    { "{\"bytes\":%lld,\"xxh3\":\"0\",\"tensors\":{\"a\":{\"begin\":0,\"end\":1.0,\"xxh3\":\"\"}}}",
+      "a tensor without begin, end or xxh3" },
+    { "{\"bytes\":%lld,\"xxh3\":\"0\",\"tensors\":{\"a\":{\"begin\":0,\"end\":1,\"xxh3\":7}}}",
       "a tensor without begin, end or xxh3" },
     { "{\"bytes\":%lld,\"xxh3\":\"0\",\"tensors\":{\"a\":{\"begin\":0.0,\"end\":1,\"xxh3\":\"\"}}}",
       "a tensor without begin, end or xxh3" },
@@ -196,7 +275,7 @@ Test(refusals, manifest)
 
 /* ---- engine/optimizer.safetensors ------------------------------------------------------------- */
 
-typedef enum change { WITHOUT, SHORT, OTHER_TYPE, NOT_FINITE } change;
+typedef enum change { WITHOUT, SHORT, OTHER_TYPE, OTHER_RANK, NOT_FINITE } change;
 
 static const struct {
     const char *what;
@@ -207,6 +286,8 @@ static const struct {
     { "one element less", SHORT,
       "student.moment0: found F32 of rank 1 with |expected F32 of rank" },
     { "integers", OTHER_TYPE, "student.moment0: found I32 of rank 1 with |expected F32 of rank 1" },
+    { "two dimensions", OTHER_RANK,
+      "student.moment0: found F32 of rank 2 with |expected F32 of rank 1" },
     { "NaN", NOT_FINITE, "tensor \"student.moment0\": element 3 (byte |): found nan, expected" },
 };
 
@@ -221,11 +302,12 @@ static void rewrite(const char *path, const char *from, change how)
         for (int64_t i = 0; i < file->count; i++) {
             const kd_st_entry *e = &file->entries[i];
             const bool here = strcmp(e->name, "student.moment0") == 0;
-            const int64_t n = e->elements - (here && how == SHORT);
+            const int64_t n = e->elements - (here && how == SHORT), shape[2] = { n, 1 };
             if (here && how == WITHOUT) continue;
             if (!pass) {
                 const kd_dtype dtype = here && how == OTHER_TYPE ? KD_I32 : KD_F32;
-                test_ok(kd_st_writer_declare(w, e->name, dtype, 1, &n));
+                test_ok(kd_st_writer_declare(w, e->name, dtype, here && how == OTHER_RANK ? 2 : 1,
+                                             shape));
                 continue;
             }
             float *values = malloc((size_t)e->bytes);

@@ -424,6 +424,8 @@ ROWS = {
     "swiglu_backward": lambda c: elementwise(c, swiglu, 2, True, "liger_swiglu"),
     "gelu": lambda c: elementwise(c, gelu_of(c), 1, False),
     "gelu_backward": lambda c: elementwise(c, gelu_of(c), 1, True),
+    "relu": lambda c: elementwise(c, F.relu, 1, False),
+    "relu_backward": lambda c: elementwise(c, F.relu, 1, True),
     "attention": lambda c: attention(c, False),
     "attention_backward": lambda c: attention(c, True),
     "embedding": moved_rows,

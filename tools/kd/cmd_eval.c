@@ -13,13 +13,14 @@ typedef struct options {
 static const kd_option rows[] = {
     { "models", KD_STRING, offsetof(options, models), NULL, 0, 0, "",
       "directories, with commas between" },
-    { "data", KD_STRING, offsetof(options, data), NULL, 0, 0, "", "held-out tokens" },
+    { "data", KD_STRING, offsetof(options, data), NULL, 0, 0, "",
+      "held-out tokens, or samples for models that classify them" },
     { "teacher", KD_STRING, offsetof(options, teacher), "", 0, 0, "",
       "directory; KL and same top are against it" },
     { "names", KD_STRING, offsetof(options, names), "", 0, 0, "",
       "of the models in the table, with commas between; unless said, their folders'" },
     { "train", KD_STRING, offsetof(options, train), "", 0, 0, "",
-      "training tokens, for the unigram floor" },
+      "training tokens or samples, for the unigram floor" },
     { "sequence", KD_INT, offsetof(options, sequence), "512", 2, 1 << 20, "tokens",
       "length of a sample" },
     { "micro", KD_INT, offsetof(options, micro), "4", 1, 1 << 20, "samples",
@@ -48,9 +49,10 @@ static const char *file_name(const char *path)
     return slash ? slash + 1 : path;
 }
 
-static void print_row(const kd_eval_row *row, const kd_eval_row *teacher, int widest)
+static void print_row(const kd_eval_row *row, const kd_eval_row *teacher, int widest, bool samples)
 {
-    char parameters[CELL], ratio[CELL], ppl[CELL], kl[CELL], same[CELL], kept[CELL];
+    char accuracy[CELL], parameters[CELL], ratio[CELL], ppl[CELL], kl[CELL], same[CELL], kept[CELL];
+    const kd_measure right = { 100.0 * row->accuracy.mean, 100.0 * row->accuracy.error };
     const kd_measure share = { 100.0 * row->same_top.mean, 100.0 * row->same_top.error };
     snprintf(ratio, CELL, "-");
     snprintf(kept, CELL, "-");
@@ -58,26 +60,30 @@ static void print_row(const kd_eval_row *row, const kd_eval_row *teacher, int wi
         snprintf(ratio, CELL, "%.1f", (double)teacher->bytes / (double)row->bytes);
         snprintf(kept, CELL, "%.0f %%", 100.0 * row->retained);
     }
-    printf("%-*s  %10s  %8.1f  %5s  %8.2f  %-20s  %-20s  %-18s  %8s\n", widest, row->name,
+    printf("%-*s  %10s  %8.1f  %5s  %8.2f  %-20s  %-20s  %-18s  %8s", widest, row->name,
            cmd_parameters(parameters, CELL, row->parameters), (double)row->bytes / 1e6, ratio,
            row->ms_per_token, cmd_measure(ppl, CELL, row->ppl, ""),
            cmd_measure(kl, CELL, row->kl, ""), cmd_measure(same, CELL, share, " %"), kept);
+    if (samples) printf("  %s", cmd_measure(accuracy, CELL, right, " %"));
+    printf("\n");
 }
 
 static void print_pair(const kd_eval_report *r)
 {
     char kl[CELL], better[CELL], all[CELL];
     if (r->pair.documents == 0) return;
-    printf("%s - %s: KL %s (paired over documents), %s of %s documents better\n",
-           r->rows[r->pair.a].name, r->rows[r->pair.b].name, cmd_measure(kl, CELL, r->pair.kl, ""),
+    const char *unit = r->samples ? "samples" : "documents";
+    printf("%s - %s: KL %s (paired over %s), %s of %s %s better\n", r->rows[r->pair.a].name,
+           r->rows[r->pair.b].name, cmd_measure(kl, CELL, r->pair.kl, ""), unit,
            kd_format_count(better, CELL, r->pair.better),
-           kd_format_count(all, CELL, r->pair.documents));
+           kd_format_count(all, CELL, r->pair.documents), unit);
 }
 
 static void print_quantiles(const kd_eval_report *r)
 {
     if (!r->has_teacher) return;
-    printf("retained = log ppl(teacher) / log ppl(model).  Quantiles of KL over tokens:\n");
+    printf("retained = log ppl(teacher) / log ppl(model).  Quantiles of KL over %s:\n",
+           r->samples ? "samples" : "tokens");
     for (int i = 1; i < r->count; i++) {
         const double *q = r->kl_quantile[i];
         printf("  %s: 50 %% %.3g  90 %% %.3g  99 %% %.3g  max %.3g\n", r->rows[i].name, q[0], q[1],
@@ -93,16 +99,21 @@ static void print_table(const kd_eval_report *r, const options *o)
         const int length = (int)strlen(r->rows[i].name);
         widest = length > widest ? length : widest;
     }
-    printf("%s: %s tokens, %s documents, +/- = standard error over documents\n", file_name(o->data),
-           kd_format_count(tokens, CELL, r->tokens),
-           kd_format_count(documents, CELL, r->documents));
-    printf("%-*s  %10s  %8s  %5s  %8s  %-20s  %-20s  %-18s  %8s\n", widest, "", "parameters", "MB",
-           "x", "ms/token", "ppl", "KL to teacher", "same top", "retained");
+    if (r->samples)
+        printf("%s: %s samples, +/- = standard error over samples\n", file_name(o->data),
+               kd_format_count(tokens, CELL, r->tokens));
+    else
+        printf("%s: %s tokens, %s documents, +/- = standard error over documents\n",
+               file_name(o->data), kd_format_count(tokens, CELL, r->tokens),
+               kd_format_count(documents, CELL, r->documents));
+    printf("%-*s  %10s  %8s  %5s  %8s  %-20s  %-20s  %-18s  %8s%s\n", widest, "", "parameters",
+           "MB", "x", r->samples ? "ms/row" : "ms/token", "ppl", "KL to teacher", "same top",
+           "retained", r->samples ? "  accuracy" : "");
     for (int i = 0; i < r->count; i++)
-        print_row(&r->rows[i], r->has_teacher ? &r->rows[0] : NULL, widest);
+        print_row(&r->rows[i], r->has_teacher ? &r->rows[0] : NULL, widest, r->samples);
     if (!isnan(r->unigram_ppl))
         printf("%-*s  %10s  %8s  %5s  %8s  %.4g (a model above it has learnt nothing)\n", widest,
-               "unigram", "-", "-", "-", "-", r->unigram_ppl);
+               r->samples ? "classes" : "unigram", "-", "-", "-", "-", r->unigram_ppl);
     print_pair(r);
     print_quantiles(r);
 }
