@@ -8,12 +8,12 @@
  */
 #include "bench/rows.h"
 
-static const char prefix[] = "loss ";
+enum { PREFIX = sizeof "loss " - 1 };
 
 static const kd_feature_type *type_of(const bench_row *row)
 {
     const kd_feature_type *const *type = kd_feature_types;
-    while (*type && strcmp((*type)->name, row->name + sizeof prefix - 1) != 0) type++;
+    while (*type && strcmp((*type)->name, row->name + PREFIX) != 0) type++;
     return *type;
 }
 
@@ -25,6 +25,7 @@ static int64_t dim_of(const bench_run *r, char letter)
     const char *at = strchr(r->row->letters, letter);
     if (at) return r->shape->dim[at - r->row->letters];
     if (letter == 'G' || letter == 'F') return dim_of(r, 'H');
+    if (letter >= '0' && letter <= '9') return letter - '0';
     return letter == 'e' ? dim_of(r, 'd') : 0;
 }
 
@@ -52,12 +53,16 @@ static void open_operand(bench_run *r, int set, kd_feature_args *args, const kd_
     kd_tensor *operand = kd_feature_operand(args, read->name, false);
     const kd_shape shape = shape_of(r, read);
     if (read->flags & KD_READ_OPTIONAL) return;
-    if (read->flags & KD_READ_INTEGER) {
+    if (strcmp(read->name, "documents") == 0) {
         const int32_t rows[] = { 0, (int32_t)r->shape->dim[0] };
         *operand = *kd_bench_given(r, set, KD_I32, KD_SHAPE(2), rows);
-        return;
+    } else if (read->flags & KD_READ_INTEGER) {
+        *operand = *kd_bench_filled(r, set, KD_I32, shape, 0, (double)dim_of(r, 'n'), salt);
+    } else if (strcmp(read->name, "partition") == 0) {
+        *operand = *kd_bench_zeros(r, set, KD_F32, shape);
+    } else {
+        *operand = distinct(r, set, shape, salt);
     }
-    *operand = distinct(r, set, shape, salt);
     if (read->flags & KD_READ_GRADIENT)
         *kd_feature_operand(args, read->name, true) = *result(r, set, shape);
 }
@@ -133,6 +138,20 @@ static bench_work work_of_angles(const bench_shape *s)
     return work;
 }
 
+/* As of Gram matrices, sample by sample, over channels or places, whichever are fewer. */
+static bench_work work_of_nst(const bench_shape *s)
+{
+    const double channels = dim(s, 1), places = dim(s, 2) * dim(s, 3);
+    return (bench_work){ .bytes = four_times(s, 4),
+                         .flops = 4 * product(s, 4) * fmin(channels, places) };
+}
+
+/* A row of the other's bank for each negative of either side. */
+static bench_work work_of_contrast(const bench_shape *s)
+{
+    return (bench_work){ .bytes = 2 * 4 * product(s, 2) * (dim(s, 2) + 1) };
+}
+
 /* Scores of both sides and two gradients for each pair seen; of the KL, both scores once more for what
  * their rows sum to. */
 static bench_work work_of_scores(const bench_shape *s, double tensors, int products)
@@ -150,10 +169,8 @@ static bench_work work_of_self(const bench_shape *s) { return work_of_scores(s, 
 /* ---- shapes ----------------------------------------------------------------------------------- */
 
 static const bench_shape batches[] = {
-    { BENCH_QUICK, "", KD_F32, { 5, 33 } },
-    { BENCH_GPU, "", KD_F32, { 1024, 512 } },
-    { BENCH_GPU, "", KD_BF16, { 4096, 4096 } },
-    { BENCH_CPU, "", KD_F32, { 64, 256 } },
+    { BENCH_QUICK, "", KD_F32, { 5, 33 } },     { BENCH_GPU, "", KD_F32, { 1024, 512 } },
+    { BENCH_GPU, "", KD_BF16, { 4096, 4096 } }, { BENCH_CPU, "", KD_F32, { 64, 128 } },
     { BENCH_CPU, "", KD_F32, { 512, 512 } },
 };
 
@@ -168,6 +185,12 @@ static const bench_shape maps[] = {
     { BENCH_GPU, "", KD_BF16, { 256, 256, 32, 32 } },
     { BENCH_CPU, "", KD_F32, { 64, 256, 16, 16 } },
     { BENCH_CPU, "", KD_F32, { 64, 128, 32, 32 } },
+};
+
+static const bench_shape contrasts[] = {
+    { BENCH_QUICK, "", KD_F32, { 5, 33, 7, 50 } },
+    { BENCH_GPU, "", KD_F32, { 64, 128, 16384, 50000 } },
+    { BENCH_CPU, "", KD_F32, { 64, 128, 16384, 50000 } },
 };
 
 static const bench_shape tokens[] = {
@@ -200,11 +223,14 @@ const bench_row kd_bench_rows_losses[] = {
     LOSS(hidden_mse, "ND", work_of_rows, tokens),
     LOSS(hint, "BCHW", work_of_maps, maps),
     LOSS(normalised_mse, "ND", work_of_rows, tokens),
+    LOSS(nst, "BCHW", work_of_nst, maps),
+    LOSS(vid, "BCHW", work_of_maps, maps),
     LOSS(cc, "BD", work_of_rows, batches),
     LOSS(pkt, "BD", work_of_grams, batches),
     LOSS(rkd_angle, "BD", work_of_angles, triples),
     LOSS(rkd_distance, "BD", work_of_distances, batches),
     LOSS(sp, "BD", work_of_grams, batches),
+    LOSS(crd, "BDKn", work_of_contrast, contrasts),
     LOSS(attention_kl, "NHd", work_of_kl, causal),
     LOSS(attention_mse, "NHd", work_of_mse, full),
     LOSS(minilm_relation, "NHd", work_of_self, full),

@@ -41,15 +41,24 @@ static inline float raised(float x, float power)
     return power == 2.0f ? x * x : powf(fabsf(x), power);
 }
 
-/* Strip [at, at + n) of y[b], summed over channels. */
+/* Of one task: a map of no more is read from its first element to its last. */
+enum { PLACES = 4 * KD_STRIP };
+
+/* Places [at, at + n) of y[b], summed over channels. */
 static void sum_channels(float *y, const kd_tensor *x, int64_t b, int64_t at, int64_t n,
                          float power)
 {
-    double total[KD_STRIP] = { 0 };
+    double total[PLACES];
     float buffer[KD_STRIP];
+    memset(total, 0, (size_t)n * sizeof *total);
     for (int64_t c = 0; c < x->shape[1]; c++) {
-        const float *v = kd_row_load(buffer, kd_row_of(x, b * x->shape[1] + c), at, n);
-        for (int64_t i = 0; i < n; i++) total[i] += raised(v[i], power);
+        const kd_row row = kd_row_of(x, b * x->shape[1] + c);
+        for (int64_t from = 0; from < n; from += KD_STRIP) {
+            const int64_t m = kd_min_i64(KD_STRIP, n - from);
+            const float *v = kd_row_load(buffer, row, at + from, m);
+            double *restrict to = total + from;
+            for (int64_t i = 0; i < m; i++) to[i] += raised(v[i], power);
+        }
     }
     for (int64_t i = 0; i < n; i++) y[i] = (float)total[i];
 }
@@ -73,7 +82,7 @@ kd_status kd_map_powers_cpu(kd_exec *exec, const kd_map_powers_args *args)
     if (kd_planning(exec)) return KD_OK;
     const kd_tensor *x = args->x;
     const int64_t samples = x->shape[0], channels = x->shape[1], places = x->shape[2];
-    const int64_t strips = kd_ceil_div(places, KD_STRIP);
+    const int64_t strips = kd_ceil_div(places, PLACES);
     const bool parallel = kd_tensor_elements(x) > KD_PARALLEL_ABOVE;
     float *y = args->y->data;
     if (args->channels) {
@@ -84,8 +93,8 @@ kd_status kd_map_powers_cpu(kd_exec *exec, const kd_map_powers_args *args)
     }
 #pragma omp parallel for schedule(static) if (parallel)
     for (int64_t item = 0; item < samples * strips; item++) {
-        const int64_t b = item / strips, at = item % strips * KD_STRIP;
-        sum_channels(y + b * places + at, x, b, at, kd_min_i64(KD_STRIP, places - at), args->power);
+        const int64_t b = item / strips, at = item % strips * PLACES;
+        sum_channels(y + b * places + at, x, b, at, kd_min_i64(PLACES, places - at), args->power);
     }
     return KD_OK;
 }

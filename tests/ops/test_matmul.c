@@ -64,8 +64,8 @@ Test(matmul, of_a_matrix_and_itself)
         double *want = test_zeros(&bench, n * n);
         test_ok(KD_RUN(&bench.exec, matmul, .y = &y, .a = &a, .b = &turned));
         oracle_matmul(want, test_doubles(&bench, &a), test_doubles(&bench, &turned), NULL, n, k, n);
-        test_near(&y, want, sqrt((double)k) / 3, (double)k + 1, "%lld rows of %lld, %s", (long long)n, (long long)k,
-                  i % 2 ? "by columns" : "by rows");
+        test_near(&y, want, sqrt((double)k) / 3, (double)k + 1, "%lld rows of %lld, %s",
+                  (long long)n, (long long)k, i % 2 ? "by columns" : "by rows");
         test_release(&bench, mark);
     }
     test_close(&bench);

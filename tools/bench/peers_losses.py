@@ -33,6 +33,19 @@ def normalised_mse(student, teacher):
     return (F.normalize(student) - F.normalize(teacher)).pow(2).sum(1).mean()
 
 
+def nst(student, teacher):
+    def kernel(a, b):
+        return (a.unsqueeze(1) * b.unsqueeze(2)).sum(-1).pow(2)
+
+    s, t = (F.normalize(x.view(x.shape[0], x.shape[1], -1), dim=2) for x in (student, teacher))
+    return kernel(t, t).mean().detach() + kernel(s, s).mean() - 2 * kernel(s, t).mean()
+
+
+def vid(student, teacher, log_variance, eps=1e-5):
+    variance = (torch.log(1.0 + torch.exp(log_variance)) + eps).view(1, -1, 1, 1)
+    return torch.mean(0.5 * ((student - teacher)**2 / variance + torch.log(variance)))
+
+
 # ---- relations of a batch: lenscloth/RKD, RepDistiller -------------------------------------------
 
 
@@ -118,31 +131,89 @@ def minilm_relation(student, teacher, variant):
     return maps_kl(scores(student, student, variant), scores(teacher, teacher, variant))
 
 
+# ---- CRD: RepDistiller's crd/memory.py and criterion.py -------------------------------------------
+
+
+class Contrast:
+    """Both banks and Z, gathered rows and all; a call renews the banks."""
+
+    def __init__(self, student_bank, teacher_bank, temperature=0.07, momentum=0.5):
+        self.banks = student_bank, teacher_bank
+        self.temperature, self.momentum = temperature, momentum
+        self.z = [None, None]
+
+    def side(self, side, x, rows):
+        bank = self.banks[1 - side]
+        chosen = torch.index_select(bank, 0, rows.reshape(-1)).view(*rows.shape, -1)
+        p = torch.exp(torch.bmm(chosen, x.view(*x.shape, 1)) / self.temperature)
+        if self.z[side] is None:
+            self.z[side] = float(p.detach().mean()) * len(bank)
+        p = (p / self.z[side]).squeeze(2)
+        noise = (rows.shape[1] - 1) / len(bank)
+        positive, negative = p[:, 0], p[:, 1:]
+        log_near = torch.log(positive / (positive + noise + 1e-7))
+        log_far = torch.log(noise / (negative + noise + 1e-7))
+        return -(log_near.sum() + log_far.reshape(-1).sum()) / len(x)
+
+    def renew(self, bank, x, samples):
+        moved = self.momentum * torch.index_select(bank, 0, samples) + (1 - self.momentum) * x
+        bank.index_copy_(0, samples, F.normalize(moved))
+
+    def __call__(self, student, teacher, samples, negatives):
+        s, t = F.normalize(student), F.normalize(teacher)
+        rows = torch.cat((samples.unsqueeze(1), negatives), 1)
+        loss = self.side(0, s, rows) + self.side(1, t, rows)
+        with torch.no_grad():
+            self.renew(self.banks[0], s, samples)
+            self.renew(self.banks[1], t, samples)
+        return loss
+
+
+def crd(cell):
+    def make():
+        student, teacher = (pattern(cell, (cell.B, cell.D), 1 + i).requires_grad_() for i in range(2))
+        samples = cell.filled((cell.B,), 0, cell.n, 3, torch.int64)
+        negatives = cell.filled((cell.B, cell.K), 0, cell.n, 4, torch.int64)
+        banks = [pattern(cell, (cell.n, cell.D), 5 + i) for i in range(2)]
+        contrast = Contrast(*banks)
+
+        def call():
+            student.grad = teacher.grad = None
+            loss = contrast(student, teacher, samples, negatives)
+            loss.backward()
+            return cell.B * loss.detach()
+
+        return Run(call, student, teacher, samples, negatives, *banks)
+
+    yield "eager", make
+
+
 # ---- as peers -----------------------------------------------------------------------------------
 
 
-def of(formula, letters, students=1, teachers=1, variants=False):
-    """A row's peers.  Operands are patterns in the order in which kd's loss reads them, without a period."""
+def pattern(cell, shape, salt):
+    """No two rows alike."""
+    return cell.filled((1, torch.Size(shape).numel()), -1, 1, salt).view(shape)
+
+
+def of(formula, reads, trained=(0,), variants=False):
+    """A row's peers.  Operands are patterns in the order in which kd's loss reads them."""
 
     def peers(cell):
-        shape = tuple(getattr(cell, letter) for letter in letters)
+        shapes = [tuple(getattr(cell, letter) for letter in letters) for letters in reads.split()]
         options = {"variant": cell.variant} if variants else {}
-
-        def operand(salt):
-            count = torch.Size(shape).numel()
-            return cell.filled((1, count), -1, 1, salt).view(shape)
 
         def with_formula(f):
             def make():
-                operands = [operand(1 + i) for i in range(students + teachers)]
-                trained = [t.requires_grad_() for t in operands[:students]]
+                operands = [pattern(cell, shape, 1 + i) for i, shape in enumerate(shapes)]
+                leaves = [operands[i].requires_grad_() for i in trained]
 
                 def call():
-                    for t in trained:
+                    for t in leaves:
                         t.grad = None
                     loss = f(*operands, **options)
                     loss.backward()
-                    return shape[0] * loss.detach()
+                    return shapes[0][0] * loss.detach()
 
                 return Run(call, *operands)
 
@@ -154,18 +225,22 @@ def of(formula, letters, students=1, teachers=1, variants=False):
     return peers
 
 
+MAPS, ROWS_OF, HEADS = "BCHW BCHW", "ND ND", "NHd NHd"
 ROWS = {
-    "loss attention_transfer": of(attention_transfer, "BCHW"),
-    "loss cosine": of(cosine, "ND"),
-    "loss hidden_mse": of(hidden_mse, "ND"),
-    "loss hint": of(hidden_mse, "BCHW"),
-    "loss normalised_mse": of(normalised_mse, "ND"),
-    "loss cc": of(cc, "BD"),
-    "loss pkt": of(pkt, "BD"),
-    "loss rkd_angle": of(rkd_angle, "BD"),
-    "loss rkd_distance": of(rkd_distance, "BD"),
-    "loss sp": of(sp, "BD"),
-    "loss attention_kl": of(attention_kl, "NHd", 2, 2, True),
-    "loss attention_mse": of(attention_mse, "NHd", 2, 2, True),
-    "loss minilm_relation": of(minilm_relation, "NHd", 1, 1, True),
+    "loss attention_transfer": of(attention_transfer, MAPS),
+    "loss cosine": of(cosine, ROWS_OF),
+    "loss hidden_mse": of(hidden_mse, ROWS_OF),
+    "loss hint": of(hidden_mse, MAPS),
+    "loss normalised_mse": of(normalised_mse, ROWS_OF),
+    "loss nst": of(nst, MAPS),
+    "loss vid": of(vid, MAPS + " C", (0, 2)),
+    "loss cc": of(cc, "BD BD"),
+    "loss pkt": of(pkt, "BD BD"),
+    "loss rkd_angle": of(rkd_angle, "BD BD"),
+    "loss rkd_distance": of(rkd_distance, "BD BD"),
+    "loss sp": of(sp, "BD BD"),
+    "loss crd": crd,
+    "loss attention_kl": of(attention_kl, HEADS + " " + HEADS, (0, 1), True),
+    "loss attention_mse": of(attention_mse, HEADS + " " + HEADS, (0, 1), True),
+    "loss minilm_relation": of(minilm_relation, HEADS, (0,), True),
 }
