@@ -47,6 +47,13 @@ static kd_config gpt2_config(void)
     return c;
 }
 
+static kd_status declare_extra(void *context, kd_params *params, int block)
+{
+    int index;
+    (void)context;
+    return kd_params_declare(&index, params, "extra", KD_SHAPE(5), KD_PARAM_EXTRA, block);
+}
+
 void test_run_open(test_run *run, test_run_options options)
 {
     *run = (test_run){ 0 };
@@ -62,7 +69,8 @@ void test_run_open(test_run *run, test_run_options options)
                                                                   : "student",
                                          .dtype = options.dtype,
                                          .trainable = true,
-                                         .moments = options.moments };
+                                         .moments = options.moments,
+                                         .extend = options.extra ? declare_extra : NULL };
         test_ok(kd_model_create(&run->students[i], run->device, &configs[i], &model));
     }
     run->checkpoint = (kd_checkpoint){ .students = run->students,

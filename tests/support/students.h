@@ -24,6 +24,7 @@ typedef struct test_run_options {
     int64_t vocabulary; /* 0: 37 */
     int64_t ffn;        /* 0: 12 */
     const char *label;  /* of the first student; NULL: "student" */
+    bool extra;         /* with a parameter that is not the model's */
 } test_run_options;
 
 void test_run_open(test_run *run, test_run_options options);

@@ -238,39 +238,37 @@ Test(invariance, micro_batches_chunks_ranks_and_buckets_change_no_gradient)
     test_text_remove();
 }
 
-/* Samples: each is a row. */
-Test(invariance, micro_batches_chunks_ranks_and_buckets_change_no_gradient_of_samples)
+/* ---- samples: each is a row ------------------------------------------------------------------- */
+
+static const kd_loader_options sample_data = { .files = { KD_GOLDEN "/mlp/samples.safetensors" },
+                                               .weights = { 1 },
+                                               .sources = 1,
+                                               .vocabulary = 5,
+                                               .inputs = 7,
+                                               .sequence = 1,
+                                               .step_samples = 12,
+                                               .micro_samples = 12,
+                                               .ranks = 1,
+                                               .seed = 3,
+                                               .shuffle = true };
+
+static void check_samples(const way *ways, int count, const char *loss)
 {
     static const char *const students[] = { "relu", "gelu", "linear" };
-    static const way ways[] = {
-        { "micro 4", 4, 0, 1, 0 },      { "micro 1, chunks of 1", 1, 1, 1, 0 },
-        { "chunks of 5", 12, 5, 1, 0 }, { "2 ranks, a bucket per layer", 3, 0, 2, 1 },
-        { "3 ranks", 4, 0, 3, 0 },
-    };
-    const kd_loader_options data = { .files = { KD_GOLDEN "/mlp/samples.safetensors" },
-                                     .weights = { 1 },
-                                     .sources = 1,
-                                     .vocabulary = 5,
-                                     .inputs = 7,
-                                     .sequence = 1,
-                                     .step_samples = 12,
-                                     .micro_samples = 12,
-                                     .ranks = 1,
-                                     .seed = 3,
-                                     .shuffle = true };
     for (int i = 0; i < KD_COUNT(students); i++) {
         char dir[512];
         snprintf(dir, sizeof dir, KD_GOLDEN "/mlp/%s", students[i]);
         const test_lesson_options options = { .models = { { .dir = KD_GOLDEN "/mlp/teacher" },
                                                           { .dir = dir, .trainable = true } },
                                               .count = 2,
+                                              .loss = loss,
                                               .classes = 5,
                                               .inputs = 7 };
         test_lesson reference;
         open_reference(&reference, options);
-        outcome want = step_as(&(way){ "whole", 12, 0, 1, 0 }, options, data);
-        for (int k = 0; k < KD_COUNT(ways); k++) {
-            outcome got = step_as(&ways[k], options, data);
+        outcome want = step_as(&(way){ "whole", 12, 0, 1, 0 }, options, sample_data);
+        for (int k = 0; k < count; k++) {
+            outcome got = step_as(&ways[k], options, sample_data);
             compare(&got, reference.models[1], &want, reference.models[1], students[i],
                     ways[k].name);
             free(got.gradient);
@@ -278,6 +276,34 @@ Test(invariance, micro_batches_chunks_ranks_and_buckets_change_no_gradient_of_sa
         free(want.gradient);
         test_lesson_close(&reference);
     }
+}
+
+Test(invariance, micro_batches_chunks_ranks_and_buckets_change_no_gradient_of_samples)
+{
+    static const way ways[] = {
+        { "micro 4", 4, 0, 1, 0 },      { "micro 1, chunks of 1", 1, 1, 1, 0 },
+        { "chunks of 5", 12, 5, 1, 0 }, { "2 ranks, a bucket per layer", 3, 0, 2, 1 },
+        { "3 ranks", 4, 0, 3, 0 },
+    };
+    static const char rows[] =
+        "{kl: {temperature: 3}, hint: {projector: linear, weight: 0.5},"
+        " standard: {type: kl, standardise: true}, cosine: {projector: mlp, layers: [[0, 1]]}}";
+    check_samples(ways, KD_COUNT(ways), NULL);
+    check_samples(ways, KD_COUNT(ways), rows);
+}
+
+/* Samples are related to those of all ranks. */
+Test(invariance, ranks_change_no_relation_of_samples)
+{
+    static const way ways[] = {
+        { "2 ranks", 6, 0, 2, 0 },
+        { "3 ranks, chunks of 1", 4, 1, 3, 1 },
+        { "4 ranks", 3, 0, 4, 0 },
+    };
+    static const char relations[] =
+        "{ce: {}, distance: {type: rkd_distance}, angle: {type: rkd_angle, weight: 2}, pkt: {},"
+        " sp: {weight: 3}, cc: {projector: linear, layers: [[0, 0]]}}";
+    check_samples(ways, KD_COUNT(ways), relations);
 }
 
 /* ---- temperatures ----------------------------------------------------------------------------- */
