@@ -8,6 +8,8 @@
  */
 #include "bench/rows.h"
 
+#include <math.h>
+
 enum { PREFIX = sizeof "loss " - 1 };
 
 static const kd_feature_type *type_of(const bench_row *row)
@@ -39,12 +41,13 @@ static kd_shape shape_of(const bench_run *r, const kd_read *read)
 }
 
 /* No two rows alike, as kd_bench_filled has them after 64: in a batch those would be no pair. */
-static kd_tensor distinct(bench_run *r, int set, kd_shape shape, unsigned salt)
+static kd_tensor distinct(bench_run *r, int set, kd_dtype dtype, kd_shape shape, double most,
+                          unsigned salt)
 {
     int64_t n = 1;
     for (int i = 0; i < shape.rank; i++) n *= shape.dim[i];
-    const kd_tensor *all = values(r, set, KD_SHAPE(1, n), salt);
-    return kd_tensor_of(all->data, r->shape->dtype, shape);
+    const kd_tensor *all = kd_bench_filled(r, set, dtype, KD_SHAPE(1, n), -most, most, salt);
+    return kd_tensor_of(all->data, dtype, shape);
 }
 
 static void open_operand(bench_run *r, int set, kd_feature_args *args, const kd_read *read,
@@ -60,8 +63,11 @@ static void open_operand(bench_run *r, int set, kd_feature_args *args, const kd_
         *operand = *kd_bench_filled(r, set, KD_I32, shape, 0, (double)dim_of(r, 'n'), salt);
     } else if (strcmp(read->name, "partition") == 0) {
         *operand = *kd_bench_zeros(r, set, KD_F32, shape);
+    } else if (read->flags & KD_READ_STATE) { /* a bank, whose rows are about as long as 1 */
+        const double most = sqrt(3.0 / (double)shape.dim[1]);
+        *operand = distinct(r, set, KD_F32, shape, most, salt);
     } else {
-        *operand = distinct(r, set, shape, salt);
+        *operand = distinct(r, set, r->shape->dtype, shape, 1.0, salt);
     }
     if (read->flags & KD_READ_GRADIENT)
         *kd_feature_operand(args, read->name, true) = *result(r, set, shape);

@@ -238,6 +238,7 @@ typedef enum kd_layer_rule {
 typedef struct kd_layer_pair {
     int student, teacher;
     kd_projector projector; /* of it, or of all pairs */
+    int parameter;          /* what the loss itself trains; -1: nothing */
 } kd_layer_pair;
 
 /* The term is the sum over its pairs of layers. */

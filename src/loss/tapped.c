@@ -19,6 +19,13 @@ kd_tapped_form kd_tapped_form_of(const kd_feature_type *type)
     return kd_read_rank(&type->reads[0]) == 3 ? KD_TAPPED_HEADS : KD_TAPPED_FEATURES;
 }
 
+const kd_read *kd_tapped_parameter(const kd_feature_type *type)
+{
+    const kd_read *read = type->reads;
+    while (read->name && !(read->flags & KD_READ_PARAMETER)) read++;
+    return read->name ? read : NULL;
+}
+
 /* ---- the run file ----------------------------------------------------------------------------- */
 
 typedef struct tapped_options {

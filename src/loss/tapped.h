@@ -13,4 +13,7 @@ typedef enum kd_tapped_form {
 
 kd_tapped_form kd_tapped_form_of(const kd_feature_type *type);
 
+/* What the loss trains of its own; NULL: nothing. */
+const kd_read *kd_tapped_parameter(const kd_feature_type *type);
+
 #endif

@@ -81,6 +81,7 @@ static kd_status bind_pair(const kd_term *term, kd_layer_pair *pair, const kd_of
                            const kd_offer *teacher)
 {
     const kd_tapped *t = term->tapped;
+    pair->parameter = -1;
     KD_TRY(check_layer(term, pair->student, student));
     KD_TRY(check_layer(term, pair->teacher, teacher));
     if (t->kind != KD_TAP_HIDDEN) return KD_OK;
@@ -136,24 +137,45 @@ kd_status kd_terms_request(const kd_term *terms, int count, kd_taps *const *taps
     return KD_OK;
 }
 
+/* Of pair `k`: its projector, where it is its own, and what the loss trains beside it. */
+static kd_status declare_pair(const kd_term *term, int k, kd_params *params, int block)
+{
+    const kd_tapped *t = term->tapped;
+    kd_layer_pair *pair = &t->pairs[k];
+    const kd_read *own = kd_tapped_parameter(t->type);
+    char name[64], full[96];
+    pair->parameter = -1;
+    if (t->kind != KD_TAP_HIDDEN) return KD_OK;
+    snprintf(name, sizeof name, "loss.%s.%d", term->name, k);
+    if (k > 0 && t->projector.shared)
+        pair->projector = t->pairs[0].projector;
+    else
+        KD_TRY(kd_projector_declare(&pair->projector, params, name, block));
+    if (!own) return KD_OK;
+    /* One for each channel of what is compared. */
+    snprintf(full, sizeof full, "%s.%s", name, own->name);
+    return kd_params_declare(&pair->parameter, params, full, KD_SHAPE(pair->projector.out),
+                             KD_PARAM_EXTRA, block);
+}
+
 kd_status kd_terms_declare(const kd_term *terms, int count, kd_params *params, int student,
                            int block)
 {
     for (int i = 0; i < count; i++) {
         const kd_tapped *t = terms[i].tapped;
         if (!t || terms[i].student != student) continue;
-        for (int k = 0; k < t->count; k++) {
-            kd_projector *p = &t->pairs[k].projector;
-            char name[64];
-            if (k > 0 && t->projector.shared) {
-                *p = t->pairs[0].projector;
-                continue;
-            }
-            snprintf(name, sizeof name, "loss.%s.%d", terms[i].name, k);
-            if (t->kind == KD_TAP_HIDDEN) KD_TRY(kd_projector_declare(p, params, name, block));
-        }
+        for (int k = 0; k < t->count; k++) KD_TRY(declare_pair(&terms[i], k, params, block));
     }
     return KD_OK;
+}
+
+static kd_status begin(const kd_tapped *t, kd_exec *exec, const kd_slab *slab, int parameter)
+{
+    const kd_tensor weight = kd_slab_weight(slab, parameter);
+    const kd_tensor master = kd_slab_master(slab, parameter);
+    const float value = t->type->begin(t->options);
+    KD_TRY(KD_RUN(exec, fill, .y = &weight, .value = value));
+    return KD_RUN(exec, fill, .y = &master, .value = value);
 }
 
 kd_status kd_terms_initialise(const kd_term *terms, int count, kd_exec *exec, const kd_slab *slab,
@@ -162,8 +184,12 @@ kd_status kd_terms_initialise(const kd_term *terms, int count, kd_exec *exec, co
     for (int i = 0; i < count; i++) {
         const kd_tapped *t = terms[i].tapped;
         if (!t || terms[i].student != student || t->kind != KD_TAP_HIDDEN) continue;
-        for (int k = 0; k < (t->projector.shared ? 1 : t->count); k++)
-            KD_TRY(kd_projector_initialise(&t->pairs[k].projector, exec, slab, seed));
+        for (int k = 0; k < t->count; k++) {
+            const kd_layer_pair *pair = &t->pairs[k];
+            if (k == 0 || !t->projector.shared)
+                KD_TRY(kd_projector_initialise(&pair->projector, exec, slab, seed));
+            if (pair->parameter >= 0) KD_TRY(begin(t, exec, slab, pair->parameter));
+        }
     }
-    return KD_OK;
+    return kd_sync(exec);
 }

@@ -132,6 +132,11 @@ static kd_status run_features(kd_exec *exec, const kd_tapped *t, const kd_layer_
     args->student = as_read(&projected.y, t->type);
     args->d_student = as_read(&dy, t->type);
     args->teacher = as_read(&s->teacher->value, t->type);
+    if (pair->parameter >= 0) {
+        const char *name = kd_tapped_parameter(t->type)->name;
+        *kd_feature_operand(args, name, false) = kd_slab_master(batch->slab, pair->parameter);
+        *kd_feature_operand(args, name, true) = kd_slab_gradient(batch->slab, pair->parameter);
+    }
     KD_TRY(gathers ? run_gathered(exec, t->type, args, batch->ranks)
                    : kd_feature_run(exec, t->type, args));
     return projects

@@ -119,7 +119,12 @@ static kd_status open_pupil(kd_model **model, test_lesson *l, int m, const test_
                                        .recompute = pupil->recompute,
                                        .extend = pupil->trainable ? extend : NULL,
                                        .context = &more };
-    if (pupil->dir) return kd_model_open(model, device, pupil->dir, &options);
+    if (pupil->dir) {
+        kd_stack stack = { 0 };
+        kd_exec exec = { .device = device, .stack = &stack };
+        KD_TRY(kd_model_open(model, device, pupil->dir, &options));
+        return kd_terms_initialise(l->terms, l->term_count, &exec, &(*model)->slab, m, 1);
+    }
     const kd_config config = config_of(pupil);
     const int64_t classes = o->classes ? o->classes : CLASSES;
     KD_TRY(kd_model_create(model, device, &config, &options));

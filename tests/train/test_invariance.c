@@ -287,7 +287,7 @@ Test(invariance, micro_batches_chunks_ranks_and_buckets_change_no_gradient_of_sa
     };
     static const char rows[] =
         "{kl: {temperature: 3}, hint: {projector: linear, weight: 0.5},"
-        " standard: {type: kl, standardise: true}, cosine: {projector: mlp, layers: [[0, 1]]}}";
+        " standard: {type: kl, standardise: true}, cosine: {projector: mlp, layers: [[0, 1]]}, vid: {projector: linear}}";
     check_samples(ways, KD_COUNT(ways), NULL);
     check_samples(ways, KD_COUNT(ways), rows);
 }

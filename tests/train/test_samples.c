@@ -132,6 +132,70 @@ Test(samples, losses_and_gradients_are_those_of_pytorch)
     }
 }
 
+/* ---- terms over taps -------------------------------------------------------------------------- */
+
+static const struct {
+    const char *loss, *param;
+    int element;
+} trained[] = {
+    { "{vid: {projector: linear}}", "loss.vid.0.log_variance", 1 },
+    { "{vid: {projector: linear}}", "loss.vid.0.0.weight", 4 },
+    { "{vid: {projector: linear}}", "blocks.0.linear", 3 },
+    { "{hint: {projector: mlp}}", "loss.hint.0.1.weight", 2 },
+    { "{hint: {projector: {type: mlp, normalise: both}}}", "loss.hint.0.0.bias", 1 },
+    { "{h: {type: hidden_mse, projector: {type: linear, normalise: after}}}", "blocks.0.linear",
+      2 },
+    { "{rkd_angle: {}, rkd_distance: {}}", "blocks.0.linear", 5 },
+    { "{pkt: {weight: 1000}, sp: {}}", "blocks.0.linear_bias", 0 },
+    { "{cc: {projector: linear}, ce: {weight: 0.1}}", "blocks.0.linear", 8 },
+    { "{kl: {standardise: true, temperature: 2}}", "head", 6 },
+};
+
+/* The loss with `by` more in one element; its gradient and the element as it was. */
+static double loss_at(int i, double by, double *gradient, double *element)
+{
+    const test_lesson_options options = { .models = { { .dir = FILES "teacher" },
+                                                      { .dir = FILES "gelu", .trainable = true } },
+                                          .count = 2,
+                                          .loss = trained[i].loss,
+                                          .classes = CLASSES,
+                                          .inputs = INPUTS,
+                                          .rows = SAMPLES };
+    const kd_step_batch *batch;
+    kd_loader *loader;
+    test_lesson lesson;
+    kd_step_result result;
+    open_samples(&loader, false);
+    test_ok(test_lesson_open(&lesson, &options));
+    const kd_slab *slab = &lesson.models[1]->slab;
+    const int param = find_param(slab, trained[i].param);
+    const kd_tensor weight = kd_slab_weight(slab, param), d = kd_slab_gradient(slab, param);
+    float *at = (float *)weight.data + trained[i].element;
+    *element = (double)*at;
+    *at = (float)((double)*at + by);
+    test_ok(kd_loader_next(&batch, loader, NULL));
+    test_ok(test_lesson_step(&lesson, &result, batch, 0));
+    *gradient = (double)((const float *)d.data)[trained[i].element];
+    test_lesson_close(&lesson);
+    kd_loader_close(loader);
+    return result.student[1].loss;
+}
+
+Test(samples, what_terms_over_taps_train_has_the_gradient_of_their_value)
+{
+    for (int i = 0; i < KD_COUNT(trained); i++) {
+        double gradient, other, element, same;
+        (void)loss_at(i, 0, &gradient, &element);
+        const double h = 0.01 * fmax(fabs(element), 0.3);
+        const double rise = loss_at(i, h, &other, &same) - loss_at(i, -h, &other, &same);
+        const double slope = rise / (2 * h);
+        cr_expect(fabs(gradient) > 1e-6, "%s, %s: no gradient", trained[i].loss, trained[i].param);
+        cr_expect(fabs(gradient - slope) <= 0.01 * fabs(slope) + 1e-5,
+                  "%s, %s: gradient %.6g, the value rises by %.6g", trained[i].loss,
+                  trained[i].param, gradient, slope);
+    }
+}
+
 /* ---- runs ------------------------------------------------------------------------------------- */
 
 enum { MANY = 45, PIXELS = 6 }; /* of 2 x 3 */

@@ -174,7 +174,7 @@ def crd(cell):
         student, teacher = (pattern(cell, (cell.B, cell.D), 1 + i).requires_grad_() for i in range(2))
         samples = cell.filled((cell.B,), 0, cell.n, 3, torch.int64)
         negatives = cell.filled((cell.B, cell.K), 0, cell.n, 4, torch.int64)
-        banks = [pattern(cell, (cell.n, cell.D), 5 + i) for i in range(2)]
+        banks = [(3 / cell.D) ** 0.5 * pattern(cell, (cell.n, cell.D), 5 + i) for i in range(2)]
         contrast = Contrast(*banks)
 
         def call():
