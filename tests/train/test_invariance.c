@@ -285,9 +285,9 @@ Test(invariance, micro_batches_chunks_ranks_and_buckets_change_no_gradient_of_sa
         { "chunks of 5", 12, 5, 1, 0 }, { "2 ranks, a bucket per layer", 3, 0, 2, 1 },
         { "3 ranks", 4, 0, 3, 0 },
     };
-    static const char rows[] =
-        "{kl: {temperature: 3}, hint: {projector: linear, weight: 0.5},"
-        " standard: {type: kl, standardise: true}, cosine: {projector: mlp, layers: [[0, 1]]}, vid: {projector: linear}}";
+    static const char rows[] = "{kl: {temperature: 3}, hint: {projector: linear, weight: 0.5},"
+                               " standard: {type: kl, standardise: true}, cosine: {projector: mlp, "
+                               "layers: [[0, 1]]}, vid: {projector: linear}}";
     check_samples(ways, KD_COUNT(ways), NULL);
     check_samples(ways, KD_COUNT(ways), rows);
 }
