@@ -40,7 +40,7 @@ template <class P> __device__ __forceinline__ float weight_of(const P &p, int64_
 __device__ __forceinline__ float unit_factor(float squares)
 {
     const float length = sqrtf(squares);
-    return length <= DEAD ? 0.0f : 1.0f / length;
+    return length == INFINITY ? NAN : length <= DEAD ? 0.0f : 1.0f / length;
 }
 
 /* This lane's elements of a row: W at (u 32 + lane) W for each u; zeros behind the last column. */
@@ -199,7 +199,7 @@ __device__ void write_slice(const Scores<T> &p, int64_t slice, const float (&d)[
     }
 }
 
-/* Shared memory: D of 8 warps, or one float where there is no gradient. */
+/* Shared memory: D of 8 warps. */
 template <bool SUMS, class T, int U, int W>
 __global__ void __launch_bounds__(THREADS, 2) slices_kernel(Scores<T> p)
 {

@@ -480,7 +480,8 @@ struct Pkt {
 /* K, where the column's weight is not 0. */
 __device__ __forceinline__ float similarity(float g, float w)
 {
-    return w != 0 ? fmaxf(0.5f * g + 0.5f, 0.0f) : 0;
+    const float k = 0.5f * g + 0.5f;
+    return k <= 0 || w == 0 ? 0 : k; /* NaN stays */
 }
 
 __device__ __forceinline__ float inverse_sum(const Pairs &p, const float *gram, double *share)
@@ -489,7 +490,7 @@ __device__ __forceinline__ float inverse_sum(const Pairs &p, const float *gram, 
     for (int64_t j = threadIdx.x; j < p.rows; j += THREADS)
         sum += similarity(gram[j], weight_of(p, j));
     sum = kd_block_sum<THREADS>(sum, share);
-    return sum > 0 ? (float)(1 / sum) : 0;
+    return sum <= 0 ? 0 : (float)(1 / sum);
 }
 
 __global__ void __launch_bounds__(THREADS) pkt_loss_kernel(Pkt p)

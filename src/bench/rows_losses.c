@@ -55,6 +55,7 @@ static void open_operand(bench_run *r, int set, kd_feature_args *args, const kd_
 {
     kd_tensor *operand = kd_feature_operand(args, read->name, false);
     const kd_shape shape = shape_of(r, read);
+    const kd_dtype dtype = read->flags & KD_READ_F32 ? KD_F32 : r->shape->dtype;
     if (read->flags & KD_READ_OPTIONAL) return;
     if (strcmp(read->name, "documents") == 0) {
         const int32_t rows[] = { 0, (int32_t)r->shape->dim[0] };
@@ -67,10 +68,10 @@ static void open_operand(bench_run *r, int set, kd_feature_args *args, const kd_
         const double most = sqrt(3.0 / (double)shape.dim[1]);
         *operand = distinct(r, set, KD_F32, shape, most, salt);
     } else {
-        *operand = distinct(r, set, r->shape->dtype, shape, 1.0, salt);
+        *operand = distinct(r, set, dtype, shape, 1.0, salt);
     }
     if (read->flags & KD_READ_GRADIENT)
-        *kd_feature_operand(args, read->name, true) = *result(r, set, shape);
+        *kd_feature_operand(args, read->name, true) = *kd_bench_zeros(r, set, dtype, shape);
 }
 
 static kd_status parse_options(const void **options, bench_run *r, const kd_feature_type *type)

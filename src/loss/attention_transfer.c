@@ -70,6 +70,7 @@ const kd_feature_type kd_feature_attention_transfer = {
     .name = "attention_transfer",
     .help = "distance of normalised maps of activity (AT)",
     .unit = KD_UNIT_SAMPLE,
+    .places = true,
     .reads = { { "student", "[B, C, H, W]", KD_READ_GRADIENT }, { "teacher", "[B, C', H, W]", 0 } },
     .options = rows,
     .run = run,

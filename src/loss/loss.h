@@ -98,6 +98,7 @@ typedef struct kd_feature_type {
     kd_read reads[KD_MAX_READS]; /* the first has the units; each is a field of kd_feature_args */
     const kd_option *options;    /* into a struct of at most KD_FEATURE_OPTION_BYTES; NULL: none */
     bool relates; /* a unit's value depends on the other units: they are to be of the whole batch */
+    bool places; /* compares places of maps: rows of features, with one each, would teach nothing */
     /*
      * loss[u] = weight[u] value[u], and where its gradient is present
      * d_x += scale[0] sum over u of weight[u] d value[u] / d x.

@@ -165,6 +165,7 @@ const kd_feature_type kd_feature_nst = {
     .name = "nst",
     .help = "channels spread over places alike (NST)",
     .unit = KD_UNIT_SAMPLE,
+    .places = true,
     .reads = { { "student", "[B, C, H, W]", KD_READ_GRADIENT }, { "teacher", "[B, C', H, W]", 0 } },
     .options = rows,
     .run = run,

@@ -23,6 +23,9 @@ static kd_status check_offer(const kd_term *term, const kd_offer *offer)
     if (!features && offer->heads == 0)
         return kd_fail(KD_EINVAL, "loss.%s: %s needs queries, keys and values; %s", term->name,
                        type->name, print_offer(text, sizeof text, offer));
+    if (type->places)
+        return kd_fail(KD_EINVAL, "loss.%s: %s compares places of feature maps; %s", term->name,
+                       type->name, print_offer(text, sizeof text, offer));
     if (features && type->unit == KD_UNIT_SAMPLE && !offer->samples)
         return kd_fail(KD_EINVAL, "loss.%s: %s needs features of samples; %s", term->name,
                        type->name, print_offer(text, sizeof text, offer));
@@ -60,7 +63,7 @@ static kd_status find_pairs(kd_tapped *t, kd_arena *arena, const kd_offer *stude
     /* The output of block i is hidden[i + 1], and the attention of block i is mapped as that. */
     const int shift = t->kind == KD_TAP_HIDDEN ? 0 : 1;
     for (int i = 0; i <= s; i++) {
-        const int64_t to = (i + shift) * n / m - shift;
+        const int64_t to = m > 0 ? (i + shift) * n / m - shift : 0;
         t->pairs[i] = (kd_layer_pair){ .student = i, .teacher = (int)kd_max_i64(to, 0) };
     }
     return KD_OK;

@@ -87,7 +87,7 @@ static void weigh(pairs *a, const kd_tensor *scratch)
 static float scale_of(const pairs *a) { return *(const float *)a->scale->data; }
 
 /* By the bits of |u|, whose order is that of whole numbers: one instruction, where min and max that keep
- * NaN are five.  NaN becomes 1; a loss has it from u. */
+ * NaN are five.  NaN becomes 1 or -1; a loss has it from u. */
 static inline float clipped(float u)
 {
     const uint32_t bits = kd_float_bits(u);
@@ -392,7 +392,7 @@ kd_status kd_rkd_angle_cpu(kd_exec *exec, const kd_rkd_angle_args *args)
 static inline float similarity(float g, float w)
 {
     const float k = 0.5f * g + 0.5f;
-    return k > 0 && w != 0 ? k : 0;
+    return k <= 0 || w == 0 ? 0 : k; /* NaN stays */
 }
 
 /* 1 / R of a row. */
@@ -401,7 +401,7 @@ static float inverse_sum(const float *gram, const float *w, int64_t columns)
     double total = 0;
 #pragma omp simd reduction(+ : total)
     for (int64_t j = 0; j < columns; j++) total += similarity(gram[j], w[j]);
-    return total > 0 ? (float)(1 / total) : 0;
+    return total <= 0 ? 0 : (float)(1 / total);
 }
 
 /* H of the head comment. */

@@ -126,10 +126,13 @@ kd_status kd_step_measure(kd_step *step, const kd_micro_batch *micro, unsigned w
         taps[m] = &step->members[m].taps;
         if (!(wanted >> m & 1u) && m != reference) continue;
         const double start = kd_clock();
+        const int asked = taps[m]->count;
         taps[m]->measured = true;
+        taps[m]->count = 0; /* terms over taps are not measured */
         const kd_status status =
             kd_model_forward(step->members[m].model, &step->exec, &step->batch, taps[m]);
         taps[m]->measured = false;
+        taps[m]->count = asked;
         KD_TRY(status);
         KD_TRY(kd_sync(&step->exec));
         out[m].seconds = kd_clock() - start;

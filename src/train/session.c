@@ -213,10 +213,12 @@ static kd_text_options text_options(const kd_session *s)
 }
 
 /* A sample is one row: wherever a run counts tokens, it counts as one. */
-static void settle_samples(kd_session *s)
+static kd_status settle_samples(kd_session *s)
 {
     s->inputs = s->models[0]->config.inputs;
     if (s->inputs) s->run->data.sequence = 1;
+    if (s->inputs || s->run->data.sequence > 1) return KD_OK;
+    return kd_fail(KD_EINVAL, "data.sequence: 1 token has no next one; expected at least 2");
 }
 
 static kd_status count_samples(kd_session *s, const char *file)
@@ -264,7 +266,7 @@ kd_status kd_session_plan(kd_session *s, kd_run *run, kd_device *device, int64_t
     KD_TRY(kd_common_tokenizer(&s->tokenizer, &s->classes, s->models, s->count));
     if (s->tokenizer.present) /* the model that it is of closes before the session */
         KD_TRY(kd_arena_string(&s->tokenizer.dir, s->arena, s->tokenizer.dir));
-    settle_samples(s);
+    KD_TRY(settle_samples(s));
     if (s->reads_data && run->run.epochs > 0.0) KD_TRY(count_tokens(s));
     KD_TRY(kd_run_length(&s->steps, &s->step_samples, run, s->train_tokens));
     return plan_micro(s, micro);
@@ -399,6 +401,19 @@ static void log_model(const kd_session *s, int m)
            (long long)model->config.vocabulary, model->slab.trainable ? "  trained" : "");
 }
 
+/* Their value depends on how an update is split. */
+static void warn_of_relations(const kd_session *s)
+{
+    for (int i = 0; i < s->run->term_count && s->accumulate > 1; i++) {
+        const kd_term *term = &s->run->terms[i];
+        if (term->tapped && term->tapped->type->relates)
+            kd_log(KD_LOG_WARN,
+                   "loss.%s relates the %lld samples of a micro-batch, not the %lld of an update; "
+                   "batch.micro says how many",
+                   term->name, (long long)(s->micro * s->comm->size), (long long)s->step_samples);
+    }
+}
+
 kd_status kd_session_log(const kd_session *s, const char *out)
 {
     kd_device_info info;
@@ -433,6 +448,7 @@ kd_status kd_session_log(const kd_session *s, const char *out)
         kd_log(KD_LOG_INFO, "loss      %s; mean over the global count of %s", terms,
                s->inputs ? "samples" : "scored tokens");
     }
+    warn_of_relations(s);
     kd_log(KD_LOG_INFO,
            "plan      %s of %s, peak at %s; micro %lld x %lld x accumulate %lld = %lld "
            "%s per update; %lld updates",

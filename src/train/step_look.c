@@ -145,9 +145,8 @@ static kd_status look_at_tapped(look *l, kd_taps *const *taps, int number)
     kd_member *member = &step->members[term->student];
     const kd_mark mark = kd_stack_mark(&step->stack);
     const float weight = (float)(kd_ramp_at(&term->weight, l->index) / l->valid);
-    /* The other ranks look at something else. */
     const kd_tapped_batch batch = { taps, &step->targets, &step->batch.geometry.cu,
-                                    &member->model->slab, NULL };
+                                    &member->model->slab, &step->objective.ranks };
     kd_tensor loss, scale;
     KD_TRY(kd_push(&loss, &step->exec, "losses of a term", KD_F32, KD_SHAPE(step->rows)));
     KD_TRY(kd_push(&scale, &step->exec, "scale of a term", KD_F32, KD_SHAPE(1)));
@@ -332,7 +331,11 @@ kd_status kd_step_look(kd_step *step, const kd_step_batch *batch, int64_t index)
                result->student[m].verdict == KD_VERDICT_GRADIENT;
     if (!bad) return kd_fail(KD_ENONFINITE, "%s", before); /* a spike too many */
     look l = { .step = step, .index = index, .valid = (double)result->valid };
+    /* Ranks find what they find at different places: none waits for another on the way. */
+    const kd_ranks_sum ranks = step->objective.ranks;
+    step->objective.ranks = (kd_ranks_sum){ 0 };
     kd_status status = search(&l, batch);
+    step->objective.ranks = ranks;
     free(l.host);
     if (status != KD_OK) {
         snprintf(before + strlen(before), sizeof before - strlen(before), " (%.200s)",

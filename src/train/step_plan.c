@@ -89,7 +89,7 @@ static kd_status plan_measures(kd_step *step, const kd_step_options *options,
     kd_measured measured[KD_MAX_MODELS] = { { .nll = NULL } };
     KD_TRY(KD_ARENA_ARRAY(&step->host_values, step->arena, 6 * step->count * step->target_rows));
     int64_t widest = 0; /* of the logits that are looked at */
-    const bool certain = options->certainty || options->inputs;
+    const bool certain = !options->timing && (options->certainty || options->inputs);
     for (int m = 0; m < step->count && certain; m++)
         widest = kd_max_i64(widest, kd_ceil_div(options->models[m]->config.vocabulary, 16) * 16);
     if (widest) KD_TRY(KD_ARENA_ARRAY(&step->host_logits, step->arena, KD_SEEN_ROWS * widest));
@@ -108,11 +108,13 @@ static int64_t chunk_of(const kd_step_options *options)
         element = kd_dtype_size(model->dtype);
         if (model->slab.trainable) width = kd_min_i64(width, model->config.width);
     }
-    /* Both logits in f32, and the gradient again in a narrower type. */
-    if (options->f32_logits) element = 4 + (element < 4 ? element / 2 : 0);
+    /* Both logits in f32, and the gradient again in a narrower type; four more for z-scores. */
+    bool standard = false;
+    for (int i = 0; i < options->term_count; i++) standard |= options->terms[i].standardise;
+    if (options->f32_logits || standard) element = 4 + (element < 4 ? element / 2 : 0);
     kd_device_info info;
     kd_device_describe(&info, options->device);
-    const int64_t row_bytes = 2 * vocabulary * (int64_t)element;
+    const int64_t row_bytes = vocabulary * (2 * (int64_t)element + (standard ? 16 : 0));
     return options->chunk ? options->chunk
                           : kd_objective_chunk(options->rows, row_bytes, width, &info);
 }

@@ -269,7 +269,7 @@ static kd_status time_model(evaluation *e, int m)
     kd_step_options options = step_options(e);
     options.models = &e->models[m];
     options.count = 1;
-    options.certainty = false;
+    options.timing = true;
     KD_TRY(kd_step_plan(step, &options));
     KD_TRY(kd_step_open(step));
     KD_TRY(kd_loader_seek(e->loader, &start));

@@ -72,6 +72,7 @@ static bool compares(const json_t *term, const char *type)
 {
     const double smoothing = kd_json_number(term, "label_smoothing", NULL);
     return strcmp(kd_json_text(term, "type"), type) == 0 && !(smoothing > 0.0) &&
+           !json_is_true(json_object_get(term, "standardise")) &&
            kd_json_number(term, "temperature", NULL) == 1.0;
 }
 
@@ -84,8 +85,13 @@ static void describe_term(char *text, size_t size, const json_t *term)
                  kd_json_number(ramp, "to", NULL));
     else if (json_is_number(ramp))
         snprintf(weight, sizeof weight, ", weight %g", json_number_value(ramp));
-    snprintf(text, size, "%.60s%s, T %g; nats per token", kd_json_text(term, "type"), weight,
-             kd_json_number(term, "temperature", NULL));
+    if (json_object_get(term, "layers")) /* over taps */
+        snprintf(text, size, "%.60s%s; mean, summed over layers", kd_json_text(term, "type"),
+                 weight);
+    else
+        snprintf(text, size, "%.60s%s%s, T %g; nats per token", kd_json_text(term, "type"),
+                 json_is_true(json_object_get(term, "standardise")) ? " of z-scores" : "", weight,
+                 kd_json_number(term, "temperature", NULL));
 }
 
 static void draw_term(FILE *out, const kd_left *left, const kd_curves *model, const kd_series *s,

@@ -48,6 +48,7 @@ class File:
         counts = [b["count"] for b in line["branches"] if not b["throw"]]
         key = number, line.get("function_name")
         before = self.branches.get(key, [0] * len(counts))
+        assert len(before) == len(counts), f"line {number}: {len(before)} and {len(counts)} branches"
         self.branches[key] = [a + b for a, b in zip(before, counts)]
 
     def missed_lines(self):

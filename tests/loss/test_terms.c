@@ -106,6 +106,8 @@ static const struct {
       "loss.h: pkt needs features of samples; student (LlamaForCausalLM) offers logits, "
       "hidden[0..4], "
       "query, key and value[0..3]" },
+    { "{h: {type: nst}}", &headless,
+      "loss.h: nst compares places of feature maps; student (LlamaForCausalLM) offers logits" },
     { "{h: {type: hidden_mse, layers: []}}", &teacher,
       "loss:1: loss.h.layers: found \"\", expected last, uniform, or pairs [student's, "
       "teacher's]" },

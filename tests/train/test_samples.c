@@ -196,6 +196,41 @@ Test(samples, what_terms_over_taps_train_has_the_gradient_of_their_value)
     }
 }
 
+/* NaN of the teacher reaches the value of every loss, whatever it leaves out or cuts off. */
+Test(samples, a_teacher_that_is_not_finite_stops_every_loss)
+{
+    static const char *const losses[] = { "{pkt: {}}",
+                                          "{sp: {}}",
+                                          "{cc: {projector: linear}}",
+                                          "{rkd_distance: {}}",
+                                          "{rkd_angle: {}}",
+                                          "{vid: {projector: linear}}",
+                                          "{hint: {projector: linear}}",
+                                          "{cosine: {projector: linear}}",
+                                          "{kl: {standardise: true}}" };
+    for (int i = 0; i < KD_COUNT(losses); i++) {
+        const test_lesson_options options = {
+            .models = { { .dir = FILES "teacher" }, { .dir = FILES "gelu", .trainable = true } },
+            .count = 2,
+            .loss = losses[i],
+            .classes = CLASSES,
+            .inputs = INPUTS,
+            .rows = SAMPLES
+        };
+        const test_planted planted = { 0, "blocks.0.linear_bias", 0, 1, 1, NAN };
+        const kd_step_batch *batch;
+        kd_loader *loader;
+        test_lesson lesson;
+        open_samples(&loader, false);
+        test_ok(test_lesson_open(&lesson, &options));
+        test_ok(test_lesson_plant(&lesson, &planted));
+        test_ok(kd_loader_next(&batch, loader, NULL));
+        cr_expect_eq(test_lesson_step(&lesson, NULL, batch, 0), KD_ENONFINITE, "%s", losses[i]);
+        test_lesson_close(&lesson);
+        kd_loader_close(loader);
+    }
+}
+
 /* ---- runs ------------------------------------------------------------------------------------- */
 
 enum { MANY = 45, PIXELS = 6 }; /* of 2 x 3 */

@@ -24,7 +24,7 @@ static const kd_option rows[] = {
     { "sequence", KD_INT, offsetof(options, sequence), "512", 2, 1 << 20, "tokens",
       "length of a sample" },
     { "micro", KD_INT, offsetof(options, micro), "4", 1, 1 << 20, "samples",
-      "of one forward pass" },
+      "of one forward pass; a model that reads no tokens takes micro x sequence of its own" },
     { "tokens", KD_INT, offsetof(options, tokens), "0", 0, 1e12, "tokens", "of the data; 0: all" },
     { "dtype", KD_STRING, offsetof(options, dtype), "f32", 0, 0, "",
       "f32 or bf16, of weights and activations; f8_e4m3: of the matrices in all blocks but the "
