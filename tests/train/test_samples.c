@@ -10,6 +10,7 @@
 #include <kd/trainer.h>
 
 #include <math.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
@@ -20,7 +21,7 @@ enum { SAMPLES = 12, INPUTS = 7, CLASSES = 5 };
 
 /* ---- the step --------------------------------------------------------------------------------- */
 
-static void open_samples(kd_loader **loader, bool shuffle)
+static kd_status open_dealt(kd_loader **loader, bool shuffle, int rank, int ranks)
 {
     const kd_loader_options data = { .files = { FILES "samples.safetensors" },
                                      .weights = { 1 },
@@ -29,11 +30,17 @@ static void open_samples(kd_loader **loader, bool shuffle)
                                      .inputs = INPUTS,
                                      .sequence = 1,
                                      .step_samples = SAMPLES,
-                                     .micro_samples = SAMPLES,
-                                     .ranks = 1,
+                                     .micro_samples = SAMPLES / ranks,
+                                     .rank = rank,
+                                     .ranks = ranks,
                                      .seed = 5,
                                      .shuffle = shuffle };
-    test_ok(kd_loader_open(loader, &data));
+    return kd_loader_open(loader, &data);
+}
+
+static void open_samples(kd_loader **loader, bool shuffle)
+{
+    test_ok(open_dealt(loader, shuffle, 0, 1));
 }
 
 static int find_param(const kd_slab *slab, const char *name)
@@ -229,6 +236,71 @@ Test(samples, a_teacher_that_is_not_finite_stops_every_loss)
         test_lesson_close(&lesson);
         kd_loader_close(loader);
     }
+}
+
+/* One of two ranks that relate their samples; the first has one that is infinite. */
+typedef struct looker {
+    kd_comm *comm;
+    kd_status status;
+    char message[512];
+} looker;
+
+static kd_status look_as_rank(kd_comm *comm, test_lesson *lesson, kd_loader *loader)
+{
+    const kd_cursor start = { 0 };
+    const kd_step_batch *batch;
+    const kd_step_result *result;
+    for (int again = 0; again < 2; again++) {
+        KD_TRY(kd_loader_seek(loader, &start));
+        KD_TRY(kd_loader_next(&batch, loader, NULL));
+        if (comm->rank == 0) ((float *)(uintptr_t)batch->micro[0].inputs)[3] = INFINITY;
+        if (again) return kd_step_look(&lesson->step, batch, 0);
+        KD_TRY(kd_step_run(&lesson->step, batch, 0));
+        if (kd_step_result_of(&result, &lesson->step, 0) != KD_ENONFINITE) break;
+    }
+    return kd_fail(KD_EINTERNAL, "it went on");
+}
+
+static void *run_looker(void *context)
+{
+    looker *l = context;
+    const test_lesson_options options = { .models = { { .dir = FILES "teacher" },
+                                                      { .dir = FILES "gelu", .trainable = true } },
+                                          .count = 2,
+                                          .loss = "{ce: {}, pkt: {}, angle: {type: rkd_angle}}",
+                                          .classes = CLASSES,
+                                          .inputs = INPUTS,
+                                          .rows = SAMPLES / 2,
+                                          .comm = l->comm };
+    test_lesson lesson;
+    kd_loader *loader = NULL;
+    l->status = test_lesson_open(&lesson, &options);
+    if (l->status == KD_OK) l->status = open_dealt(&loader, false, l->comm->rank, 2);
+    if (l->status == KD_OK) l->status = look_as_rank(l->comm, &lesson, loader);
+    snprintf(l->message, sizeof l->message, "%s", kd_last_error());
+    kd_loader_close(loader);
+    test_lesson_close(&lesson);
+    return NULL;
+}
+
+Test(samples, ranks_that_relate_find_together_what_is_not_finite)
+{
+    kd_comm *comms[2];
+    pthread_t threads[2];
+    looker lookers[2];
+    test_ok(kd_comm_threads(comms, 2, 1 << 20));
+    for (int r = 0; r < 2; r++) {
+        lookers[r] = (looker){ .comm = comms[r] };
+        cr_assert(pthread_create(&threads[r], NULL, run_looker, &lookers[r]) == 0);
+    }
+    for (int r = 0; r < 2; r++) {
+        pthread_join(threads[r], NULL);
+        cr_expect_eq(lookers[r].status, KD_ENONFINITE, "rank %d: %s", r, lookers[r].message);
+        cr_expect(strstr(lookers[r].message, "logits of ") &&
+                      strstr(lookers[r].message, "(rank 0, micro-batch 0, row 0"),
+                  "rank %d: %s", r, lookers[r].message);
+    }
+    for (int r = 0; r < 2; r++) kd_comm_close(comms[r]);
 }
 
 /* ---- runs ------------------------------------------------------------------------------------- */
