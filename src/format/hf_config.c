@@ -476,6 +476,7 @@ static kd_status read_generation(kd_config *config, kd_arena *arena, const char 
 {
     const char *path = NULL;
     bool there;
+    if (config->inputs) return KD_OK; /* a classifier generates nothing */
     KD_TRY(kd_path_join(&path, arena, dir, "generation_config.json"));
     KD_TRY(kd_file_find(&there, path));
     if (!there) return KD_OK;

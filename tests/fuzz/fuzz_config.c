@@ -17,15 +17,31 @@ size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t most, unsigned
     return fuzz_mutate(data, size, most, seed, slots, KD_COUNT(slots));
 }
 
+/* Of a model of samples: no attention, any number of hidden layers. */
+static void check_samples(const kd_config *c)
+{
+    fuzz_require(c->layers >= 0 && c->layers <= KD_MLP_MAX_LAYERS && c->vocabulary > 0, "sizes");
+    fuzz_require(c->inputs > 0 && c->heads == 0, "inputs %lld", (long long)c->inputs);
+    for (int64_t l = 0; l < c->layers; l++) fuzz_require(c->hidden[l] > 0, "hidden");
+    fuzz_require(kd_config_width(c, 0) == c->inputs && kd_config_width(c, c->layers) == c->width,
+                 "widths");
+    fuzz_require(kd_config_flops(c) > 0, "flops");
+}
+
 static void check_bounds(const kd_config *c)
 {
     static float frequencies[MAX_HEAD / 2];
     float scale = 0;
     const int64_t parameters = kd_config_parameters(c), flops = kd_config_flops(c);
+    fuzz_require(parameters > 0 && parameters <= INT64_C(1) << 50, "parameters");
+    if (c->inputs) {
+        check_samples(c);
+        return;
+    }
     fuzz_require(c->layers > 0 && c->width > 0 && c->ffn > 0 && c->vocabulary > 0, "sizes");
     fuzz_require(c->max_positions > 0 && c->window >= 0 && c->window_from <= c->layers, "window");
     fuzz_require(c->heads > 0 && c->kv_heads > 0 && c->heads % c->kv_heads == 0, "heads");
-    fuzz_require(parameters > 0 && parameters <= INT64_C(1) << 50 && flops > 0, "parameters");
+    fuzz_require(flops > 0, "flops");
     fuzz_require(c->head_size > 0, "head_size %lld", (long long)c->head_size);
     fuzz_require(c->norm_eps > 0 && c->norm_eps <= 1, "norm_eps");
     fuzz_require(c->bos >= -1 && c->bos < c->vocabulary && c->pad < c->vocabulary, "ids");
@@ -49,6 +65,8 @@ static void check_same(const kd_config *a, const kd_config *b)
                      x.kv_heads == y.kv_heads && x.head_size == y.head_size && x.ffn == y.ffn &&
                      x.vocabulary == y.vocabulary && x.max_positions == y.max_positions,
                  "sizes");
+    fuzz_require(x.inputs == y.inputs && memcmp(x.hidden, y.hidden, sizeof x.hidden) == 0,
+                 "hidden");
     fuzz_require(x.window == y.window && x.window_from == y.window_from, "window");
     fuzz_require(x.rope_theta == y.rope_theta && x.rope_scaling == y.rope_scaling &&
                      x.rope_factor == y.rope_factor && x.rope_low == y.rope_low &&

@@ -78,7 +78,7 @@ def index():
 
 def config():
     generation = b'{"eos_token_id": [1, 2], "bos_token_id": 0}'
-    for text in [*files("configs/*.json"), *files("models/*/config.json")]:
+    for text in [*files("configs/*.json"), *files("models/*/config.json"), *files("mlp/*/config.json")]:
         yield framed(text, b"")
         yield framed(text, generation)
 
@@ -108,6 +108,9 @@ def data():
         yield b"\x02" + framed(idx, struct.pack("<5" + form, 1, 2, 3, 4, 5))
     yield b'\x0b{"text": "abc ab"}\n\n{"text": "cab\\n d", "id": 1}\n'
     yield b'\x0b{"messages": []}\n'
+    for code, pixels in (("F32", struct.pack("<6f", 0, 0.5, 1, -1, 2, 3)), ("U8", bytes([0, 1, 2, 3, 4, 255]))):
+        labels = struct.pack("<2q", 4, 0) if code == "F32" else b"\1\2"
+        yield b"\x10" + tensors([("inputs", code, [2, 3], pixels), ("labels", "I64" if code == "F32" else "U8", [2], labels)])
 
 
 def manifest():
