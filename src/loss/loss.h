@@ -190,9 +190,10 @@ typedef enum kd_projector_kind {
 } kd_projector_kind;
 
 typedef struct kd_projector_options {
-    int kind;      /* kd_projector_kind */
-    int normalise; /* rows made of length 1; bits: 1 before, 2 after */
-    int64_t width; /* 0: twice the teacher's */
+    int kind;       /* kd_projector_kind */
+    int normalise;  /* rows made of length 1; bits: 1 before, 2 after */
+    int activation; /* of MLP: 0 GELU, 1 ReLU */
+    int64_t width;  /* 0: twice the teacher's */
     bool bias, trainable;
     bool shared; /* one for all layers */
 } kd_projector_options;

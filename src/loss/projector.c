@@ -2,7 +2,7 @@
 
 #include <math.h>
 
-enum { BEFORE = 1, AFTER = 2 };
+enum { BEFORE = 1, AFTER = 2, RELU = 1 };
 
 static const float least = 1e-12f; /* torch.nn.functional.normalize */
 
@@ -10,7 +10,9 @@ const kd_option kd_projector_rows[] = {
     { "type", KD_CHOICE, offsetof(kd_projector_options, kind), "none", 0, 0, "none|linear|mlp",
       "from the student's width to the teacher's" },
     { "width", KD_INT, offsetof(kd_projector_options, width), "0", 0, 1e6, "columns",
-      "between the two matrices of mlp, whose activation is GELU; 0: twice the teacher's" },
+      "between the two matrices of mlp; 0: twice the teacher's" },
+    { "activation", KD_CHOICE, offsetof(kd_projector_options, activation), "gelu", 0, 0,
+      "gelu|relu", "between them" },
     { "bias", KD_BOOL, offsetof(kd_projector_options, bias), "true", 0, 0, "", "of each matrix" },
     { "normalise", KD_CHOICE, offsetof(kd_projector_options, normalise), "none", 0, 0,
       "none|before|after|both", "rows made of length 1" },
@@ -119,7 +121,9 @@ kd_status kd_projector_forward(kd_projected *s, kd_exec *exec, const kd_tensor *
         KD_TRY(multiply(&s->middle, exec, &s->x, slab, p, 0));
         KD_TRY(
             kd_push(&s->active, exec, "projector activation", x->dtype, kd_shape_of(&s->middle)));
-        KD_TRY(KD_RUN(exec, gelu, .y = &s->active, .x = &s->middle, .tanh_form = false));
+        KD_TRY(p->options->activation == RELU
+                   ? KD_RUN(exec, relu, .y = &s->active, .x = &s->middle)
+                   : KD_RUN(exec, gelu, .y = &s->active, .x = &s->middle, .tanh_form = false));
         KD_TRY(multiply(&s->raw, exec, &s->active, slab, p, 1));
     } else if (count == 1) {
         KD_TRY(multiply(&s->raw, exec, &s->x, slab, p, 0));
@@ -170,8 +174,10 @@ kd_status kd_projector_backward(kd_exec *exec, const kd_tensor *dx, const kd_ten
         kd_tensor d_middle;
         KD_TRY(multiply_backward(&next, exec, &d, &s->active, slab, p, 1));
         KD_TRY(kd_push(&d_middle, exec, "d projector middle", x->dtype, kd_shape_of(&next)));
-        KD_TRY(KD_RUN(exec, gelu_backward, .dx = &d_middle, .dy = &next, .x = &s->middle,
-                      .tanh_form = false));
+        KD_TRY(p->options->activation == RELU
+                   ? KD_RUN(exec, relu_backward, .dx = &d_middle, .dy = &next, .x = &s->middle)
+                   : KD_RUN(exec, gelu_backward, .dx = &d_middle, .dy = &next, .x = &s->middle,
+                            .tanh_form = false));
         d = d_middle;
     }
     if (count) {

@@ -38,11 +38,13 @@ static kd_status make(kd_term **terms, int *count, kd_arena *arena, const char *
 static const struct {
     const char *loss, *said;
 } said[] = {
-    { "{hidden_mse: {projector: linear}}",
-      "1 hidden_mse = hidden_mse over hidden 4-6, projector, type linear, width 0, bias true, "
-      "normalise none, shared false, trainable true" },
-    { "{h: {type: cosine, layers: uniform, projector: {type: mlp, width: 5}, weight: 0.5}}",
-      "0.5 h = cosine over hidden 0-0 1-1 2-3 3-4 4-6, projector, type mlp, width 5, bias true, "
+    { "{hidden_mse: {projector: linear}}", "1 hidden_mse = hidden_mse over hidden 4-6, projector, "
+                                           "type linear, width 0, activation gelu, bias true, "
+                                           "normalise none, shared false, trainable true" },
+    { "{h: {type: cosine, layers: uniform, projector: {type: mlp, width: 5, activation: relu}, "
+      "weight: 0.5}}",
+      "0.5 h = cosine over hidden 0-0 1-1 2-3 3-4 4-6, projector, type mlp, width 5, activation "
+      "relu, bias true, "
       "normalise none, shared false, trainable true" },
     /* Block i is mapped as its output, hidden i + 1; and terms over logits come first. */
     { "{a: {type: attention_kl, layers: uniform}, kl: {}}",

@@ -149,6 +149,8 @@ static const struct {
     { "{vid: {projector: linear}}", "loss.vid.0.0.weight", 4 },
     { "{vid: {projector: linear}}", "blocks.0.linear", 3 },
     { "{hint: {projector: mlp}}", "loss.hint.0.1.weight", 2 },
+    { "{hint: {projector: {type: mlp, activation: relu}}}", "loss.hint.0.1.weight", 2 },
+    { "{hint: {projector: {type: mlp, activation: relu}}}", "blocks.0.linear", 3 },
     { "{hint: {projector: {type: mlp, normalise: both}}}", "loss.hint.0.0.bias", 1 },
     { "{h: {type: hidden_mse, projector: {type: linear, normalise: after}}}", "blocks.0.linear",
       2 },
