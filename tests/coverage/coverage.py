@@ -7,8 +7,9 @@
 
 A line counts once, however many times a template is instantiated or a header included.  A branch is
 one way out of a condition, as gcov has them: each && and ||, each case, both ends of every KD_TRY.  The
-ways of an exception are not counted.  Nothing else is left out: an object that never ran counts as not
-reached, and sources that the build has not are named.
+ways of an exception are not counted, and a header cannot be held to its own: every object that includes
+it has another number of them.  Nothing else is left out: an object that never ran counts as not reached,
+and sources that the build has not are named.
 
 Exit code 1 when a claim does not hold.  Of a claim of one pattern what was never reached is named.
 """
@@ -42,9 +43,11 @@ class File:
         self.lines = collections.defaultdict(int)  # {number: times}
         self.branches = {}  # {(number, function): [times]}
 
-    def add(self, line):
+    def add_line(self, line):
+        self.lines[line["line_number"]] += line["count"]
+
+    def add_branches(self, line):
         number = line["line_number"]
-        self.lines[number] += line["count"]
         counts = [b["count"] for b in line["branches"] if not b["throw"]]
         key = number, line.get("function_name")
         before = self.branches.get(key, [0] * len(counts))
@@ -71,16 +74,23 @@ class File:
         return total - len(self.missed_branches()), total
 
 
-def reached(build, patterns):
-    """{name: File} of those that match."""
+def matches(name, patterns):
+    return any(fnmatch.fnmatch(name, p) for p in patterns)
+
+
+def reached(build, claims):
+    """{name: File} of those that a claim is about."""
+    anything = [pattern for claim in claims for pattern in claim[2:]]
+    branches = [pattern for claim in claims if claim[0] == "branches" for pattern in claim[2:]]
     found = collections.defaultdict(File)
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         for documents in pool.map(gcov, notes(build)):
             for file in (f for document in documents for f in document["files"]):
                 name = os.path.relpath(os.path.join(ROOT, file["file"]), ROOT)
-                if any(fnmatch.fnmatch(name, p) for p in patterns):
-                    for line in file["lines"]:
-                        found[name].add(line)
+                for line in file["lines"] if matches(name, anything) else []:
+                    found[name].add_line(line)
+                for line in file["lines"] if matches(name, branches) else []:
+                    found[name].add_branches(line)
     return found
 
 
@@ -108,7 +118,7 @@ def name_missed(name, file, what):
 
 def holds(found, what, least, *patterns):
     hit = total = 0
-    for name in sorted(n for n in found if any(fnmatch.fnmatch(n, p) for p in patterns)):
+    for name in sorted(n for n in found if matches(n, patterns)):
         if len(patterns) == 1:
             name_missed(name, found[name], what)
         a, b = found[name].count(what)
@@ -129,7 +139,7 @@ def name_absent(found):
 def main():
     build, *claims = sys.argv[1:]
     claims = [claim.split() for claim in claims]
-    found = reached(build, [pattern for claim in claims for pattern in claim[2:]])
+    found = reached(build, claims)
     if "src/*" in (pattern for claim in claims for pattern in claim[2:]):
         name_absent(found)
     kept = sum([holds(found, *claim) for claim in claims])
