@@ -2,7 +2,7 @@
  * samples.c - a file of samples for classification: `inputs` f32 or u8 [n, ...], `labels` [n].
  *
  * u8 stands for pictures and becomes x / 255.  The dimensions after the first are one row of numbers.
- * Labels are u8, u16, i32, u32 or i64.  Everything is checked once, when the file is opened; labels
+ * Labels are integers of any type.  Everything is checked once, when the file is opened; labels
  * stay in memory, inputs are read when they are asked for.
  */
 #include "data/data.h"
@@ -49,48 +49,16 @@ static kd_status check_inputs(kd_samples *s, const kd_samples_options *o)
                    kd_shape_text(found, sizeof found, e->rank, e->shape), o->inputs);
 }
 
-static int64_t integer_at(const unsigned char *raw, int dtype)
-{
-    uint16_t u16;
-    uint32_t u32;
-    int32_t i32;
-    int64_t i64;
-    switch (dtype) {
-    case KD_U8: return raw[0];
-    case KD_U16: memcpy(&u16, raw, sizeof u16); return u16;
-    case KD_U32: memcpy(&u32, raw, sizeof u32); return u32;
-    case KD_I32: memcpy(&i32, raw, sizeof i32); return i32;
-    default: memcpy(&i64, raw, sizeof i64); return i64;
-    }
-}
-
 static kd_status read_labels(kd_samples *s, const kd_st_entry *e, int64_t classes)
 {
-    static const int integers[] = { KD_U8, KD_U16, KD_U32, KD_I32, KD_I64 };
-    unsigned char raw[CHUNK];
-    bool known = false;
-    for (int i = 0; i < KD_COUNT(integers); i++) known |= e->dtype == integers[i];
-    if (!known || e->rank != 1 || e->elements != s->count)
+    if (!kd_st_integer(e->dtype) || e->rank != 1 || e->elements != s->count)
         return kd_fail(KD_EFORMAT,
                        "%s: tensor labels (byte %" PRId64 "): found %s, %d dimensions, %" PRId64
                        " elements, expected integers, 1, %" PRId64 " as in inputs",
                        s->file->path, e->offset, e->dtype_name, (int)e->rank, e->elements,
                        s->count);
     KD_TRY(KD_ARENA_ARRAY(&s->labels, s->arena, s->count));
-    const int64_t size = (int64_t)kd_dtype_size((kd_dtype)e->dtype), most = CHUNK / size;
-    for (int64_t i = 0; i < s->count; i++) {
-        if (i % most == 0)
-            KD_TRY(
-                kd_st_read(raw, (kd_dtype)e->dtype, s->file, e, i, kd_min_i64(most, s->count - i)));
-        const int64_t label = integer_at(raw + i % most * size, e->dtype);
-        if (label < 0 || label >= classes)
-            return kd_fail(KD_EFORMAT,
-                           "%s: labels[%" PRId64 "] (byte %" PRId64 "): found %" PRId64
-                           ", expected 0 to %" PRId64,
-                           s->file->path, i, e->offset + i * size, label, classes - 1);
-        s->labels[i] = (int32_t)label;
-    }
-    return KD_OK;
+    return kd_st_read_integers(s->labels, s->file, e, 0, classes - 1);
 }
 
 /* A number that is none would be found in a step, far from its cause. */

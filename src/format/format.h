@@ -1,8 +1,8 @@
 /*
  * format.h - models and data on disk: safetensors, sharded models, Hugging Face configurations.
  *
- * safetensors.c safetensors_write.c model_files.c hf_config.c mlp_config.c hf_config_write.c
- * config_size.c
+ * safetensors.c safetensors_write.c integers.c model_files.c
+ * hf_config.c mlp_config.c hf_config_write.c config_size.c
  * tokenizer.c bpe.c bpe_load.c bpe_pipeline.c pretokenize.c unicode_table.c
  */
 #ifndef KD_FORMAT_H
@@ -46,6 +46,12 @@ const char *kd_st_metadata(const kd_st_file *file, const char *key);
  * type only to itself). */
 KD_MUST_CHECK kd_status kd_st_read(void *to, kd_dtype dtype, const kd_st_file *file,
                                    const kd_st_entry *entry, int64_t first, int64_t count);
+
+/* Whether a tensor of that type has integers; all of them as i32, KD_EFORMAT naming the first that is
+ * not in [least, most], which are i32 themselves. */
+bool kd_st_integer(int dtype);
+KD_MUST_CHECK kd_status kd_st_read_integers(int32_t *to, const kd_st_file *file,
+                                            const kd_st_entry *entry, int64_t least, int64_t most);
 
 /* KD_EFORMAT naming the first of `count` values, read from element `first` on, that is NaN or
  * infinite. */
