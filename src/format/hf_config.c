@@ -19,7 +19,7 @@ enum {
     MAX_LAYERS = 1 << 12,
     MAX_WIDTH = 1 << 20,
     MAX_FFN = 1 << 22,
-    MAX_HEADS = 1 << 13,
+    MAX_HEADS = 1 << 13, /* and columns of one */
     MAX_VOCABULARY = 1 << 24,
     MAX_POSITIONS = 1 << 28,
 };
@@ -202,9 +202,10 @@ static kd_status check_heads(const kd_config *c, const reader *r, bool own_head_
     if (!own_head_size && c->width % c->heads != 0)
         return kd_fail(KD_EFORMAT, "%s: %lld heads do not divide a width of %lld", r->source,
                        (long long)c->heads, (long long)c->width);
-    if (c->head_size < 1 || (c->position == KD_POSITION_ROPE && c->head_size % 2 != 0))
-        return kd_fail(KD_EFORMAT, "%s: a head of %lld columns, expected an even number", r->source,
-                       (long long)c->head_size);
+    if (c->head_size < 1 || c->head_size > MAX_HEADS ||
+        (c->position == KD_POSITION_ROPE && c->head_size % 2 != 0))
+        return kd_fail(KD_EFORMAT, "%s: a head of %lld columns, expected an even number up to %d",
+                       r->source, (long long)c->head_size, (int)MAX_HEADS);
     return KD_OK;
 }
 

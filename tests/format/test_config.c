@@ -190,6 +190,8 @@ static const refusal refusals[] = {
     { "SmolLM2-135M", "{\"num_key_value_heads\":2}", KD_EFORMAT,
       "num_key_value_heads is 2, expected a divisor of num_attention_heads" },
     { "SmolLM2-135M", "{\"hidden_size\":577}", KD_EFORMAT, "9 heads do not divide a width of 577" },
+    { "SmolLM2-135M", "{\"hidden_size\":147456}", KD_EFORMAT,
+      "a head of 16384 columns, expected an even number up to 8192" },
     { "SmolLM2-135M", "{\"hidden_size\":567}", KD_EFORMAT,
       "a head of 63 columns, expected an even number" },
     { "SmolLM2-135M", "{\"rms_norm_eps\":0}", KD_EFORMAT,
