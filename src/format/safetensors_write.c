@@ -131,13 +131,17 @@ kd_status kd_st_writer_declare(kd_st_writer *writer, const char *name, kd_dtype 
     if (rank < 0 || rank > KD_ST_MAX_RANK)
         return kd_fail(KD_EINVAL, "%s: tensor \"%s\": %d dimensions, expected at most %d",
                        writer->path, name, rank, KD_ST_MAX_RANK);
-    item it = { .dtype = dtype, .rank = rank, .bytes = (int64_t)kd_dtype_size(dtype) };
+    item it = { .dtype = dtype, .rank = rank };
+    int64_t elements = 1; /* as it is read: bytes come after a dimension of 0 has had its say */
     for (int32_t i = 0; i < rank; i++) {
         it.shape[i] = shape[i];
-        if (shape[i] < 0 || !kd_mul_i64(&it.bytes, it.bytes, shape[i]))
+        if (shape[i] < 0 || !kd_mul_i64(&elements, elements, shape[i]))
             return kd_fail(KD_EINVAL, "%s: tensor \"%s\": dimension %d is %lld", writer->path, name,
                            i, (long long)shape[i]);
     }
+    if (!kd_mul_i64(&it.bytes, elements, (int64_t)kd_dtype_size(dtype)))
+        return kd_fail(KD_EINVAL, "%s: tensor \"%s\": %lld elements", writer->path, name,
+                       (long long)elements);
     KD_TRY(grow(writer));
     KD_TRY(kd_arena_string(&it.name, writer->arena, name));
     writer->items[writer->count++] = it;

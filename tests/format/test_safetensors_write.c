@@ -124,6 +124,7 @@ Test(safetensors_write, misuse)
                  "/x: metadata \"bytes\" is not UTF-8", "metadata");
     cr_expect_eq(kd_st_writer_declare(w, "a", KD_F32, 1, &bad), KD_EINVAL);
     cr_expect_eq(kd_st_writer_declare(w, "a", KD_F32, 2, vast), KD_EINVAL);
+    cr_expect_eq(kd_st_writer_declare(w, "a", KD_F32, 1, vast), KD_EINVAL);
     cr_expect_eq(kd_st_writer_write(w, "a", data, 4), KD_EINVAL);
     cr_expect(kd_st_writer_declare(w, "a", KD_F32, 1, &two) == KD_OK);
     cr_expect(kd_st_writer_declare(w, "a", KD_U8, 1, &two) == KD_OK);
@@ -177,6 +178,23 @@ Test(safetensors_write, sizes_that_no_file_has)
                  "/x: header of 100000032 bytes, expected at most 100000000", "header");
     kd_st_writer_abort(w);
     cr_expect_eq(files_in_scratch(), 0);
+    scratch_close();
+}
+
+/* Whose bytes would overflow if the 0 came last. */
+Test(safetensors_write, nothing_of_a_large_shape)
+{
+    const int64_t shape[3] = { INT32_MAX, INT64_C(1) << 31, 0 };
+    kd_st_writer *w = NULL;
+    kd_st_file *file = NULL;
+    scratch_open();
+    const char *path = scratch_path("x");
+    cr_assert(kd_st_writer_create(&w, path) == KD_OK);
+    cr_assert(kd_st_writer_declare(w, "a", KD_F32, 3, shape) == KD_OK, "%s", kd_last_error());
+    cr_assert(kd_st_writer_begin(w) == KD_OK && kd_st_writer_close(w) == KD_OK);
+    cr_assert(kd_st_open(&file, path) == KD_OK, "%s", kd_last_error());
+    cr_expect(file->count == 1 && memcmp(file->entries[0].shape, shape, sizeof shape) == 0);
+    kd_st_close(file);
     scratch_close();
 }
 
