@@ -228,8 +228,6 @@ kd_status kd_model_offer(kd_offer *offer, kd_arena *arena, const kd_config *conf
                          .layers = (int)config->layers,
                          .widths = widths,
                          .heads = config->heads,
-                         .kv_heads = config->kv_heads,
-                         .head_size = config->head_size,
                          .samples = config->inputs > 0 };
     return kd_arena_string(&offer->architecture, arena, config->architecture);
 }

@@ -219,10 +219,10 @@ kd_tap *kd_taps_find(kd_taps *taps, kd_tap_kind kind, int layer); /* NULL: none 
 /* What taps a model has, for those who ask. */
 typedef struct kd_offer {
     const char *label, *architecture;
-    int layers;                         /* hidden taps 0 .. layers; of attention 0 .. layers - 1 */
-    const int64_t *widths;              /* [layers + 1] of hidden taps */
-    int64_t heads, kv_heads, head_size; /* 0: no attention */
-    bool samples;                       /* each row is a sample, not a token among others */
+    int layers;            /* hidden taps 0 .. layers; of attention 0 .. layers - 1 */
+    const int64_t *widths; /* [layers + 1] of hidden taps */
+    int64_t heads;         /* 0: no attention */
+    bool samples;          /* each row is a sample, not a token among others */
 } kd_offer;
 
 #endif

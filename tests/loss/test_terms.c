@@ -9,16 +9,10 @@ static const kd_offer student = { .label = "student",
                                   .architecture = "LlamaForCausalLM",
                                   .layers = 4,
                                   .widths = narrow,
-                                  .heads = 2,
-                                  .kv_heads = 1,
-                                  .head_size = 4 };
-static const kd_offer teacher = { .label = "teacher",
-                                  .architecture = "GPT2LMHeadModel",
-                                  .layers = 6,
-                                  .widths = wide,
-                                  .heads = 2,
-                                  .kv_heads = 2,
-                                  .head_size = 6 };
+                                  .heads = 2 };
+static const kd_offer teacher = {
+    .label = "teacher", .architecture = "GPT2LMHeadModel", .layers = 6, .widths = wide, .heads = 2
+};
 static const kd_offer headless = {
     .label = "teacher", .architecture = "MLP", .layers = 2, .widths = narrow, .samples = true
 };
