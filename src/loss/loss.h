@@ -353,8 +353,8 @@ typedef struct kd_tapped_batch {
     const kd_targets *targets;
     const kd_tensor *documents; /* i32: first rows of documents, then the number of rows */
     const kd_slab *slab;        /* of the student */
-    /* Losses that relate samples take those of all ranks, each rank the gradient of its own; NULL: of
-     * this one alone.  A batch of several micro-batches is related one micro-batch at a time. */
+    /* Losses that relate samples take those of all ranks, each rank the gradient of its own.  A batch of
+     * several micro-batches is related one micro-batch at a time. */
     const kd_ranks_sum *ranks;
 } kd_tapped_batch;
 

@@ -120,7 +120,7 @@ static kd_status run_features(kd_exec *exec, const kd_tapped *t, const kd_layer_
                               kd_feature_args *args, const sides *s, const kd_tapped_batch *batch)
 {
     const bool projects = t->projector.kind != KD_PROJECTOR_NONE || t->projector.normalise;
-    const bool gathers = t->type->relates && batch->ranks && batch->ranks->size > 1;
+    const bool gathers = t->type->relates && batch->ranks->size > 1;
     const kd_tensor *x = &s->student->value, *dx = &s->student->gradient;
     kd_projected projected = { .y = *x };
     kd_tensor dy = *dx;

@@ -126,7 +126,7 @@ static kd_status look_at_term(look *l, kd_taps *const *taps, int term)
     return KD_OK;
 }
 
-/* The first row among the counted with an element of `t` [N, ...] that is not finite. */
+/* The first row of `t` [N, ...], counted or not, with an element that is not finite. */
 static kd_status look_at_rows(look *l, const kd_tensor *t, place at, int m, int term)
 {
     if (l->found.place || !kd_present(t)) return KD_OK;
