@@ -69,6 +69,19 @@ static inline bool ignored(const kd_tensor *labels, const kd_tensor *weight, int
     return (kd_present(labels) && label_of(labels, n) == -1) || weight_of(weight, n) == 0.0f;
 }
 
+/* ---- what a row has come to -------------------------------------------------------------------- */
+
+static inline void set_loss(const kd_tensor *losses, int k, int64_t n, float loss)
+{
+    ((float *)losses->data)[k * losses->stride[0] + n * losses->stride[1]] = loss;
+}
+
+static inline void set_same_top(const kd_tensor *same_top, int64_t n, bool same)
+{
+    if (kd_present(same_top))
+        ((float *)same_top->data)[n * same_top->stride[0]] = same ? 1.0f : 0.0f;
+}
+
 /* ---- rows of logits --------------------------------------------------------------------------- */
 
 /* Classes [first, first + BLOCK) of a row as floats, -inf from `classes` on; in place when they

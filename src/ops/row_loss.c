@@ -227,18 +227,6 @@ static void group_gradient(const group *g, const job *j, const kd_row_stats *sta
     }
 }
 
-static void set_loss(const job *j, int k, int64_t n, float loss)
-{
-    const kd_tensor *t = j->args->loss;
-    ((float *)t->data)[k * t->stride[0] + n * t->stride[1]] = loss;
-}
-
-static void set_same_top(const job *j, int64_t n, bool same)
-{
-    const kd_tensor *t = j->args->same_top;
-    if (kd_present(t)) ((float *)t->data)[n * t->stride[0]] = same ? 1.0f : 0.0f;
-}
-
 /* The terms of term k's temperature; `k` is the first of them. */
 static void open_group(group *g, const job *j, int k)
 {
@@ -280,7 +268,7 @@ static void run_row(const job *j, int64_t n, int64_t label, float weight, float 
         g.top = first_equal(g.teacher.row, args->classes, g.teacher.max);
     if (kd_present(args->same_top)) {
         const int64_t top = first_equal(student, args->classes, g.student.max);
-        set_same_top(j, n,
+        set_same_top(args->same_top, n,
                      g.student.max > -INFINITY &&
                          top == first_equal(g.teacher.row, args->classes, g.teacher.max));
     }
@@ -296,7 +284,7 @@ static void run_row(const job *j, int64_t n, int64_t label, float weight, float 
         group_stats(stats, &g, j);
         for (int i = 0; i < count; i++)
             if (g.members >> i & 1u)
-                set_loss(j, i, n,
+                set_loss(args->loss, i, n,
                          weight * j->term[i].t_squared *
                              kd_row_functions_of[args->terms->kind[i]].value(stats[i]));
         group_gradient(&g, j, stats, weight, first ? NULL : carried,
@@ -396,8 +384,8 @@ kd_status kd_row_loss_cpu(kd_exec *exec, const kd_row_loss_args *args)
     for (int64_t n = 0; n < rows; n++) {
         float *own = (float *)scratch.data + omp_get_thread_num() * width;
         if (ignored(args->labels, args->weight, n)) {
-            for (int k = 0; k < terms->count; k++) set_loss(&j, k, n, 0.0f);
-            set_same_top(&j, n, false);
+            for (int k = 0; k < terms->count; k++) set_loss(args->loss, k, n, 0.0f);
+            set_same_top(args->same_top, n, false);
             zero_columns(kd_row_of(args->student, n), 0, args->student->shape[1]);
         } else {
             run_row(&j, n, label_of(args->labels, n), weight_of(args->weight, n), own);

@@ -397,18 +397,6 @@ static void open_group(group *g, support *s, const job *j, int64_t n, int k)
 
 /* ---- a row ------------------------------------------------------------------------------------ */
 
-static void set_loss(const job *j, int k, int64_t n, float loss)
-{
-    const kd_tensor *t = j->args->loss;
-    ((float *)t->data)[k * t->stride[0] + n * t->stride[1]] = loss;
-}
-
-static void set_same_top(const job *j, int64_t n, bool same)
-{
-    const kd_tensor *t = j->args->same_top;
-    if (kd_present(t)) ((float *)t->data)[n * t->stride[0]] = same ? 1.0f : 0.0f;
-}
-
 /* The student's first largest class. */
 static int64_t student_top(const support *s, kd_row row, int64_t classes, float tail_max)
 {
@@ -430,7 +418,8 @@ static void run_row(const job *j, int64_t n, int64_t label, float weight, suppor
     gather(s, j, row, n);
     g.tail_max = row_max(row, args->classes);
     g.top = first_largest(s, s->log_p);
-    set_same_top(j, n, g.top >= 0 && g.top == student_top(s, row, args->classes, g.tail_max));
+    set_same_top(args->same_top, n,
+                 g.top >= 0 && g.top == student_top(s, row, args->classes, g.tail_max));
 
     float *const carried = scratch + j->columns;
     unsigned done = 0;
@@ -444,7 +433,7 @@ static void run_row(const job *j, int64_t n, int64_t label, float weight, suppor
         find_stats(&g, s, j, row, label_logit);
         for (int i = 0; i < count; i++)
             if ((g.dense | g.tail) >> i & 1u)
-                set_loss(j, i, n,
+                set_loss(args->loss, i, n,
                          weight * j->term[i].t_squared *
                              kd_row_functions_of[args->terms->kind[i]].value(g.stats[i]));
         find_gradient(&g, s, j, row, weight, first ? NULL : carried,
@@ -580,8 +569,8 @@ kd_status kd_row_loss_topk_cpu(kd_exec *exec, const kd_row_loss_topk_args *args)
                       .id = (int32_t *)(list + 4 * j.width),
                       .b = (block *)(own + wide) };
         if (ignored(args->labels, args->weight, n)) {
-            for (int k = 0; k < terms->count; k++) set_loss(&j, k, n, 0.0f);
-            set_same_top(&j, n, false);
+            for (int k = 0; k < terms->count; k++) set_loss(args->loss, k, n, 0.0f);
+            set_same_top(args->same_top, n, false);
             zero_columns(kd_row_of(args->student, n), 0, args->student->shape[1]);
         } else {
             run_row(&j, n, label_of(args->labels, n), weight_of(args->weight, n), &s, own);
