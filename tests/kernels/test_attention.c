@@ -41,19 +41,9 @@ typedef struct operands {
 
 static kd_tensor offsets(test_bench *bench, const int32_t *list)
 {
-    int32_t at[MAX_DOCUMENTS + 1] = { STRANGERS };
     int count = 0;
-    for (; count < MAX_DOCUMENTS && list[count] >= 0; count++)
-        at[count + 1] = at[count] + list[count];
-    const kd_tensor cu = test_tensor(bench, KD_I32, KD_SHAPE(count + 1), 0);
-    for (int i = 0; i <= count; i++) test_set(&cu, i, at[i]);
-    return cu;
-}
-
-static kd_tensor part(const kd_tensor *fused, int64_t first, int64_t heads, int64_t d)
-{
-    const kd_tensor columns = kd_tensor_slice(fused, 1, first * d, heads * d);
-    return kd_tensor_split(&columns, d);
+    while (count < MAX_DOCUMENTS && list[count] >= 0) count++;
+    return test_offsets(bench, list, count, STRANGERS);
 }
 
 /* q, k and v are views of one buffer where all have the same rows, else q and o, and k and v.
@@ -71,17 +61,17 @@ static operands make_operands(test_bench *bench, const attention_case *c, kd_dty
     if (nq == nk) {
         const kd_tensor all =
             test_tensor(bench, dtype, KD_SHAPE(nq, (heads + 2 * groups) * c->d), pad);
-        x.q = part(&all, 0, heads, c->d);
-        x.k = part(&all, heads, groups, c->d);
-        x.v = part(&all, heads + groups, groups, c->d);
+        x.q = test_heads(&all, 0, heads, c->d);
+        x.k = test_heads(&all, heads, groups, c->d);
+        x.v = test_heads(&all, heads + groups, groups, c->d);
         x.o = test_tensor(bench, dtype, KD_SHAPE(nq, heads, c->d), 2 * pad);
     } else {
         const kd_tensor qo = test_tensor(bench, dtype, KD_SHAPE(nq, 2 * heads * c->d), pad);
         const kd_tensor kv = test_tensor(bench, dtype, KD_SHAPE(nk, 2 * groups * c->d), 3 * pad);
-        x.q = part(&qo, 0, heads, c->d);
-        x.o = part(&qo, heads, heads, c->d);
-        x.k = part(&kv, 0, groups, c->d);
-        x.v = part(&kv, groups, groups, c->d);
+        x.q = test_heads(&qo, 0, heads, c->d);
+        x.o = test_heads(&qo, heads, heads, c->d);
+        x.k = test_heads(&kv, 0, groups, c->d);
+        x.v = test_heads(&kv, groups, groups, c->d);
     }
     const double size = c->size > 0 ? c->size : 1;
     test_fill(bench, &x.q, -size, size);

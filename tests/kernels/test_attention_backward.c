@@ -28,30 +28,13 @@ typedef struct operands {
     double length; /* of the longest sum */
 } operands;
 
-static kd_tensor offsets(test_bench *bench, const int32_t *lengths)
-{
-    const kd_tensor cu = test_tensor(bench, KD_I32, KD_SHAPE(DOCUMENTS + 1), 0);
-    int32_t at = STRANGERS;
-    for (int i = 0; i <= DOCUMENTS; i++) {
-        test_set(&cu, i, at);
-        if (i < DOCUMENTS) at += lengths[i];
-    }
-    return cu;
-}
-
 /* q and o are views of one buffer, k and v of another. */
-static kd_tensor part(const kd_tensor *fused, int64_t first, int64_t heads, int64_t d)
-{
-    const kd_tensor columns = kd_tensor_slice(fused, 1, first * d, heads * d);
-    return kd_tensor_split(&columns, d);
-}
-
 static operands make_operands(test_bench *bench, const backward_case *c, kd_dtype dtype)
 {
     operands x = { 0 };
-    x.cu_q = offsets(bench, c->small ? short_queries : query_lengths);
+    x.cu_q = test_offsets(bench, c->small ? short_queries : query_lengths, DOCUMENTS, STRANGERS);
     if (c->cross)
-        x.cu_k = offsets(bench, c->small ? short_keys : key_lengths);
+        x.cu_k = test_offsets(bench, c->small ? short_keys : key_lengths, DOCUMENTS, STRANGERS);
     else
         x.cu_k = x.cu_q;
     const int64_t nq = (int64_t)test_get(&x.cu_q, DOCUMENTS) + STRANGERS;
@@ -59,10 +42,10 @@ static operands make_operands(test_bench *bench, const backward_case *c, kd_dtyp
     const kd_tensor qo = test_tensor(bench, dtype, KD_SHAPE(nq, 2 * c->heads * c->d), c->pad);
     const kd_tensor kv = test_tensor(bench, dtype, KD_SHAPE(nk, 2 * c->groups * c->d), c->pad);
     const double size = c->size > 0 ? c->size : 1;
-    x.q = part(&qo, 0, c->heads, c->d);
-    x.o = part(&qo, c->heads, c->heads, c->d);
-    x.k = part(&kv, 0, c->groups, c->d);
-    x.v = part(&kv, c->groups, c->groups, c->d);
+    x.q = test_heads(&qo, 0, c->heads, c->d);
+    x.o = test_heads(&qo, c->heads, c->heads, c->d);
+    x.k = test_heads(&kv, 0, c->groups, c->d);
+    x.v = test_heads(&kv, c->groups, c->groups, c->d);
     test_fill(bench, &x.q, -size, size);
     test_fill(bench, &x.k, -size, size);
     test_fill(bench, &x.v, -1, 1);

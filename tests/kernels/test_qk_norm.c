@@ -33,8 +33,7 @@ static operands make(test_bench *b, const qk_case *c, kd_dtype dtype)
     /* q and k of a fused row, as attention has them. */
     const kd_tensor fused =
         test_filled(b, dtype, KD_SHAPE(c->rows, (all + 1) * c->size), c->pad, -2, 2);
-    const kd_tensor part = kd_tensor_slice(&fused, 1, 0, all * c->size);
-    operands o = { .x = kd_tensor_split(&part, c->size),
+    operands o = { .x = test_heads(&fused, 0, all, c->size),
                    .y = test_tensor(b, dtype, shape, 2 * c->pad),
                    .rstd = test_tensor(b, KD_F32, KD_SHAPE(c->rows, all), 0),
                    .q_weight = test_filled(b, dtype, KD_SHAPE(c->size), 0, 0.5, 1.5),

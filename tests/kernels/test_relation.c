@@ -33,10 +33,8 @@ static void make_pair(kd_tensor *a, kd_tensor *b, test_bench *bench, kd_dtype dt
     const int64_t groups = teacher ? c->teacher_groups : c->groups;
     const kd_tensor fused =
         test_tensor(bench, dtype, KD_SHAPE(rows, (c->heads + groups) * d), c->pad);
-    const kd_tensor first = kd_tensor_slice(&fused, 1, 0, c->heads * d);
-    const kd_tensor second = kd_tensor_slice(&fused, 1, c->heads * d, groups * d);
-    *a = kd_tensor_split(&first, d);
-    *b = c->self ? *a : kd_tensor_split(&second, d);
+    *a = test_heads(&fused, 0, c->heads, d);
+    *b = c->self ? *a : test_heads(&fused, c->heads, groups, d);
     test_fill(bench, &fused, -size, size);
 }
 

@@ -60,8 +60,7 @@ Test(rope, turns_one_part_of_a_fused_row)
             const int mark = test_mark(&p.bench);
             const kd_tensor fused =
                 test_filled(&p.bench, dtypes[d], KD_SHAPE(ROWS, (HEADS + 2) * SIZE), 5 * d, -1, 1);
-            const kd_tensor part = kd_tensor_slice(&fused, 1, first * SIZE, HEADS * SIZE);
-            const kd_tensor x = kd_tensor_split(&part, SIZE);
+            const kd_tensor x = test_heads(&fused, first, HEADS, SIZE);
             const kd_tensor at = test_filled(&p.bench, KD_I32, KD_SHAPE(ROWS), 0, 0, 500);
             const kd_tensor f = frequencies_of(&p.bench, SIZE / 2);
             PARITY(&p, rope, 2, 2, parity_name("from head %d", first), .x = &x, .positions = &at,

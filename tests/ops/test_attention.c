@@ -26,23 +26,6 @@ typedef struct operands {
     int64_t longest;
 } operands;
 
-static kd_tensor offsets(test_bench *bench, const int32_t *lengths)
-{
-    const kd_tensor cu = test_tensor(bench, KD_I32, KD_SHAPE(DOCUMENTS + 1), 0);
-    int32_t at = STRANGERS;
-    for (int i = 0; i <= DOCUMENTS; i++) {
-        test_set(&cu, i, at);
-        if (i < DOCUMENTS) at += lengths[i];
-    }
-    return cu;
-}
-
-static kd_tensor heads_of(const kd_tensor *fused, int64_t first, int64_t heads, int64_t d)
-{
-    const kd_tensor part = kd_tensor_slice(fused, 1, first * d, heads * d);
-    return kd_tensor_split(&part, d);
-}
-
 /* q, k, v (or their gradients) as views of one buffer, or three padded ones. */
 static void make_qkv(kd_tensor *q, kd_tensor *k, kd_tensor *v, test_bench *bench,
                      const attention_case *c, int64_t nq, int64_t nk, bool fill)
@@ -51,9 +34,9 @@ static void make_qkv(kd_tensor *q, kd_tensor *k, kd_tensor *v, test_bench *bench
     if (!c->cross) {
         const kd_tensor fused =
             test_tensor(bench, c->dtype, KD_SHAPE(nq, (c->heads + 2 * c->groups) * c->d), 3);
-        *q = heads_of(&fused, 0, c->heads, c->d);
-        *k = heads_of(&fused, c->heads, c->groups, c->d);
-        *v = heads_of(&fused, c->heads + c->groups, c->groups, c->d);
+        *q = test_heads(&fused, 0, c->heads, c->d);
+        *k = test_heads(&fused, c->heads, c->groups, c->d);
+        *v = test_heads(&fused, c->heads + c->groups, c->groups, c->d);
     } else {
         *q = test_tensor(bench, c->dtype, KD_SHAPE(nq, c->heads, c->d), 1);
         *k = test_tensor(bench, c->dtype, KD_SHAPE(nk, c->groups, c->d), 5);
@@ -67,8 +50,8 @@ static void make_qkv(kd_tensor *q, kd_tensor *k, kd_tensor *v, test_bench *bench
 
 static operands make_operands(test_bench *bench, const attention_case *c)
 {
-    operands x = { .cu_q = offsets(bench, query_lengths) };
-    x.cu_k = c->cross ? offsets(bench, key_lengths) : x.cu_q;
+    operands x = { .cu_q = test_offsets(bench, query_lengths, DOCUMENTS, STRANGERS) };
+    x.cu_k = c->cross ? test_offsets(bench, key_lengths, DOCUMENTS, STRANGERS) : x.cu_q;
     const int64_t nq = (int64_t)test_get(&x.cu_q, DOCUMENTS) + STRANGERS;
     const int64_t nk = (int64_t)test_get(&x.cu_k, DOCUMENTS) + STRANGERS;
     make_qkv(&x.q, &x.k, &x.v, bench, c, nq, nk, true);

@@ -39,10 +39,8 @@ static void make_pair(kd_tensor *a, kd_tensor *b, test_bench *bench, kd_dtype dt
 {
     const kd_tensor fused =
         test_tensor(bench, dtype, KD_SHAPE(rows, (dims[0] + dims[1]) * dims[2]), 3);
-    const kd_tensor first = kd_tensor_slice(&fused, 1, 0, dims[0] * dims[2]);
-    const kd_tensor second = kd_tensor_slice(&fused, 1, dims[0] * dims[2], dims[1] * dims[2]);
-    *a = kd_tensor_split(&first, dims[2]);
-    *b = self ? *a : kd_tensor_split(&second, dims[2]);
+    *a = test_heads(&fused, 0, dims[0], dims[2]);
+    *b = self ? *a : test_heads(&fused, dims[0], dims[1], dims[2]);
     test_fill(bench, &fused, -size, size);
 }
 

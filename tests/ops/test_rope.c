@@ -70,8 +70,7 @@ Test(rope, turns_one_part_of_a_fused_row)
         const kd_tensor p = test_filled(&b, KD_I32, KD_SHAPE(ROWS), 0, 0, 500);
         const kd_tensor f = frequencies_of(&b, SIZE / 2);
         double *want = test_doubles(&b, whole);
-        const kd_tensor columns = kd_tensor_slice(whole, 1, HEADS * SIZE, HEADS * SIZE);
-        const kd_tensor k = kd_tensor_split(&columns, SIZE);
+        const kd_tensor k = test_heads(whole, HEADS, HEADS, SIZE);
         double *turned = test_doubles(&b, &k);
         oracle_rope(turned, test_doubles(&b, &p), test_doubles(&b, &f), ROWS, HEADS, SIZE, SIZE / 2,
                     1, false);

@@ -109,6 +109,20 @@ double test_uniform(test_bench *bench)
     return (double)(bench->seed >> 11) * 0x1p-53;
 }
 
+kd_tensor test_offsets(test_bench *bench, const int32_t *lengths, int count, int32_t first)
+{
+    const kd_tensor cu = test_tensor(bench, KD_I32, KD_SHAPE(count + 1), 0);
+    test_set(&cu, 0, first);
+    for (int i = 0; i < count; i++) test_set(&cu, i + 1, first += lengths[i]);
+    return cu;
+}
+
+kd_tensor test_heads(const kd_tensor *fused, int64_t first, int64_t heads, int64_t width)
+{
+    const kd_tensor columns = kd_tensor_slice(fused, 1, first * width, heads * width);
+    return kd_tensor_split(&columns, width);
+}
+
 void test_fill(test_bench *bench, const kd_tensor *t, double low, double high)
 {
     const bool whole = t->dtype >= KD_I64;

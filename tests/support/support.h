@@ -51,6 +51,13 @@ kd_tensor test_filled(test_bench *bench, kd_dtype dtype, kd_shape shape, int64_t
 /* A contiguous tensor of the given values. */
 kd_tensor test_values(test_bench *bench, kd_dtype dtype, kd_shape shape, const double *values);
 
+/* cu_seqlens [count + 1]: the first rows of documents of these lengths, of which the first is row
+ * `first`, and the row after the last. */
+kd_tensor test_offsets(test_bench *bench, const int32_t *lengths, int count, int32_t first);
+
+/* Heads [first, first + heads) of `width` columns each, as a view [N, heads, width] of `fused`. */
+kd_tensor test_heads(const kd_tensor *fused, int64_t first, int64_t heads, int64_t width);
+
 void test_fill(test_bench *bench, const kd_tensor *t, double low, double high);
 void test_fill_constant(const kd_tensor *t, double value);
 double test_uniform(test_bench *bench); /* [0, 1), a linear congruential generator */
