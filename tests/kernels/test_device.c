@@ -2,17 +2,10 @@
  * A CUDA device itself: opening, what it says of itself and of what is missing, memory, copies, events,
  * graphs, and the two ways of looking for a wrong kernel, KD_POISON and KD_ON_CPU.
  */
+#include "support/emulated.h"
 #include "support/parity.h"
 
 #include <stdlib.h>
-
-#if __has_include(<cudasim.h>)
-#include <cudasim.h>
-enum { EMULATED = 1 };
-#else
-enum { EMULATED = 0 };
-static void cudasim_set(const char *name, const char *value) { (void)name, (void)value; }
-#endif
 
 enum { HALF = 8 << 20 }; /* of the memory that uploads pass through: see src/device/cuda_stage.c */
 

@@ -3,6 +3,7 @@
  * (again, resumed, with and without graphs), nothing taken or waited for within a step, and what a run
  * says when the device does not do as it should.
  */
+#include "support/emulated.h"
 #include "support/golden.h"
 #include "support/lesson.h"
 #include "support/students.h"
@@ -11,14 +12,6 @@
 
 #include <math.h>
 #include <stdlib.h>
-
-#if __has_include(<cudasim.h>)
-#include <cudasim.h>
-enum { EMULATED = 1 };
-#else
-enum { EMULATED = 0 };
-static void cudasim_set(const char *name, const char *value) { (void)name, (void)value; }
-#endif
 
 enum { STEPS = 5, SEQUENCE = 10, STEP_SAMPLES = 6, CLASSES = 61, TOKENS = 500 };
 

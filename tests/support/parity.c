@@ -1,15 +1,11 @@
 #include "support/parity.h"
 
+#include "support/emulated.h"
+
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
-
-#if __has_include(<cudasim.h>)
-#include <cudasim.h>
-#else
-static void cudasim_set(const char *name, const char *value) { (void)name, (void)value; }
-#endif
 
 enum { MAX_OPERANDS = 16, MAX_ARGS = 512 };
 

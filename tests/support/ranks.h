@@ -6,17 +6,10 @@
 #define KD_TEST_RANKS_H
 
 #include "dist/dist.h"
+#include "support/emulated.h"
 #include "support/support.h"
 
 #include <stdatomic.h>
-
-#if __has_include(<cudasim.h>)
-#include <cudasim.h>
-enum { EMULATED = 1 };
-#else
-enum { EMULATED = 0 };
-static inline void cudasim_set(const char *name, const char *value) { (void)name, (void)value; }
-#endif
 
 enum { TEST_MAX_RANKS = 4, TEST_RANK_FLOATS = 4200, TEST_RANK_SECONDS = 100 };
 
