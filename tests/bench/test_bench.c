@@ -113,6 +113,28 @@ Test(bench, sets_up_operands_that_a_peer_can_repeat)
     kd_device_close(device);
 }
 
+/* What a quick run over three rows writes beside its table; the caller's. */
+static json_t *bench_three(const char *const rows[3], const char *peers, double limit)
+{
+    char path[] = "/tmp/kd-bench-XXXXXX";
+    json_t *root;
+    close(mkstemp(path));
+    FILE *out = tmpfile();
+    cr_assert_not_null(out);
+    test_ok(kd_bench(out, &(const kd_bench_options){ .device = "cpu",
+                                                     .rows = rows,
+                                                     .row_count = 3,
+                                                     .quick = true,
+                                                     .limit = limit,
+                                                     .peers = peers,
+                                                     .json = path }));
+    cr_assert_gt(ftell(out), 200);
+    fclose(out);
+    test_ok(kd_json_read(&root, path));
+    unlink(path);
+    return root;
+}
+
 Test(bench, asks_its_peers_and_writes_what_they_say)
 {
     static const char *const rows[] = { "row_loss", "rms_norm", "head" };
@@ -121,20 +143,7 @@ Test(bench, asks_its_peers_and_writes_what_they_say)
         "10, "
         "\"high\": 11, \"samples\": 3, \"bytes\": 5e6, \"value\": 0}, {\"name\": \"gone\", "
         "\"error\": \"is not here\"}]}'; done";
-    char path[] = "/tmp/kd-bench-XXXXXX";
-    close(mkstemp(path));
-    FILE *out = tmpfile();
-    cr_assert_not_null(out);
-    test_ok(kd_bench(out, &(const kd_bench_options){ .device = "cpu",
-                                                     .rows = rows,
-                                                     .row_count = KD_COUNT(rows),
-                                                     .quick = true,
-                                                     .peers = answer,
-                                                     .json = path }));
-    cr_assert_gt(ftell(out), 200);
-    fclose(out);
-    json_t *root;
-    test_ok(kd_json_read(&root, path));
+    json_t *root = bench_three(rows, answer, 0);
     const json_t *cells = json_object_get(root, "cells");
     cr_assert_eq(json_array_size(cells), 3);
     for (size_t i = 0; i < 3; i++) {
@@ -147,27 +156,13 @@ Test(bench, asks_its_peers_and_writes_what_they_say)
         cr_assert_not_null(json_object_get(json_array_get(peers, 1), "error"));
     }
     json_decref(root);
-    unlink(path);
 }
 
 /* The peers of each row's only cell, and the cells' errors, in the order of `rows`. */
 static void expect_cells(const char *peers, double limit, const char *peer, const char *error)
 {
     static const char *const rows[] = { "rms_norm", "fill", "row_loss" };
-    char path[] = "/tmp/kd-bench-XXXXXX";
-    close(mkstemp(path));
-    FILE *out = tmpfile();
-    cr_assert_not_null(out);
-    test_ok(kd_bench(out, &(const kd_bench_options){ .device = "cpu",
-                                                     .rows = rows,
-                                                     .row_count = KD_COUNT(rows),
-                                                     .quick = true,
-                                                     .limit = limit,
-                                                     .peers = peers,
-                                                     .json = path }));
-    fclose(out);
-    json_t *root;
-    test_ok(kd_json_read(&root, path));
+    json_t *root = bench_three(rows, peers, limit);
     for (size_t i = 0; i < KD_COUNT(rows); i++) {
         const json_t *cell = json_array_get(json_object_get(root, "cells"), i);
         const char *name = json_string_value(json_object_get(cell, "cell"));
@@ -184,7 +179,6 @@ static void expect_cells(const char *peers, double limit, const char *peer, cons
                   "%s: no error", rows[i]);
     }
     json_decref(root);
-    unlink(path);
 }
 
 /* One that ends with every answer is started again; one that never answers is said, and nothing else. */
