@@ -72,8 +72,11 @@ void test_lesson_close(test_lesson *lesson);
 KD_MUST_CHECK kd_status test_lesson_step(test_lesson *lesson, kd_step_result *result,
                                          const kd_step_batch *batch, int64_t index);
 
-/* Elements begin, begin + stride, ... of a parameter ("blocks.1.mlp_up") of a model, `count` of them,
- * become `value`: in the weights and, of a trained model, in their masters. */
+/* The number of a parameter by its name: "blocks.1.mlp_up". */
+KD_MUST_CHECK kd_status test_find_param(int *param, const kd_slab *slab, const char *name);
+
+/* Elements begin, begin + stride, ... of a parameter of a model, `count` of them, become `value`:
+ * in the weights and, of a trained model, in their masters. */
 typedef struct test_planted {
     int model;
     const char *param;

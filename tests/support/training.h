@@ -7,11 +7,8 @@
 
 #include "support/students.h"
 
-enum { TEST_TRAINING_STEPS = 12 };
-
-/* Writes documents of all sizes, more tokens than a run takes: an epoch ends within it.  The path, as of
- * test_text_write. */
-const char *test_tokens_write(const char *name, int64_t vocabulary);
+/* More tokens than a run takes. */
+enum { TEST_TRAINING_STEPS = 12, TEST_TRAINING_TOKENS = 700 };
 
 typedef struct test_training {
     const char *dtype; /* of both models */
