@@ -241,9 +241,9 @@ enum { KD_MAX_STATES = 4 };
 
 typedef struct kd_layer_pair {
     int student, teacher;
-    kd_projector projector; /* of it, or of all pairs */
-    kd_projector to_teacher; /* of the teacher's rows, of a loss that trains one */
-    int parameter;           /* what the loss itself trains; -1: nothing */
+    kd_projector projector;    /* of it, or of all pairs */
+    kd_projector to_teacher;   /* of the teacher's rows, of a loss that trains one */
+    int parameter;             /* what the loss itself trains; -1: nothing */
     int states[KD_MAX_STATES]; /* what it keeps, in the order of its reads */
 } kd_layer_pair;
 
@@ -309,11 +309,11 @@ typedef struct kd_peers {
 typedef struct kd_objective {
     const kd_term *terms;
     int count;
-    int64_t chunk;      /* rows of the head at a time */
-    int64_t classes;    /* columns of every softmax: padding is outside */
-    bool f32_logits;    /* also in training; else they are in the models' type */
-    kd_watch watch;     /* of what is measured; see NULL: nobody */
-    kd_peers ranks;     /* size 0: there is one */
+    int64_t chunk;   /* rows of the head at a time */
+    int64_t classes; /* columns of every softmax: padding is outside */
+    bool f32_logits; /* also in training; else they are in the models' type */
+    kd_watch watch;  /* of what is measured; see NULL: nobody */
+    kd_peers ranks;  /* size 0: there is one */
 } kd_objective;
 
 /*

@@ -48,8 +48,7 @@ kd_status kd_projector_declare(kd_projector *p, kd_params *params, const char *n
                                  KD_PARAM_EXTRA | decays, block));
         if (!o->bias) continue;
         snprintf(full, sizeof full, "%s.%d.bias", name, i);
-        KD_TRY(kd_params_declare(&p->bias[i], params, full, KD_SHAPE(out), KD_PARAM_EXTRA,
-                                 block));
+        KD_TRY(kd_params_declare(&p->bias[i], params, full, KD_SHAPE(out), KD_PARAM_EXTRA, block));
     }
     return KD_OK;
 }

@@ -155,10 +155,9 @@ kd_status kd_tapped_parse(kd_tapped **out, kd_arena *arena, const kd_node *node,
     KD_TRY(KD_ARENA_ARRAY(&options, arena, KD_FEATURE_OPTION_BYTES));
     KD_TRY(names_of(&names, arena, own_rows(type), rows));
     KD_TRY(kd_options_parse(&own, own_rows(type), arena, node, path, names));
-    *t = (kd_tapped){ .type = type,
-                      .options = options,
-                      .dimension = own.dimension,
-                      .negatives = own.negatives };
+    *t = (kd_tapped){
+        .type = type, .options = options, .dimension = own.dimension, .negatives = own.negatives
+    };
     KD_TRY(kd_options_parse(options, rows, arena, node, path, names));
     KD_TRY(kd_arena_format(&inner, arena, "%s.layers", path));
     KD_TRY(parse_layers(t, arena, kd_node_find(node, "layers"), inner));

@@ -107,11 +107,12 @@ static kd_status bind_banks(const kd_term *term, kd_layer_pair *pair, const kd_o
     KD_TRY(check_shared(term, pair, &t->pairs[0].to_teacher, &pair->to_teacher));
     if (t->projector.kind != KD_PROJECTOR_NONE || (in == t->dimension && its == t->dimension))
         return KD_OK;
-    return kd_fail(KD_EINVAL,
-                   "loss.%s: hidden[%d] of %s is %lld wide, hidden[%d] of %s %lld, and dimension is "
-                   "%lld: `projector: linear` (or mlp) brings both to it",
-                   term->name, pair->student, student->label, (long long)in, pair->teacher,
-                   teacher->label, (long long)its, (long long)t->dimension);
+    return kd_fail(
+        KD_EINVAL,
+        "loss.%s: hidden[%d] of %s is %lld wide, hidden[%d] of %s %lld, and dimension is "
+        "%lld: `projector: linear` (or mlp) brings both to it",
+        term->name, pair->student, student->label, (long long)in, pair->teacher, teacher->label,
+        (long long)its, (long long)t->dimension);
 }
 
 static kd_status bind_pair(const kd_term *term, kd_layer_pair *pair, const kd_offer *student,
@@ -212,7 +213,9 @@ static kd_shape state_shape(const kd_read *state, const kd_tapped *t)
     kd_shape shape = { .rank = 0 };
     for (const char *c = state->shape; *c; c++) {
         if (strchr("[, ]", *c)) continue;
-        shape.dim[shape.rank++] = *c == 'n' ? t->data->samples : *c == 'D' ? t->dimension : *c - '0';
+        shape.dim[shape.rank++] = *c == 'n'   ? t->data->samples
+                                  : *c == 'D' ? t->dimension
+                                              : *c - '0';
     }
     return shape;
 }

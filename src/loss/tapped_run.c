@@ -153,8 +153,7 @@ static kd_status project(rows *r, kd_exec *exec, const kd_slab *slab)
     r->dy = *r->dx;
     if (!r->projector) return KD_OK;
     KD_TRY(kd_projector_forward(&r->projected, exec, r->x, slab, r->projector));
-    KD_TRY(
-        kd_push(&r->dy, exec, "d projector output", r->x->dtype, kd_shape_of(&r->projected.y)));
+    KD_TRY(kd_push(&r->dy, exec, "d projector output", r->x->dtype, kd_shape_of(&r->projected.y)));
     return KD_RUN(exec, fill, .y = &r->dy, .value = 0.0f);
 }
 

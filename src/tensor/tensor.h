@@ -137,7 +137,8 @@ enum { KD_PARAM_ALIGN = 256 };
 
 typedef enum kd_param_flag {
     KD_PARAM_DECAY = 1, /* weight decay applies: matrices, not gains, biases or norms */
-    KD_PARAM_STATE = 2, /* not trained: f32 numbers that a loss keeps, in an array of their own; last */
+    KD_PARAM_STATE =
+        2, /* not trained: f32 numbers that a loss keeps, in an array of their own; last */
     KD_PARAM_E4M3 = 4,  /* of a frozen model: e4m3 with a scale per row, in arrays of their own */
     KD_PARAM_EXTRA = 8, /* of a loss, not of the model: behind all of the model's */
 } kd_param_flag;

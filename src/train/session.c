@@ -364,6 +364,13 @@ static kd_status open_data(kd_session *s)
     return KD_OK;
 }
 
+static double bank_bytes(const kd_session *s)
+{
+    double bytes = 0;
+    for (int m = 0; m < s->count; m++) bytes += 4.0 * (double)s->models[m]->slab.params.states;
+    return bytes;
+}
+
 /* Names the largest micro-batch that would fit, after `why`.  The models are planning ones. */
 static kd_status refuse_size(kd_session *s, const char *why)
 {
@@ -371,17 +378,21 @@ static kd_status refuse_size(kd_session *s, const char *why)
     const char *phase = s->step.stack.peak_phase;
     const int64_t micro = s->micro;
     char needed[32], usable[32], memory[32], largest[64] = "not even one sample fits";
+    char banks[96] = "", size[32];
     kd_session_log_plan(s);
     KD_TRY(plan_largest(s, micro - 1));
     if (s->micro < micro && fits(s))
         snprintf(largest, sizeof largest, "batch.micro: %lld fits", (long long)s->micro);
+    if (bank_bytes(s) > 0)
+        snprintf(banks, sizeof banks, "; banks take %s, and loss.NAME.dimension less",
+                 kd_format_bytes(size, sizeof size, bank_bytes(s)));
     return kd_fail(
         KD_ENOMEM,
         "%sthe run needs %s, most of it at %s, with batch.micro %lld, and may fill %s of "
-        "%s; %s; student.recompute: blocks and dtype: bf16 take less",
+        "%s; %s; student.recompute: blocks and dtype: bf16 take less%s",
         why, kd_format_bytes(needed, sizeof needed, bytes), phase, (long long)micro,
         kd_format_bytes(usable, sizeof usable, kd_session_usable(s)),
-        kd_format_bytes(memory, sizeof memory, (double)s->memory), largest);
+        kd_format_bytes(memory, sizeof memory, (double)s->memory), largest, banks);
 }
 
 kd_status kd_session_short(kd_session *s)

@@ -103,9 +103,13 @@ static kd_status losses(kd_step *step)
         const kd_tensor totals = kd_tensor_slice(&member->totals, 0, 0, terms + 1);
         KD_TRY(kd_objective_head(&step->objective, &step->exec, m, taps, &step->targets,
                                  &member->scalars, &totals, NULL, true));
-        const kd_tapped_batch batch = { taps, &step->targets, &step->batch.geometry.cu,
-                                        &member->model->slab, &step->objective.ranks,
-                                        &step->samples, step->negatives };
+        const kd_tapped_batch batch = { taps,
+                                        &step->targets,
+                                        &step->batch.geometry.cu,
+                                        &member->model->slab,
+                                        &step->objective.ranks,
+                                        &step->samples,
+                                        step->negatives };
         KD_TRY(
             kd_objective_taps(&step->objective, &step->exec, m, &batch, &member->scalars, &totals));
     }

@@ -145,9 +145,13 @@ static kd_status look_at_tapped(look *l, kd_taps *const *taps, int number)
     kd_member *member = &step->members[term->student];
     const kd_mark mark = kd_stack_mark(&step->stack);
     const float weight = (float)(kd_ramp_at(&term->weight, l->index) / l->valid);
-    const kd_tapped_batch batch = { taps, &step->targets, &step->batch.geometry.cu,
-                                    &member->model->slab, &step->objective.ranks,
-                                    &step->samples, &step->negatives[number] };
+    const kd_tapped_batch batch = { taps,
+                                    &step->targets,
+                                    &step->batch.geometry.cu,
+                                    &member->model->slab,
+                                    &step->objective.ranks,
+                                    &step->samples,
+                                    &step->negatives[number] };
     kd_tensor loss, scale;
     KD_TRY(kd_push(&loss, &step->exec, "losses of a term", KD_F32, KD_SHAPE(step->rows)));
     KD_TRY(kd_push(&scale, &step->exec, "scale of a term", KD_F32, KD_SHAPE(1)));

@@ -154,13 +154,13 @@ static kd_status plan(kd_step *step, const kd_step_options *options)
         step->members[m].model = options->models[m];
         step->members[m].taps.head.classes = options->classes;
     }
-    step->objective = (kd_objective){ .terms = options->terms,
-                                      .count = options->term_count,
-                                      .chunk = chunk_of(options),
-                                      .classes = options->classes,
-                                      .f32_logits = options->f32_logits,
-                                      .ranks = { step->comm->rank, step->comm->size, gather,
-                                                 step->comm } };
+    step->objective =
+        (kd_objective){ .terms = options->terms,
+                        .count = options->term_count,
+                        .chunk = chunk_of(options),
+                        .classes = options->classes,
+                        .f32_logits = options->f32_logits,
+                        .ranks = { step->comm->rank, step->comm->size, gather, step->comm } };
     const int64_t chunk = step->objective.chunk;
     kd_taps *taps[KD_MAX_MODELS];
     for (int m = 0; m < options->count; m++) taps[m] = &step->members[m].taps;

@@ -99,9 +99,9 @@ typedef struct kd_step {
     kd_tensor samples, negatives[KD_MAX_TERMS]; /* of it, as kd_tapped_batch has them */
     int32_t *host_negatives;                    /* [rows, most] */
     int32_t *host_rows, *host_labels;           /* [target_rows] */
-    float *host_weight;               /* [rows] */
-    float *host_values;               /* [count, 6, target_rows]: measured values per row */
-    float *host_logits;               /* some rows of them; NULL: no certainty is measured */
+    float *host_weight;                         /* [rows] */
+    float *host_values; /* [count, 6, target_rows]: measured values per row */
+    float *host_logits; /* some rows of them; NULL: no certainty is measured */
     kd_arena *arena;
     kd_stack fixed;            /* scalars, totals, batch tensors: as long as the step lives */
     kd_step_result results[2]; /* of the last two steps */
