@@ -36,7 +36,6 @@ static int64_t columns_of(const kd_projector *p, int i) { return i == 0 ? p->in 
 kd_status kd_projector_declare(kd_projector *p, kd_params *params, const char *name, int block)
 {
     const kd_projector_options *o = p->options;
-    const unsigned kept = KD_PARAM_EXTRA | (o->trainable ? 0 : KD_PARAM_STATE);
     const unsigned decays = o->trainable ? KD_PARAM_DECAY : 0;
     const int count = matrices(p);
     char full[128];
@@ -46,10 +45,10 @@ kd_status kd_projector_declare(kd_projector *p, kd_params *params, const char *n
         const int64_t out = i + 1 < count ? p->middle : p->out;
         snprintf(full, sizeof full, "%s.%d.weight", name, i);
         KD_TRY(kd_params_declare(&p->weight[i], params, full, KD_SHAPE(out, columns_of(p, i)),
-                                 kept | decays, block));
+                                 KD_PARAM_EXTRA | decays, block));
         if (!o->bias) continue;
         snprintf(full, sizeof full, "%s.%d.bias", name, i);
-        KD_TRY(kd_params_declare(&p->bias[i], params, full, KD_SHAPE(out), kept, block));
+        KD_TRY(kd_params_declare(&p->bias[i], params, full, KD_SHAPE(out), KD_PARAM_EXTRA, block));
     }
     return KD_OK;
 }
@@ -134,7 +133,7 @@ kd_status kd_projector_forward(kd_projected *s, kd_exec *exec, const kd_tensor *
 
 /* ---- backward --------------------------------------------------------------------------------- */
 
-/* Adds to what the slab has as gradients of matrix i; writes dx = dy W. */
+/* Adds to what the slab has as gradients of matrix i; writes dx = dy W, unless that is NULL. */
 static kd_status multiply_backward(kd_tensor *dx, kd_exec *exec, const kd_tensor *dy,
                                    const kd_tensor *x, const kd_slab *slab, const kd_projector *p,
                                    int i)
@@ -147,6 +146,7 @@ static kd_status multiply_backward(kd_tensor *dx, kd_exec *exec, const kd_tensor
         KD_TRY(KD_RUN(exec, matmul_add, .y = &d_weight, .a = &d_rows, .b = x));
         if (kd_present(&d_bias)) KD_TRY(KD_RUN(exec, sum_columns, .y = &d_bias, .x = dy));
     }
+    if (!dx) return KD_OK;
     KD_TRY(kd_push(dx, exec, "d projector input", x->dtype, kd_shape_of(x)));
     return KD_RUN(exec, matmul, .y = dx, .a = dy, .b = &weight);
 }
@@ -165,7 +165,7 @@ kd_status kd_projector_backward(kd_exec *exec, const kd_tensor *dx, const kd_ten
 {
     const int count = matrices(p);
     const kd_mark mark = kd_stack_mark(exec->stack);
-    kd_tensor d = *dy, next;
+    kd_tensor d = *dy, next = { 0 };
     if (kd_present(&s->norm_y)) {
         KD_TRY(unit_backward(&next, exec, &d, &s->raw, &s->norm_y));
         d = next;
@@ -181,10 +181,12 @@ kd_status kd_projector_backward(kd_exec *exec, const kd_tensor *dx, const kd_ten
         d = d_middle;
     }
     if (count) {
-        KD_TRY(multiply_backward(&next, exec, &d, &s->x, slab, p, 0));
+        KD_TRY(multiply_backward(kd_present(dx) ? &next : NULL, exec, &d, &s->x, slab, p, 0));
         d = next;
     }
-    if (kd_present(&s->norm_x)) {
+    if (!kd_present(dx)) {
+        /* A teacher's rows: only the projector learns. */
+    } else if (kd_present(&s->norm_x)) {
         KD_TRY(KD_RUN(exec, normalise_backward, .dx = dx, .dy = &d, .x = x, .norm = &s->norm_x,
                       .eps = least));
     } else {

@@ -185,7 +185,9 @@ static kd_status parse_terms(test_lesson *l, const test_lesson_options *o)
     }
     KD_TRY(kd_terms_parse(&l->terms, &l->term_count, &f32_logits, l->arena, loss, students, s,
                           teachers, t));
-    return kd_terms_bind(l->terms, l->term_count, l->arena, offers);
+    KD_TRY(kd_terms_bind(l->terms, l->term_count, l->arena, offers));
+    kd_terms_give_data(l->terms, l->term_count, o->data);
+    return KD_OK;
 }
 
 static kd_status open_terms(test_lesson *l, const test_lesson_options *o)

@@ -5,6 +5,7 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 kd_run *test_training_run(const test_training *c, const char *out)
 {
@@ -44,6 +45,16 @@ kd_status test_train(const test_training *c, const char *out)
     const kd_status status = kd_run_train(made);
     kd_run_destroy(made);
     return status;
+}
+
+void test_died(const char *out, int from, int to)
+{
+    for (int step = from; step <= to; step++) {
+        char name[64];
+        snprintf(name, sizeof name, "checkpoint-%06d", step);
+        test_ok(kd_dir_remove(test_path(out, name)));
+    }
+    cr_assert(unlink(test_path(out, "config.json")) == 0);
 }
 
 char *test_metrics(const char *out, bool evaluations)

@@ -25,6 +25,10 @@ void test_training_close(test_training *training);
 kd_run *test_training_run(const test_training *training, const char *out);
 kd_status test_train(const test_training *training, const char *out);
 
+/* The run that writes to `out` has died after step from - 1: of `to` steps the later checkpoints and the
+ * finished model are gone. */
+void test_died(const char *out, int from, int to);
+
 /* The records of out/metrics.jsonl without their times; `evaluations`: those of data.valid too.  Freed
  * by free(). */
 char *test_metrics(const char *out, bool evaluations);

@@ -210,12 +210,15 @@ Test(samples, a_teacher_that_is_not_finite_stops_every_loss)
                                           "{vid: {projector: linear}}",
                                           "{hint: {projector: linear}}",
                                           "{cosine: {projector: linear}}",
+                                          "{crd: {dimension: 3, negatives: 5}}",
                                           "{kl: {standardise: true}}" };
+    static const kd_crd_classes data = { .samples = SAMPLES };
     for (int i = 0; i < KD_COUNT(losses); i++) {
         const test_lesson_options options = {
             .models = { { .dir = FILES "teacher" }, { .dir = FILES "gelu", .trainable = true } },
             .count = 2,
             .loss = losses[i],
+            .data = &data,
             .classes = CLASSES,
             .inputs = INPUTS,
             .rows = SAMPLES
@@ -395,17 +398,6 @@ static kd_status train(const char *folder, const char *out, const char *teacher,
     return test_train(&c, out);
 }
 
-/* The run up to here: the folder's last checkpoints and the finished model are gone. */
-static void forget(const char *out, int from, int to)
-{
-    for (int step = from; step <= to; step++) {
-        char name[64];
-        snprintf(name, sizeof name, "checkpoint-%06d", step);
-        test_ok(kd_dir_remove(test_path(out, name)));
-    }
-    cr_assert(unlink(test_path(out, "config.json")) == 0);
-}
-
 Test(samples, a_run_resumed_is_the_run_and_its_model_opens)
 {
     const char *folder = test_folder();
@@ -418,7 +410,7 @@ Test(samples, a_run_resumed_is_the_run_and_its_model_opens)
     test_ok(train(folder, "died", teacher, student, data, "8"));
     snprintf(whole, sizeof whole, "%s", test_path(folder, "whole"));
     snprintf(died, sizeof died, "%s", test_path(folder, "died"));
-    forget(died, 5, 8); /* the next step ends the epoch */
+    test_died(died, 5, 8); /* the next step ends the epoch */
     test_ok(train(folder, "died", teacher, student, data, "8"));
     for (int step = 5; step <= 8; step++) test_same_checkpoint(whole, died, step);
     test_same_file(whole, died, "model.safetensors");
