@@ -81,7 +81,8 @@ typedef struct kd_estimate {
     char student[96], teacher[96];
     int64_t student_parameters, teacher_parameters; /* teacher 0: none */
     int64_t micro, sequence, accumulate, updates, chunk, vocabulary;
-    double student_bytes; /* weights, gradients, moments, masters */
+    double student_bytes; /* weights, gradients, moments, masters, banks */
+    double bank_bytes;    /* of that: of losses that keep banks */
     double teacher_bytes;
     double step_bytes;    /* planned peak of activations, logits and scratch, and batches */
     double device_bytes;  /* of the device asked for */

@@ -48,7 +48,7 @@ static const kd_option heads_rows[] = {
 };
 
 static const kd_option bank_rows[] = {
-    { "dimension", KD_INT, offsetof(tapped_options, dimension), "128", 1, 1 << 16, "columns",
+    { "dimension", KD_INT, offsetof(tapped_options, dimension), "128", 1, 1024, "columns",
       "of what both sides are brought to, and of the banks" },
     { "negatives", KD_INT, offsetof(tapped_options, negatives), "16384", 1, 1 << 24, "samples",
       "that each is told from, drawn anew in every step" },

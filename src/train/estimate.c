@@ -35,6 +35,7 @@ static void describe_models(kd_estimate *e, const kd_session *s)
         snprintf(name, sizeof e->student, "%s", slash && slash[1] ? slash + 1 : dir);
         *(student ? &e->student_bytes : &e->teacher_bytes) += (double)kd_model_bytes(model);
         *(student ? &e->student_parameters : &e->teacher_parameters) += model->slab.params.scalars;
+        e->bank_bytes += 4.0 * (double)model->slab.params.states;
         /* Backward is two forward passes. */
         *(student ? &e->student_flops : &e->teacher_flops) += student ? 3.0 * flops : flops;
         e->vocabulary = kd_max_i64(e->vocabulary, model->config.vocabulary);
@@ -152,7 +153,8 @@ static kd_status count_checkpoints(kd_estimate *e, const kd_session *s)
         if (!slab->trainable) continue;
         const double n = (double)slab->params.elements;
         e->checkpoint_bytes += n * (double)kd_dtype_size(slab->dtype) + 4.0 * n * slab->moments +
-                               (kd_present(&slab->masters) ? 4.0 * n : 0.0);
+                               (kd_present(&slab->masters) ? 4.0 * n : 0.0) +
+                               4.0 * (double)slab->params.states;
     }
     return KD_OK;
 }

@@ -207,7 +207,8 @@ Test(banks, a_step_has_the_value_of_the_definition_and_renews_the_rows_of_its_sa
 
 /* ---- runs ------------------------------------------------------------------------------------- */
 
-static kd_status train(const char *folder, const char *out, const char *loss, const char *dtype)
+static kd_status train_on(const char *file, const char *folder, const char *out, const char *loss,
+                          const char *dtype)
 {
     const char *settings[][2] = { { "teacher.model", FILES "teacher" },
                                   { "student.model", FILES "gelu" },
@@ -217,12 +218,17 @@ static kd_status train(const char *folder, const char *out, const char *loss, co
                                   { "batch.samples", "4" },
                                   { "run.steps", "7" } };
     const test_training c = { .dtype = dtype,
-                              .train = FILES "samples.safetensors",
+                              .train = file,
                               .valid = FILES "samples.safetensors",
                               .folder = folder,
                               .settings = settings,
                               .setting_count = KD_COUNT(settings) };
     return test_train(&c, out);
+}
+
+static kd_status train(const char *folder, const char *out, const char *loss, const char *dtype)
+{
+    return train_on(FILES "samples.safetensors", folder, out, loss, dtype);
 }
 
 Test(banks, a_run_resumed_goes_on_with_the_banks_that_it_had)
@@ -254,6 +260,45 @@ Test(banks, sizes_that_do_not_go_together_are_refused)
                  "hidden[3] of student is 9 wide, hidden[1] of teacher 6, and dimension is 3: "
                  "`projector: linear` (or mlp) brings both to it",
                  "no projector");
+    kd_log_redirect(NULL, NULL);
+    test_ok(kd_dir_remove(folder));
+}
+
+/* Zeros, which take no place on the disk; the last sample alone is of another class. */
+static const char *write_many(const char *folder, int64_t n)
+{
+    char header[256];
+    const char *path = test_path(folder, "many.safetensors");
+    const int length =
+        snprintf(header + 8, sizeof header - 8,
+                 "{\"inputs\":{\"dtype\":\"U8\",\"shape\":[%lld,%d],\"data_offsets\":[0,%lld]},"
+                 "\"labels\":{\"dtype\":\"U8\",\"shape\":[%lld],\"data_offsets\":[%lld,%lld]}}",
+                 (long long)n, INPUTS, (long long)n * INPUTS, (long long)n, (long long)n * INPUTS,
+                 (long long)n * (INPUTS + 1));
+    for (int i = 0; i < 8; i++) header[i] = (char)(i < 2 ? length >> 8 * i & 255 : 0);
+    FILE *file = fopen(path, "w");
+    cr_assert(file && fwrite(header, 1, (size_t)(8 + length), file) == (size_t)(8 + length));
+    cr_assert(fseek(file, 8 + length + n * (INPUTS + 1) - 1, SEEK_SET) == 0);
+    cr_assert(fputc(1, file) == 1 && fclose(file) == 0);
+    return path;
+}
+
+Test(banks, larger_than_the_memory_are_refused_before_anything_is_allocated)
+{
+    static const char loss[] = "{dimension: 1024, negatives: 1, layers: [[0, 0], [1, 0], [2, 0], "
+                               "[3, 0], [0, 1], [1, 1], [2, 1], [3, 1]]}";
+    const char *folder = test_folder();
+    kd_device *device;
+    kd_device_info info;
+    char file[512];
+    test_ok(kd_device_open(&device, "cpu"));
+    kd_device_describe(&info, device);
+    kd_device_close(device);
+    const int64_t sample = 8 * 2 * 1024 * (int64_t)sizeof(float);
+    snprintf(file, sizeof file, "%s", write_many(folder, (int64_t)info.memory / sample + 1));
+    (void)test_log();
+    test_refusal(train_on(file, folder, "x", loss, "f32"), KD_ENOMEM,
+                 "not even one sample fits|; banks take |and loss.NAME.dimension less", loss);
     kd_log_redirect(NULL, NULL);
     test_ok(kd_dir_remove(folder));
 }

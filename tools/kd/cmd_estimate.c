@@ -28,8 +28,11 @@ static void print_models(const kd_estimate *e)
     if (e->teacher_parameters)
         printf("    teacher %s  %s", e->teacher, cmd_parameters(b, NUMBER, e->teacher_parameters));
     printf("    %lld x %lld tokens per micro-batch\n", (long long)e->micro, (long long)e->sequence);
+    const double own = e->student_bytes - e->bank_bytes;
     printf("  student        %s of weights, gradients and moments (%.0f B/parameter)\n",
-           bytes(a, e->student_bytes), e->student_bytes / (double)e->student_parameters);
+           bytes(a, own), own / (double)e->student_parameters);
+    if (e->bank_bytes > 0.0)
+        printf("  banks          %s of samples' embeddings\n", bytes(a, e->bank_bytes));
     if (e->teacher_parameters)
         printf("  teacher        %s of weights\n", bytes(a, e->teacher_bytes));
     printf("  step           %s of activations, logits, scratch and batches",
@@ -105,6 +108,7 @@ static void print_json(const kd_estimate *e)
     cmd_json_integer(&json, "chunk", e->chunk);
     cmd_json_integer(&json, "vocabulary", e->vocabulary);
     cmd_json_number(&json, "student_bytes", e->student_bytes);
+    cmd_json_number(&json, "bank_bytes", e->bank_bytes);
     cmd_json_number(&json, "teacher_bytes", e->teacher_bytes);
     cmd_json_number(&json, "step_bytes", e->step_bytes);
     cmd_json_number(&json, "reserve_bytes", e->reserve_bytes);
