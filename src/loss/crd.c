@@ -13,8 +13,9 @@
  *           gradient; samples [B] and negatives [B, K], numbers in [0, n); student_bank and teacher_bank [n, D],
  *           which begin as rows of random directions (of zeros they teach nothing); partition [2], Z of the
  *           student's and the teacher's side.
- * State     The banks and Z, which a checkpoint must hold.  A Z of 0 is not known yet: n times the mean of this
- *           batch's exp(M v / T), then kept.  Scores are taken before banks are renewed.
+ * State     The banks and Z, which checkpoints have.  A Z of 0 is not known yet: n times the mean of this batch's
+ *           exp(M v / T), then kept.  Scores are taken before banks are renewed.  Ranks keep the same banks: each
+ *           scores the rows of all.  A step whose update is left out has renewed them all the same.
  * Unit      sample: the term is the mean over the batch.
  * Defaults  temperature 0.07, momentum 0.5, eps 1e-7; D 128, K 16384, weight 0.8 in the paper's code.
  * Equal     A student like its teacher has no value of 0.  Both sides may be scaled, row by row, and turned together

@@ -22,6 +22,7 @@ typedef struct lesson {
     const char *path;
     int64_t micro, bucket;
     double lr;
+    bool relates;
     test_lesson at;
     kd_loader *loader;
     double loss[STEPS];
@@ -30,30 +31,48 @@ typedef struct lesson {
     size_t bytes;
 } lesson;
 
+/* Losses that relate the samples of all ranks, one of which keeps banks of them. */
+static const test_lesson_options relations = {
+    .models = { { .dir = KD_GOLDEN "/mlp/teacher" },
+                { .dir = KD_GOLDEN "/mlp/gelu", .trainable = true } },
+    .loss = "{ce: {}, pkt: {}, angle: {type: rkd_angle}, crd: {dimension: 5, negatives: 9}}",
+    .data = &(const kd_crd_classes){ .samples = 12 },
+    .classes = 5,
+    .inputs = 7,
+};
+
+static const test_lesson_options tokens = {
+    .models = { { .seed = 1, .layers = 3 },
+                { .seed = 2, .family = "qwen3", .tied = true, .trainable = true } },
+    .classes = CLASSES,
+};
+
 static kd_status open_lesson(lesson *l, const rank *r)
 {
-    const test_lesson_options options = {
-        .models = { { .seed = 1, .layers = 3 },
-                    { .seed = 2, .family = "qwen3", .tied = true, .trainable = true } },
-        .count = 2,
-        .rows = l->micro * SEQUENCE,
-        .chunk = 7,
-        .bucket = l->bucket,
-        .steps = STEPS,
-        .lr = l->lr,
-        .comm = r->comm,
-        .on = r->device,
+    test_lesson_options options = l->relates ? relations : tokens;
+    const int64_t sequence = l->relates ? 1 : SEQUENCE;
+    const kd_loader_options data = {
+        .files = { l->relates ? KD_GOLDEN "/mlp/samples.safetensors" : l->path },
+        .weights = { 1 },
+        .sources = 1,
+        .vocabulary = options.classes,
+        .inputs = options.inputs,
+        .sequence = sequence,
+        .step_samples = SAMPLES,
+        .micro_samples = l->micro,
+        .rank = r->number,
+        .ranks = r->size,
+        .shuffle = l->relates,
+        .seed = 6,
     };
-    const kd_loader_options data = { .files = { l->path },
-                                     .weights = { 1 },
-                                     .sources = 1,
-                                     .vocabulary = CLASSES,
-                                     .sequence = SEQUENCE,
-                                     .step_samples = SAMPLES,
-                                     .micro_samples = l->micro,
-                                     .rank = r->number,
-                                     .ranks = r->size,
-                                     .seed = 6 };
+    options.count = 2;
+    options.rows = l->micro * sequence;
+    options.chunk = 7;
+    options.bucket = l->bucket;
+    options.steps = STEPS;
+    options.lr = l->lr;
+    options.comm = r->comm;
+    options.on = r->device;
     KD_TRY(kd_loader_open(&l->loader, &data));
     return test_lesson_open(&l->at, &options);
 }
@@ -92,13 +111,15 @@ static void free_lesson(lesson *l)
     free(l->bits);
 }
 
-static void train_ranks(lesson *lessons, int size, int64_t micro, double lr, const char *graphs)
+static void train_ranks(lesson *lessons, int size, bool relates, int64_t micro, double lr,
+                        const char *graphs)
 {
     rank ranks[MAX_RANKS] = { { .size = 0 } };
     const char *path = test_text_random("nccl", TOKENS, CLASSES, true);
     setenv("KD_GRAPHS", graphs, 1);
     for (int r = 0; r < size; r++) {
-        lessons[r] = (lesson){ .path = path, .micro = micro, .bucket = size, .lr = lr };
+        lessons[r] =
+            (lesson){ .path = path, .micro = micro, .bucket = size, .lr = lr, .relates = relates };
         ranks[r].context = &lessons[r];
     }
     test_ranks_run(ranks, size, train);
@@ -120,19 +141,21 @@ static void compare_gradients(const lesson *got, const lesson *want, const kd_mo
     }
 }
 
-Test(nccl_steps, steps_on_ranks_have_the_gradient_of_one_rank)
+/* `split`: micro-batches of a rank's share. */
+static void check_gradients(bool relates, int64_t split)
 {
     static const int sizes[] = { 2, 4 };
     const int devices = test_require_ranks(2);
     lesson alone, layout = { .path = test_text_random("nccl", TOKENS, CLASSES, true),
                              .micro = 1,
-                             .lr = still };
-    train_ranks(&alone, 1, SAMPLES, still, "1");
+                             .lr = still,
+                             .relates = relates };
+    train_ranks(&alone, 1, relates, SAMPLES, still, "1");
     test_ok(open_lesson(&layout, &(rank){ .size = 1 }));
     for (int k = 0; k < KD_COUNT(sizes) && sizes[k] <= devices; k++) {
         const int size = sizes[k];
         lesson lessons[MAX_RANKS];
-        train_ranks(lessons, size, SAMPLES / size / 2, still, "1");
+        train_ranks(lessons, size, relates, SAMPLES / size / split, still, "1");
         for (int r = 0; r < size; r++)
             compare_gradients(&lessons[r], &alone, layout.at.models[1], size);
         for (int r = 0; r < size; r++) free_lesson(&lessons[r]);
@@ -142,15 +165,21 @@ Test(nccl_steps, steps_on_ranks_have_the_gradient_of_one_rank)
     test_text_remove();
 }
 
-Test(nccl_steps, ranks_have_the_same_bits_with_and_without_graphs)
+Test(nccl_steps, steps_on_ranks_have_the_gradient_of_one_rank)
+{
+    check_gradients(false, 2);
+    check_gradients(true, 1); /* a micro-batch is what is related */
+}
+
+static void check_bits(bool relates)
 {
     static const int sizes[] = { 2, 4 };
     const int devices = test_require_ranks(2);
     for (int k = 0; k < KD_COUNT(sizes) && sizes[k] <= devices; k++) {
         lesson with[MAX_RANKS], without[MAX_RANKS];
         const int size = sizes[k];
-        train_ranks(with, size, 1, 0.01, "1");
-        train_ranks(without, size, 1, 0.01, "0");
+        train_ranks(with, size, relates, 1, 0.01, "1");
+        train_ranks(without, size, relates, 1, 0.01, "0");
         for (int r = 0; r < size; r++) {
             cr_assert(memcmp(with[r].bits, with[0].bits, with[0].bytes) == 0,
                       "%d ranks: rank %d has other bits than rank 0", size, r);
@@ -160,6 +189,12 @@ Test(nccl_steps, ranks_have_the_same_bits_with_and_without_graphs)
         for (int r = 0; r < size; r++) free_lesson(&with[r]), free_lesson(&without[r]);
     }
     test_text_remove();
+}
+
+Test(nccl_steps, ranks_have_the_same_bits_with_and_without_graphs)
+{
+    check_bits(false);
+    check_bits(true);
 }
 
 /* ---- a rank that vanishes ---------------------------------------------------------------------- */

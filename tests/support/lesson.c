@@ -329,7 +329,8 @@ static size_t copy_bits(unsigned char *to, const test_lesson *l)
     size_t total = 0;
     for (int m = 0; m < l->count; m++) {
         const kd_slab *s = &l->models[m]->slab;
-        const kd_tensor *arrays[] = { &s->weights, &s->masters, &s->moment[0], &s->moment[1] };
+        const kd_tensor *arrays[] = { &s->weights, &s->masters, &s->moment[0], &s->moment[1],
+                                      &s->states };
         if (!s->trainable) continue;
         for (int i = 0; i < KD_COUNT(arrays); i++) {
             if (!kd_present(arrays[i])) continue;

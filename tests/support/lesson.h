@@ -89,7 +89,7 @@ KD_MUST_CHECK kd_status test_lesson_plant(const test_lesson *lesson, const test_
 /* The gradient slab of a model, freed by free(). */
 float *test_lesson_gradient(const test_lesson *lesson, int model);
 
-/* All bits that training moves (weights, masters, moments) of all trained models; freed by free(). */
+/* All bits that training moves (weights, masters, moments, states) of all trained models; freed by free(). */
 unsigned char *test_lesson_bits(const test_lesson *lesson, size_t *bytes);
 
 /* Fails, naming the case by `fmt` and the parameter, unless |got - want| <= most |want| for each

@@ -4,10 +4,10 @@
     probe.py --kd build/kd --data data/digits [--work DIR] [--epochs 40] [--seeds 3] [--json FILE]
 
 A teacher (64-128-64-10) learns the digits of tools/data/prepare_digits.py from their labels.  Then a fresh
-student (64-32-16-10) learns nothing but one loss over the last hidden layers of both, the labels unseen, and a
-logistic regression reads its last hidden layer: fitted to the training set, scored on the held-out one.
-Printed beside the same student untrained (random features), trained on labels, and the teacher.  The
-smallest gain comes first.  Needs numpy, safetensors and scikit-learn.
+student (64-32-16-10) learns nothing but one loss over the last hidden layers of both, the labels unseen (but
+by crd, which draws negatives by them), and a logistic regression reads its last hidden layer: fitted to the
+training set, scored on the held-out one.  Printed beside the same student untrained (random features), trained
+on labels, and the teacher.  The smallest gain comes first.  Needs numpy, safetensors and scikit-learn.
 """
 
 import argparse
@@ -35,6 +35,8 @@ LOSSES = {
     "pkt": {"pkt": {}},
     "sp": {"sp": {}},
     "cc": {"cc": {"projector": {"type": "linear", "normalise": "after"}}},
+    "vid": {"vid": LINEAR},
+    "crd": {"crd": {"dimension": 64, "negatives": 1024}},  # whose negatives are of other classes
 }
 LABELS = {"ce": {"weight": 1}}
 
