@@ -10,7 +10,7 @@ static const float least = 1e-12f; /* torch.nn.functional.normalize */
 const kd_option kd_projector_rows[] = {
     { "type", KD_CHOICE, offsetof(kd_projector_options, kind), "none", 0, 0,
       "none|linear|mlp|conv1x1|conv",
-      "from the student's width to the teacher's; a convolution of feature maps" },
+      "from the student's width to the teacher's; conv1x1 and conv: of feature maps" },
     { "width", KD_INT, offsetof(kd_projector_options, width), "0", 0, 1e6, "columns",
       "between the two matrices of mlp; 0: twice the teacher's" },
     { "activation", KD_CHOICE, offsetof(kd_projector_options, activation), "gelu", 0, 0,

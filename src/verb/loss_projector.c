@@ -17,7 +17,7 @@ kd_status kd_file_projector_choose(kd_file_projector *p, const kd_feature_type *
                        type->name, first->name, first->shape);
     if (is_convolution(options->kind) && rank != 4)
         return kd_fail(KD_EINVAL,
-                       "--projector.type: a convolution reads maps [B, C, H, W], and %s has "
+                       "projector.type: a convolution reads maps [B, C, H, W], and %s has "
                        "student %s; expected linear or mlp",
                        type->name, first->shape);
     p->projector.options = options;
@@ -49,12 +49,11 @@ static kd_status find_kernel(kd_projector *p, const kd_st_file *file, const kd_t
         student->shape[2] == teacher->shape[2] && student->shape[3] == teacher->shape[3];
     for (int i = 0; i < 2; i++) p->kernel[i] = student->shape[2 + i] - teacher->shape[2 + i] + 1;
     if (p->options->kind == KD_PROJECTOR_CONV ? !grows : equal) return KD_OK;
-    return kd_fail(
-        KD_EFORMAT, "%s: student is %s and teacher %s; %s", file->path,
-        kd_tensor_print(found, sizeof found, student),
-        kd_tensor_print(expected, sizeof expected, teacher),
-        grows ? "expected a student of at least as many rows and columns of places"
-              : "expected equal height and width; --projector.type conv brings one to the other");
+    return kd_fail(KD_EFORMAT, "%s: student is %s and teacher %s; %s", file->path,
+                   kd_tensor_print(found, sizeof found, student),
+                   kd_tensor_print(expected, sizeof expected, teacher),
+                   grows ? "expected a student of at least as many rows and columns of places"
+                         : "expected equal height and width, or a projector of type conv");
 }
 
 static kd_status take(kd_tensor *t, kd_arena *arena, kd_shape shape)

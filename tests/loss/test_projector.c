@@ -299,7 +299,7 @@ static const struct {
       "{type: conv1x1}",
       { { 0 } },
       KD_EINVAL,
-      "--projector.type: a convolution reads maps [B, C, H, W], and cosine has student [N, D]" },
+      "projector.type: a convolution reads maps [B, C, H, W], and cosine has student [N, D]" },
     { "hint",
       "{type: conv1x1}",
       { { "student", 4, { 2, 3, 4, 4 } }, { "teacher", 4, { 2, 5, 4, 4 } } },
@@ -309,8 +309,9 @@ static const struct {
       "{type: conv1x1}",
       { { "student", 4, { 2, 3, 4, 4 } }, { "teacher", 4, { 2, 5, 4, 2 } } },
       KD_EFORMAT,
-      "student is f32 [2, 3, 4, 4] and teacher f32 [2, 5, 4, 2]; expected equal height and width; "
-      "--projector.type conv" },
+      "student is f32 [2, 3, 4, 4] and teacher f32 [2, 5, 4, 2]; expected equal height and width, "
+      "or a "
+      "projector of type conv" },
     { "hint",
       "{type: linear}",
       { { "student", 4, { 2, 3, 4, 4 } }, { "teacher", 4, { 2, 5, 2, 2 } } },

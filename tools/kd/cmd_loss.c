@@ -103,7 +103,8 @@ typedef struct feature_options {
 
 static const kd_option feature_rows[] = {
     { "in", KD_STRING, offsetof(feature_options, in), NULL, 0, 0, "",
-      "safetensors file with what the loss reads and, as wanted, `weight` [units] and a projector's "
+      "safetensors file with what the loss reads and, as wanted, `weight` [units] and a "
+      "projector's "
       "`projector.0.weight`, `projector.0.bias`, `projector.1.weight`, ..." },
     { "out", KD_STRING, offsetof(feature_options, out), NULL, 0, 0, "",
       "safetensors file that is written: f32 `loss` [units] and gradients, `d_student`" },
