@@ -122,6 +122,8 @@ typedef struct kd_loader_options {
 typedef struct kd_micro_batch {
     const int32_t *tokens, *positions, *labels; /* [N] */
     const float *inputs; /* [N, D] of samples, whose tokens and positions are 0, and of padding */
+    const int32_t *samples;   /* [N] of samples: which of those of all sources, one source after the
+                                 other; 0 of padding; NULL of tokens */
     const int32_t *documents; /* [N] index of the document in its source, -1: padding */
     const int32_t *cu;        /* [N + 1] starts of the pieces, then N repeated */
     const int32_t *valid;     /* [N] rows with a label, ascending, then -1 */

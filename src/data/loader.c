@@ -17,6 +17,7 @@ typedef struct kd_source {
     kd_text *text;         /* or */
     kd_samples *samples;   /* in no document but their own */
     double share;          /* of samples; all sources sum to 1 */
+    int64_t first;         /* of its samples among those of all sources */
     int64_t epoch_samples; /* of one epoch; not shuffled: of the pass */
     int64_t epoch;         /* that `prefix` describes; -1: none */
     /* [documents + 1].  Packed: tokens before each document, in the epoch's order.  Not packed:
@@ -26,7 +27,7 @@ typedef struct kd_source {
 
 /* One micro-batch while it is written. */
 typedef struct kd_rows {
-    int32_t *tokens, *positions, *labels, *documents, *cu, *valid;
+    int32_t *tokens, *positions, *labels, *documents, *cu, *valid, *samples;
     float *inputs;
     int64_t width; /* of inputs; 0: none */
     int64_t row, pieces, valid_count;
@@ -135,6 +136,7 @@ static void put_padding(kd_rows *rows, int64_t count)
         rows->tokens[row] = 0;
         rows->positions[row] = (int32_t)i;
         rows->documents[row] = rows->labels[row] = -1;
+        if (rows->samples) rows->samples[row] = 0;
         for (int64_t k = 0; k < rows->width; k++) rows->inputs[row * rows->width + k] = 0.0f;
     }
 }
@@ -181,6 +183,7 @@ static kd_status put_inputs(kd_rows *rows, kd_loader *loader, int source, int64_
     rows->cu[rows->pieces++] = (int32_t)row;
     rows->tokens[row] = rows->positions[row] = 0;
     rows->documents[row] = (int32_t)sample;
+    rows->samples[row] = (int32_t)(loader->sources[source].first + sample);
     rows->valid[rows->valid_count++] = (int32_t)row;
     return kd_samples_read(rows->inputs + row * rows->width, &rows->labels[row], s->samples,
                            sample);
@@ -374,19 +377,24 @@ static kd_status check_options(const kd_loader_options *o)
     return KD_OK;
 }
 
-static kd_status open_samples(kd_source *s, const kd_loader_options *o, const char *file)
+static kd_status open_samples(kd_loader *loader, int index)
 {
+    const kd_loader_options *o = &loader->options;
     const kd_samples_options samples = { o->inputs, o->vocabulary };
-    KD_TRY(kd_samples_open(&s->samples, file, &samples));
+    kd_source *s = &loader->sources[index];
+    KD_TRY(kd_samples_open(&s->samples, o->files[index], &samples));
     s->epoch_samples = kd_samples_count(s->samples);
-    return KD_OK;
+    s->first = index ? s[-1].first + s[-1].epoch_samples : 0;
+    if (s->first + s->epoch_samples <= INT32_MAX) return KD_OK;
+    return kd_fail(KD_ENOTSUP, "%s: found sample %" PRId64 " of all sources, expected at most %d",
+                   o->files[index], s->first + s->epoch_samples, INT32_MAX);
 }
 
 static kd_status open_source(kd_loader *loader, int index)
 {
     const kd_loader_options *o = &loader->options;
     kd_source *s = &loader->sources[index];
-    if (o->inputs) return open_samples(s, o, o->files[index]);
+    if (o->inputs) return open_samples(loader, index);
     const kd_text_options text = { o->vocabulary, o->tokenizer, o->fingerprint };
     KD_TRY(kd_text_open(&s->text, o->files[index], &text));
     const int64_t documents = kd_text_documents(s->text), tokens = kd_text_tokens(s->text);
@@ -424,12 +432,16 @@ static kd_status open_slot(kd_loader *loader, kd_slot *slot)
         KD_TRY(KD_ARENA_ARRAY(&r->cu, loader->arena, n + 1));
         KD_TRY(KD_ARENA_ARRAY(&r->valid, loader->arena, n));
         r->width = loader->options.inputs;
-        if (r->width) KD_TRY(KD_ARENA_ARRAY(&r->inputs, loader->arena, n * r->width));
+        if (r->width) {
+            KD_TRY(KD_ARENA_ARRAY(&r->inputs, loader->arena, n * r->width));
+            KD_TRY(KD_ARENA_ARRAY(&r->samples, loader->arena, n));
+        }
         slot->batch.micro[m] = (kd_micro_batch){
             .tokens = r->tokens,
             .positions = r->positions,
             .labels = r->labels,
             .inputs = r->inputs,
+            .samples = r->samples,
             .documents = r->documents,
             .cu = r->cu,
             .valid = r->valid,

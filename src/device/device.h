@@ -275,6 +275,7 @@ typedef struct kd_slab {
     int moments;                                      /* 0, 1 (momentum) or 2 (Adam) */
     kd_tensor weights, masters, gradients, moment[2]; /* [params.elements]; masters may be absent */
     kd_tensor codes, scales; /* e4m3 [params.codes], f32 [params.scales]; absent without codes */
+    kd_tensor states;        /* f32 [params.states]; absent without */
 } kd_slab;
 
 /* Bytes that kd_slab_open will take; the plan prints them.  `params` must be laid out. */

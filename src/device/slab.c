@@ -16,7 +16,7 @@ size_t kd_slab_bytes(const kd_params *params, kd_dtype dtype, bool trainable, in
     }
     if (params->codes > 0)
         bytes += array_bytes(params->codes, KD_F8_E4M3) + array_bytes(params->scales, KD_F32);
-    return bytes;
+    return bytes + array_bytes(params->states, KD_F32);
 }
 
 /* One array of the slab: from the device, or an address nobody may touch. */
@@ -55,6 +55,9 @@ kd_status kd_slab_open(kd_slab *slab, kd_device *device, const kd_params *params
     kd_status status;
     KD_TRY_GOTO(take(&slab->weights, slab, dtype, "weights", planning), status, failed);
     KD_TRY_GOTO(take_codes(slab, planning), status, failed);
+    if (params->states > 0)
+        KD_TRY_GOTO(take_array(&slab->states, slab, KD_F32, params->states, "states", planning),
+                    status, failed);
     if (!trainable) return KD_OK;
     KD_TRY_GOTO(take(&slab->gradients, slab, KD_F32, "gradients", planning), status, failed);
     for (int i = 0; i < slab->moments; i++)
@@ -73,6 +76,7 @@ void kd_slab_close(kd_slab *slab)
         kd_device_release(slab->device, slab->weights.data);
         kd_device_release(slab->device, slab->codes.data);
         kd_device_release(slab->device, slab->scales.data);
+        kd_device_release(slab->device, slab->states.data);
         kd_device_release(slab->device, slab->masters.data);
         kd_device_release(slab->device, slab->gradients.data);
         kd_device_release(slab->device, slab->moment[0].data);
@@ -89,30 +93,34 @@ static kd_tensor view(const kd_slab *slab, const kd_tensor *array, int index)
     return kd_tensor_of(at, array->dtype, p->shape);
 }
 
-static bool is_e4m3(const kd_slab *slab, int index)
+static bool has_flag(const kd_slab *slab, int index, kd_param_flag flag)
 {
-    return index >= 0 && slab->params.items[index].flags & KD_PARAM_E4M3;
+    return index >= 0 && slab->params.items[index].flags & flag;
 }
 
 kd_tensor kd_slab_weight(const kd_slab *slab, int index)
 {
-    return view(slab, is_e4m3(slab, index) ? &slab->codes : &slab->weights, index);
+    if (has_flag(slab, index, KD_PARAM_E4M3)) return view(slab, &slab->codes, index);
+    if (has_flag(slab, index, KD_PARAM_STATE)) return view(slab, &slab->states, index);
+    return view(slab, &slab->weights, index);
 }
 
 kd_tensor kd_slab_scale(const kd_slab *slab, int index)
 {
-    if (!is_e4m3(slab, index)) return (kd_tensor){ 0 };
+    if (!has_flag(slab, index, KD_PARAM_E4M3)) return (kd_tensor){ 0 };
     const kd_param *p = &slab->params.items[index];
     return kd_tensor_slice(&slab->scales, 0, p->scale, p->shape.dim[0]);
 }
 
 kd_tensor kd_slab_gradient(const kd_slab *slab, int index)
 {
+    if (has_flag(slab, index, KD_PARAM_STATE)) return (kd_tensor){ 0 };
     return view(slab, &slab->gradients, index);
 }
 
 kd_tensor kd_slab_master(const kd_slab *slab, int index)
 {
-    return kd_present(&slab->masters) ? view(slab, &slab->masters, index)
-                                      : kd_slab_weight(slab, index);
+    if (has_flag(slab, index, KD_PARAM_STATE) || !kd_present(&slab->masters))
+        return kd_slab_weight(slab, index);
+    return view(slab, &slab->masters, index);
 }

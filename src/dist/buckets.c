@@ -28,9 +28,9 @@ kd_status kd_buckets_create(kd_buckets *buckets, kd_arena *arena, kd_comm *comm,
     if (!slab->trainable)
         return kd_fail(KD_EINVAL, "buckets: found a frozen slab, expected a trainable one");
     *buckets = (kd_buckets){ .comm = comm, .slab = slab, .arena = arena };
-    KD_TRY(KD_ARENA_ARRAY(&buckets->items, arena, params->count));
+    KD_TRY(KD_ARENA_ARRAY(&buckets->items, arena, params->trained));
     int64_t end = params->elements;
-    for (int last = params->count - 1, i = last; i >= 0; i--) {
+    for (int last = params->trained - 1, i = last; i >= 0; i--) {
         const kd_param *p = &params->items[i];
         const bool border = i == 0 || params->items[i - 1].block != p->block;
         if (!border || (i > 0 && end - p->offset < min_elements)) continue;

@@ -304,7 +304,7 @@ static kd_status read_eos(kd_config *c, const reader *r, int64_t fallback)
     const char *key = "eos_token_id";
     const json_t *value = get(r, key);
     const size_t most = sizeof c->eos / sizeof c->eos[0] - 1;
-    c->eos[1] = -1;
+    for (size_t i = 0; i <= most; i++) c->eos[i] = -1; /* what config.json said is gone */
     if (!json_is_array(value)) return read_token(&c->eos[0], c, r, key, fallback);
     if (json_array_size(value) > most) return refuse(r, key, "at most 7 token ids");
     size_t n = 0;
@@ -313,7 +313,6 @@ static kd_status read_eos(kd_config *c, const reader *r, int64_t fallback)
         KD_TRY(token_id(&id, c, r, key, json_array_get(value, i)));
         if (id >= 0) c->eos[n++] = id;
     }
-    c->eos[n] = -1;
     return KD_OK;
 }
 

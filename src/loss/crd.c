@@ -102,5 +102,6 @@ const kd_feature_type kd_feature_crd = {
                { "teacher_bank", "[n, D]", KD_READ_STATE },
                { "partition", "[2]", KD_READ_STATE } },
     .options = rows,
+    .relates = true,
     .run = run,
 };

@@ -208,7 +208,7 @@ typedef struct kd_projected {
 KD_MUST_CHECK kd_status kd_projector_forward(kd_projected *saved, kd_exec *exec, const kd_tensor *x,
                                              const kd_slab *slab, const kd_projector *projector);
 
-/* Adds to the slab's gradients, and to dx. */
+/* Adds to the slab's gradients, and to dx where that is present. */
 KD_MUST_CHECK kd_status kd_projector_backward(kd_exec *exec, const kd_tensor *dx,
                                               const kd_tensor *dy, const kd_tensor *x,
                                               const kd_projected *saved, const kd_slab *slab,
@@ -222,20 +222,31 @@ typedef enum kd_layer_rule {
     KD_LAYERS_LIST,
 } kd_layer_rule;
 
+enum { KD_MAX_STATES = 4 };
+
 typedef struct kd_layer_pair {
     int student, teacher;
-    kd_projector projector; /* of it, or of all pairs */
-    int parameter;          /* what the loss itself trains; -1: nothing */
+    kd_projector projector;    /* of it, or of all pairs */
+    kd_projector to_teacher;   /* of the teacher's rows, of a loss that trains one */
+    int parameter;             /* what the loss itself trains; -1: nothing */
+    int states[KD_MAX_STATES]; /* what it keeps, in the order of its reads */
 } kd_layer_pair;
 
-/* The term is the sum over its pairs of layers. */
+/*
+ * The term is the sum over its pairs of layers.
+ *
+ * A loss that keeps banks compares both sides' rows behind a projector each, `dimension` wide, and reads
+ * `negatives` other samples of each; its banks have a row for every sample of the data.
+ */
 struct kd_tapped {
     const kd_feature_type *type;
     const void *options; /* as the type's rows parsed them */
     kd_tap_kind kind;    /* of both models; queries bring keys where the type reads both */
     kd_layer_rule rule;
     kd_projector_options projector;
-    kd_layer_pair *pairs; /* of KD_LAYERS_LIST from the beginning, else bound */
+    int64_t dimension, negatives; /* 0: of a loss without banks */
+    const kd_crd_classes *data;   /* the same: NULL */
+    kd_layer_pair *pairs;         /* of KD_LAYERS_LIST from the beginning, else bound */
     int count;
 };
 
@@ -250,6 +261,10 @@ void kd_tapped_help(void *file);
  * the models cannot feed, and what they do offer. */
 KD_MUST_CHECK kd_status kd_terms_bind(kd_term *terms, int count, kd_arena *arena,
                                       const kd_offer *offers);
+
+/* Whether one of them keeps banks of samples; and gives those the samples that there are. */
+bool kd_terms_keep_banks(const kd_term *terms, int count);
+void kd_terms_give_data(kd_term *terms, int count, const kd_crd_classes *data);
 
 /* Of bound terms: asks for their taps, `taps` indexed by model; declares what of `student`'s terms is
  * trained, as parameters of `block`; gives them their first values, the same for the same seed. */
@@ -268,21 +283,22 @@ typedef struct kd_watch {
     void *context;
 } kd_watch;
 
-/* Sums a contiguous f32 tensor over the ranks of a run, on the exec's queue. */
-typedef struct kd_ranks_sum {
+/* The ranks of a run.  `gather` fills all parts of `all` [size * n, ...], contiguous and of any type, of
+ * which this rank has written its own, on the exec's queue. */
+typedef struct kd_peers {
     int rank, size;
-    kd_status (*sum)(void *context, kd_exec *exec, const kd_tensor *t);
+    kd_status (*gather)(void *context, kd_exec *exec, const kd_tensor *all);
     void *context;
-} kd_ranks_sum;
+} kd_peers;
 
 typedef struct kd_objective {
     const kd_term *terms;
     int count;
-    int64_t chunk;      /* rows of the head at a time */
-    int64_t classes;    /* columns of every softmax: padding is outside */
-    bool f32_logits;    /* also in training; else they are in the models' type */
-    kd_watch watch;     /* of what is measured; see NULL: nobody */
-    kd_ranks_sum ranks; /* size 0: there is one */
+    int64_t chunk;   /* rows of the head at a time */
+    int64_t classes; /* columns of every softmax: padding is outside */
+    bool f32_logits; /* also in training; else they are in the models' type */
+    kd_watch watch;  /* of what is measured; see NULL: nobody */
+    kd_peers ranks;  /* size 0: there is one */
 } kd_objective;
 
 /*
@@ -338,9 +354,13 @@ typedef struct kd_tapped_batch {
     const kd_targets *targets;
     const kd_tensor *documents; /* i32: first rows of documents, then the number of rows */
     const kd_slab *slab;        /* of the student */
-    /* Losses that relate samples take those of all ranks, each rank the gradient of its own; NULL: of
-     * this one alone.  A batch of several micro-batches is related one micro-batch at a time. */
-    const kd_ranks_sum *ranks;
+    /* Losses that relate samples take those of all ranks, each rank the gradient of its own.  A batch
+     * of several micro-batches is related one micro-batch at a time. */
+    const kd_peers *ranks;
+    /* Of losses that keep banks: i32 [ranks N], which of the data's samples the rows are, and i32
+     * [ranks N, K] for each of the objective's terms (kd_tapped_run's: of its own).  Of these every
+     * rank has written its part. */
+    const kd_tensor *samples, *negatives;
 } kd_tapped_batch;
 
 /* Adds to the taps' gradients, to the slab's of projectors, and to the terms' totals. */

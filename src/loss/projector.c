@@ -56,7 +56,6 @@ static kd_tensor as_matrix(kd_tensor weight)
 kd_status kd_projector_declare(kd_projector *p, kd_params *params, const char *name, int block)
 {
     const kd_projector_options *o = p->options;
-    const unsigned kept = KD_PARAM_EXTRA | (o->trainable ? 0 : KD_PARAM_STATE);
     const unsigned decays = o->trainable ? KD_PARAM_DECAY : 0;
     const int count = matrices(p);
     char full[128];
@@ -65,10 +64,12 @@ kd_status kd_projector_declare(kd_projector *p, kd_params *params, const char *n
     for (int i = 0; i < count; i++) {
         const kd_shape shape = weight_shape(p, i);
         snprintf(full, sizeof full, "%s.%d.weight", name, i);
-        KD_TRY(kd_params_declare(&p->weight[i], params, full, shape, kept | decays, block));
+        KD_TRY(
+            kd_params_declare(&p->weight[i], params, full, shape, KD_PARAM_EXTRA | decays, block));
         if (!o->bias) continue;
         snprintf(full, sizeof full, "%s.%d.bias", name, i);
-        KD_TRY(kd_params_declare(&p->bias[i], params, full, KD_SHAPE(shape.dim[0]), kept, block));
+        KD_TRY(kd_params_declare(&p->bias[i], params, full, KD_SHAPE(shape.dim[0]), KD_PARAM_EXTRA,
+                                 block));
     }
     return KD_OK;
 }
@@ -189,7 +190,7 @@ kd_status kd_projector_forward(kd_projected *s, kd_exec *exec, const kd_tensor *
 
 /* ---- backward --------------------------------------------------------------------------------- */
 
-/* Adds to what the slab has as gradients of matrix i; writes dx = dy W. */
+/* Adds to what the slab has as gradients of matrix i; writes dx = dy W, unless that is NULL. */
 static kd_status multiply_backward(kd_tensor *dx, kd_exec *exec, const kd_tensor *dy,
                                    const kd_tensor *x, const kd_slab *slab, const kd_projector *p,
                                    int i)
@@ -202,6 +203,7 @@ static kd_status multiply_backward(kd_tensor *dx, kd_exec *exec, const kd_tensor
         KD_TRY(KD_RUN(exec, matmul_add, .y = &d_weight, .a = &d_rows, .b = x));
         if (kd_present(&d_bias)) KD_TRY(KD_RUN(exec, sum_columns, .y = &d_bias, .x = dy));
     }
+    if (!dx) return KD_OK;
     KD_TRY(kd_push(dx, exec, "d projector input", x->dtype, kd_shape_of(x)));
     return KD_RUN(exec, matmul, .y = dx, .a = dy, .b = &weight);
 }
@@ -223,8 +225,8 @@ static kd_status activate_backward(kd_tensor *dx, kd_exec *exec, const kd_tensor
                : KD_RUN(exec, gelu_backward, .dx = dx, .dy = dy, .x = x, .tanh_form = false);
 }
 
-/* From the gradient of s->raw to that of s->x. */
-static kd_status project_backward(kd_tensor *d, kd_exec *exec, const kd_tensor *x,
+/* From the gradient of s->raw to that of s->x, which stays unknown unless it is `wanted`. */
+static kd_status project_backward(kd_tensor *d, kd_exec *exec, bool wanted, const kd_tensor *x,
                                   const kd_projected *s, const kd_slab *slab, const kd_projector *p)
 {
     const kd_tensor *read = convolves(p) ? &s->patches : &s->x;
@@ -238,8 +240,8 @@ static kd_status project_backward(kd_tensor *d, kd_exec *exec, const kd_tensor *
         KD_TRY(multiply_backward(&d_active, exec, &dy, &s->active, slab, p, 1));
         KD_TRY(activate_backward(&dy, exec, &d_active, &s->middle, p->options->activation));
     }
-    KD_TRY(multiply_backward(d, exec, &dy, read, slab, p, 0));
-    if (!convolves(p)) return KD_OK;
+    KD_TRY(multiply_backward(wanted ? d : NULL, exec, &dy, read, slab, p, 0));
+    if (!wanted || !convolves(p)) return KD_OK;
     const kd_tensor d_patches = *d;
     const kd_patch_shape shape = patch_shape(p, x);
     return kd_patches_backward(d, exec, &d_patches, &shape);
@@ -276,8 +278,9 @@ kd_status kd_projector_backward(kd_exec *exec, const kd_tensor *dx, const kd_ten
         KD_TRY(unit_backward(&next, exec, &d, &s->raw, &s->norm_y));
         d = next;
     }
-    if (matrices(p) > 0) KD_TRY(project_backward(&d, exec, x, s, slab, p));
-    KD_TRY(give(exec, dx, d, x, s));
+    const bool wanted = kd_present(dx); /* not of a teacher's: only the projector learns */
+    if (matrices(p) > 0) KD_TRY(project_backward(&d, exec, wanted, x, s, slab, p));
+    if (wanted) KD_TRY(give(exec, dx, d, x, s));
     kd_stack_release(exec->stack, mark);
     return KD_OK;
 }

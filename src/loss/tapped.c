@@ -26,10 +26,17 @@ const kd_read *kd_tapped_parameter(const kd_feature_type *type)
     return read->name ? read : NULL;
 }
 
+const kd_read *kd_tapped_state(const kd_read *from)
+{
+    while (from->name && !(from->flags & KD_READ_STATE)) from++;
+    return from->name ? from : NULL;
+}
+
 /* ---- the run file ----------------------------------------------------------------------------- */
 
 typedef struct tapped_options {
     int of; /* of the three that attention has */
+    int64_t dimension, negatives;
 } tapped_options;
 
 static const kd_tap_kind attention_kinds[] = { KD_TAP_VALUE, KD_TAP_QUERY, KD_TAP_KEY };
@@ -39,6 +46,23 @@ static const kd_option heads_rows[] = {
       "what of a block's attention is compared" },
     { 0 },
 };
+
+static const kd_option bank_rows[] = {
+    { "dimension", KD_INT, offsetof(tapped_options, dimension), "128", 1, 1 << 16, "columns",
+      "of what both sides are brought to, and of the banks" },
+    { "negatives", KD_INT, offsetof(tapped_options, negatives), "16384", 1, 1 << 24, "samples",
+      "that each is told from, drawn anew in every step" },
+    { 0 },
+};
+
+static const kd_option no_rows[] = { { 0 } };
+
+/* Options of the term that are none of the type's. */
+static const kd_option *own_rows(const kd_feature_type *type)
+{
+    if (kd_tapped_state(type->reads)) return bank_rows;
+    return kd_tapped_form_of(type) == KD_TAPPED_HEADS ? heads_rows : no_rows;
+}
 
 static const char *const rules[] = {
     [KD_LAYERS_LAST] = "last", [KD_LAYERS_UNIFORM] = "uniform", NULL
@@ -118,8 +142,6 @@ static kd_status names_of(const char ***names, kd_arena *arena, const kd_option 
     return KD_OK;
 }
 
-static const kd_option no_rows[] = { { 0 } };
-
 kd_status kd_tapped_parse(kd_tapped **out, kd_arena *arena, const kd_node *node, const char *path,
                           const kd_feature_type *type)
 {
@@ -127,36 +149,34 @@ kd_status kd_tapped_parse(kd_tapped **out, kd_arena *arena, const kd_node *node,
     unsigned char *options;
     const char **names, *inner;
     tapped_options own = { 0 };
-    for (const kd_read *r = type->reads; r->name; r++)
-        if (r->flags & KD_READ_STATE)
-            return kd_node_fail(
-                node, path, "%s keeps a %s %s, for which a run has no place; kd loss %s takes one",
-                type->name, r->name, r->shape, type->name);
-    const bool heads = kd_tapped_form_of(type) == KD_TAPPED_HEADS;
-    const kd_option *own_rows = heads ? heads_rows : no_rows;
+    const kd_tapped_form form = kd_tapped_form_of(type);
     const kd_option *rows = type->options ? type->options : no_rows;
     KD_TRY(KD_ARENA_ARRAY(&t, arena, 1));
     KD_TRY(KD_ARENA_ARRAY(&options, arena, KD_FEATURE_OPTION_BYTES));
-    KD_TRY(names_of(&names, arena, own_rows, rows));
-    *t = (kd_tapped){ .type = type, .options = options };
-    KD_TRY(kd_options_parse(&own, own_rows, arena, node, path, names));
+    KD_TRY(names_of(&names, arena, own_rows(type), rows));
+    KD_TRY(kd_options_parse(&own, own_rows(type), arena, node, path, names));
+    *t = (kd_tapped){
+        .type = type, .options = options, .dimension = own.dimension, .negatives = own.negatives
+    };
     KD_TRY(kd_options_parse(options, rows, arena, node, path, names));
     KD_TRY(kd_arena_format(&inner, arena, "%s.layers", path));
     KD_TRY(parse_layers(t, arena, kd_node_find(node, "layers"), inner));
     KD_TRY(kd_arena_format(&inner, arena, "%s.projector", path));
     KD_TRY(parse_projector(t, arena, node, inner));
+    /* Two models are as wide as each other by chance: what banks hold is projected unless said. */
+    if (t->dimension && !kd_node_find(node, "projector")) t->projector.kind = KD_PROJECTOR_LINEAR;
     t->kind = KD_TAP_HIDDEN;
-    if (kd_tapped_form_of(type) == KD_TAPPED_MAPS) t->kind = KD_TAP_QUERY;
-    if (heads) t->kind = attention_kinds[own.of];
+    if (form == KD_TAPPED_MAPS) t->kind = KD_TAP_QUERY;
+    if (form == KD_TAPPED_HEADS) t->kind = attention_kinds[own.of];
     *out = t;
     return KD_OK;
 }
 
-static int of_kind(kd_tap_kind kind)
+static tapped_options own_options(const kd_tapped *t)
 {
-    int i = 0;
-    while (attention_kinds[i] != kind) i++;
-    return i;
+    tapped_options own = { .dimension = t->dimension, .negatives = t->negatives };
+    while (own.of + 1 < KD_COUNT(attention_kinds) && attention_kinds[own.of] != t->kind) own.of++;
+    return own;
 }
 
 static json_t *layers_json(const kd_tapped *t)
@@ -171,15 +191,12 @@ static json_t *layers_json(const kd_tapped *t)
 
 kd_status kd_tapped_json(json_t *term, const kd_tapped *t)
 {
-    const kd_tapped_form form = kd_tapped_form_of(t->type);
+    const tapped_options own = own_options(t);
     (void)json_object_set_new(term, "type", json_string(t->type->name));
     (void)json_object_set_new(term, "layers", layers_json(t));
-    if (form == KD_TAPPED_HEADS) {
-        const tapped_options own = { of_kind(t->kind) };
-        KD_TRY(kd_options_json(term, &own, heads_rows));
-    }
+    KD_TRY(kd_options_json(term, &own, own_rows(t->type)));
     if (t->type->options) KD_TRY(kd_options_json(term, t->options, t->type->options));
-    if (form != KD_TAPPED_FEATURES) return KD_OK;
+    if (kd_tapped_form_of(t->type) != KD_TAPPED_FEATURES) return KD_OK;
     json_t *projector = json_object();
     (void)json_object_set_new(term, "projector", projector); /* which refuses NULL */
     return kd_options_json(projector, &t->projector, kd_projector_rows);
@@ -208,6 +225,9 @@ kd_status kd_tapped_print(const char **text, kd_arena *arena, const kd_tapped *t
     for (int i = 0; i < t->count; i++)
         KD_TRY(kd_arena_format(text, arena, "%s%s%d-%d", *text, i ? " " : "", t->pairs[i].student,
                                t->pairs[i].teacher));
+    if (t->dimension)
+        KD_TRY(kd_arena_format(text, arena, "%s, dimension %lld, negatives %lld", *text,
+                               (long long)t->dimension, (long long)t->negatives));
     KD_TRY(print_options(text, arena, t->options, t->type->options));
     if (t->projector.kind == KD_PROJECTOR_NONE && !t->projector.normalise) return KD_OK;
     KD_TRY(kd_arena_format(text, arena, "%s, projector", *text));
@@ -224,7 +244,7 @@ void kd_tapped_help(void *file)
         const kd_feature_type *type = kd_feature_types[i];
         char path[64];
         snprintf(path, sizeof path, "loss.%s", type->name);
-        if (kd_tapped_form_of(type) == KD_TAPPED_HEADS) kd_options_help(file, path, heads_rows);
+        kd_options_help(file, path, own_rows(type));
         if (type->options) kd_options_help(file, path, type->options);
     }
 }

@@ -16,4 +16,7 @@ kd_tapped_form kd_tapped_form_of(const kd_feature_type *type);
 /* What the loss trains of its own; NULL: nothing. */
 const kd_read *kd_tapped_parameter(const kd_feature_type *type);
 
+/* The first read from `from` on that the loss keeps; NULL: none. */
+const kd_read *kd_tapped_state(const kd_read *from);
+
 #endif

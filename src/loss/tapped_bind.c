@@ -1,7 +1,9 @@
 /* Terms over taps meet the models: layers, widths, taps and parameters. */
 #include "loss/tapped.h"
 
+#include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 
 /* ---- refusals --------------------------------------------------------------------------------- */
 
@@ -85,6 +87,39 @@ static bool wants_equal(const kd_feature_type *type)
     return student && teacher && strcmp(student, teacher) == 0;
 }
 
+/* One projector for all pairs wants all as wide. */
+static kd_status check_shared(const kd_term *term, const kd_layer_pair *pair, const kd_projector *a,
+                              const kd_projector *b)
+{
+    const kd_layer_pair *first = &term->tapped->pairs[0];
+    if (!term->tapped->projector.shared || (a->in == b->in && a->out == b->out)) return KD_OK;
+    return kd_fail(KD_EINVAL,
+                   "loss.%s.projector.shared: layers %d-%d want one from %lld to %lld, layers "
+                   "%d-%d from %lld to %lld",
+                   term->name, first->student, first->teacher, (long long)a->in, (long long)a->out,
+                   pair->student, pair->teacher, (long long)b->in, (long long)b->out);
+}
+
+/* Both sides go to the banks' dimension. */
+static kd_status bind_banks(const kd_term *term, kd_layer_pair *pair, const kd_offer *student,
+                            const kd_offer *teacher)
+{
+    const kd_tapped *t = term->tapped;
+    const int64_t in = student->widths[pair->student], its = teacher->widths[pair->teacher];
+    pair->projector = (kd_projector){ .options = &t->projector, .in = in, .out = t->dimension };
+    pair->to_teacher = (kd_projector){ .options = &t->projector, .in = its, .out = t->dimension };
+    KD_TRY(check_shared(term, pair, &t->pairs[0].projector, &pair->projector));
+    KD_TRY(check_shared(term, pair, &t->pairs[0].to_teacher, &pair->to_teacher));
+    if (t->projector.kind != KD_PROJECTOR_NONE || (in == t->dimension && its == t->dimension))
+        return KD_OK;
+    return kd_fail(
+        KD_EINVAL,
+        "loss.%s: hidden[%d] of %s is %lld wide, hidden[%d] of %s %lld, and dimension is "
+        "%lld: `projector: linear` (or mlp) brings both to it",
+        term->name, pair->student, student->label, (long long)in, pair->teacher, teacher->label,
+        (long long)its, (long long)t->dimension);
+}
+
 static kd_status bind_pair(const kd_term *term, kd_layer_pair *pair, const kd_offer *student,
                            const kd_offer *teacher)
 {
@@ -93,16 +128,10 @@ static kd_status bind_pair(const kd_term *term, kd_layer_pair *pair, const kd_of
     KD_TRY(check_layer(term, pair->student, student));
     KD_TRY(check_layer(term, pair->teacher, teacher));
     if (t->kind != KD_TAP_HIDDEN) return KD_OK;
+    if (t->dimension) return bind_banks(term, pair, student, teacher);
     const int64_t in = student->widths[pair->student], out = teacher->widths[pair->teacher];
     pair->projector = (kd_projector){ .options = &t->projector, .in = in, .out = out };
-    const kd_projector *first = &t->pairs[0].projector;
-    if (t->projector.shared && (first->in != in || first->out != out))
-        return kd_fail(KD_EINVAL,
-                       "loss.%s.projector.shared: layers %d-%d want one from %lld to %lld, layers "
-                       "%d-%d from %lld to %lld",
-                       term->name, t->pairs[0].student, t->pairs[0].teacher, (long long)first->in,
-                       (long long)first->out, pair->student, pair->teacher, (long long)in,
-                       (long long)out);
+    KD_TRY(check_shared(term, pair, &t->pairs[0].projector, &pair->projector));
     if (in == out || t->projector.kind != KD_PROJECTOR_NONE || !wants_equal(t->type)) return KD_OK;
     return kd_fail(KD_EINVAL,
                    "loss.%s: hidden[%d] of %s is %lld wide, hidden[%d] of %s %lld: `projector: "
@@ -126,6 +155,19 @@ kd_status kd_terms_bind(kd_term *terms, int count, kd_arena *arena, const kd_off
     return KD_OK;
 }
 
+bool kd_terms_keep_banks(const kd_term *terms, int count)
+{
+    for (int i = 0; i < count; i++)
+        if (terms[i].tapped && terms[i].tapped->dimension) return true;
+    return false;
+}
+
+void kd_terms_give_data(kd_term *terms, int count, const kd_crd_classes *data)
+{
+    for (int i = 0; i < count; i++)
+        if (terms[i].tapped && terms[i].tapped->dimension) terms[i].tapped->data = data;
+}
+
 /* ---- taps and parameters ---------------------------------------------------------------------- */
 
 kd_status kd_terms_request(const kd_term *terms, int count, kd_taps *const *taps)
@@ -145,7 +187,7 @@ kd_status kd_terms_request(const kd_term *terms, int count, kd_taps *const *taps
     return KD_OK;
 }
 
-/* Of pair `k`: its projector, where it is its own, and what the loss trains beside it. */
+/* Of pair `k`: its projectors, where they are its own, and what the loss trains beside them. */
 static kd_status declare_pair(const kd_term *term, int k, kd_params *params, int block)
 {
     const kd_tapped *t = term->tapped;
@@ -155,10 +197,14 @@ static kd_status declare_pair(const kd_term *term, int k, kd_params *params, int
     pair->parameter = -1;
     if (t->kind != KD_TAP_HIDDEN) return KD_OK;
     snprintf(name, sizeof name, "loss.%s.%d", term->name, k);
-    if (k > 0 && t->projector.shared)
+    if (k > 0 && t->projector.shared) {
         pair->projector = t->pairs[0].projector;
-    else
+        pair->to_teacher = t->pairs[0].to_teacher;
+    } else {
         KD_TRY(kd_projector_declare(&pair->projector, params, name, block));
+        snprintf(full, sizeof full, "%s.teacher", name);
+        if (t->dimension) KD_TRY(kd_projector_declare(&pair->to_teacher, params, full, block));
+    }
     if (!own) return KD_OK;
     /* One for each channel of what is compared. */
     snprintf(full, sizeof full, "%s.%s", name, own->name);
@@ -166,14 +212,43 @@ static kd_status declare_pair(const kd_term *term, int k, kd_params *params, int
                              KD_PARAM_EXTRA, block);
 }
 
+/* "[n, D]" of a bank, "[2]": the number of samples, the dimension, or as it says. */
+static kd_shape state_shape(const kd_read *state, const kd_tapped *t)
+{
+    kd_shape shape = { .rank = 0 };
+    for (const char *c = state->shape; *c; c++) {
+        if (strchr("[, ]", *c)) continue;
+        shape.dim[shape.rank++] = *c == 'n'   ? t->data->samples
+                                  : *c == 'D' ? t->dimension
+                                              : *c - '0';
+    }
+    return shape;
+}
+
+static kd_status declare_states(const kd_term *term, int k, kd_params *params, int block)
+{
+    const kd_tapped *t = term->tapped;
+    const kd_read *state = kd_tapped_state(t->type->reads);
+    char name[96];
+    for (int i = 0; state; state = kd_tapped_state(state + 1), i++) {
+        snprintf(name, sizeof name, "loss.%s.%d.%s", term->name, k, state->name);
+        KD_TRY(kd_params_declare(&t->pairs[k].states[i], params, name, state_shape(state, t),
+                                 KD_PARAM_EXTRA | KD_PARAM_STATE, block));
+    }
+    return KD_OK;
+}
+
 kd_status kd_terms_declare(const kd_term *terms, int count, kd_params *params, int student,
                            int block)
 {
-    for (int i = 0; i < count; i++) {
-        const kd_tapped *t = terms[i].tapped;
-        if (!t || terms[i].student != student) continue;
-        for (int k = 0; k < t->count; k++) KD_TRY(declare_pair(&terms[i], k, params, block));
-    }
+    for (int states = 0; states < 2; states++)
+        for (int i = 0; i < count; i++) {
+            const kd_tapped *t = terms[i].tapped;
+            if (!t || terms[i].student != student) continue;
+            for (int k = 0; k < t->count; k++)
+                KD_TRY(states ? declare_states(&terms[i], k, params, block)
+                              : declare_pair(&terms[i], k, params, block));
+        }
     return KD_OK;
 }
 
@@ -186,6 +261,40 @@ static kd_status begin(const kd_tapped *t, kd_exec *exec, const kd_slab *slab, i
     return KD_RUN(exec, fill, .y = &master, .value = value);
 }
 
+/* Rows of a bank point anywhere and are about 1 long; any other state is not known yet: 0. */
+static kd_status begin_state(kd_exec *exec, const kd_tensor *state, uint64_t stream, uint64_t seed)
+{
+    enum { PIECE = 1 << 18 };
+    const int64_t n = kd_tensor_elements(state);
+    const kd_tensor all = kd_tensor_of(state->data, KD_F32, KD_SHAPE(n));
+    const double reach = state->rank == 2 ? sqrt(3.0 / (double)state->shape[1]) : 0.0;
+    float *values = malloc(PIECE * sizeof *values);
+    if (!values) return kd_fail(KD_ENOMEM, "no memory for rows of a bank");
+    kd_status status = KD_OK;
+    for (int64_t at = 0; at < n && status == KD_OK; at += PIECE) {
+        const kd_tensor piece = kd_tensor_slice(&all, 0, at, kd_min_i64(PIECE, n - at));
+        for (int64_t i = 0; i < piece.shape[0]; i++) {
+            const double u = kd_random_uniform(seed, stream, (uint64_t)(at + i));
+            values[i] = (float)(reach * (2.0 * u - 1.0));
+        }
+        status = kd_upload(exec, &piece, values);
+        if (status == KD_OK) status = kd_sync(exec);
+    }
+    free(values);
+    return status;
+}
+
+static kd_status begin_states(const kd_tapped *t, const kd_layer_pair *pair, kd_exec *exec,
+                              const kd_slab *slab, uint64_t seed)
+{
+    const kd_read *state = kd_tapped_state(t->type->reads);
+    for (int i = 0; state; state = kd_tapped_state(state + 1), i++) {
+        const kd_tensor to = kd_slab_weight(slab, pair->states[i]);
+        KD_TRY(begin_state(exec, &to, (uint64_t)pair->states[i], seed));
+    }
+    return KD_OK;
+}
+
 kd_status kd_terms_initialise(const kd_term *terms, int count, kd_exec *exec, const kd_slab *slab,
                               int student, uint64_t seed)
 {
@@ -194,9 +303,13 @@ kd_status kd_terms_initialise(const kd_term *terms, int count, kd_exec *exec, co
         if (!t || terms[i].student != student || t->kind != KD_TAP_HIDDEN) continue;
         for (int k = 0; k < t->count; k++) {
             const kd_layer_pair *pair = &t->pairs[k];
-            if (k == 0 || !t->projector.shared)
+            if (k == 0 || !t->projector.shared) {
                 KD_TRY(kd_projector_initialise(&pair->projector, exec, slab, seed));
+                if (t->dimension)
+                    KD_TRY(kd_projector_initialise(&pair->to_teacher, exec, slab, seed));
+            }
             if (pair->parameter >= 0) KD_TRY(begin(t, exec, slab, pair->parameter));
+            KD_TRY(begin_states(t, pair, exec, slab, seed));
         }
     }
     return kd_sync(exec);

@@ -81,67 +81,129 @@ static kd_status run_attention(kd_exec *exec, const kd_tapped *t, kd_feature_arg
 }
 
 /* Rows of this rank among those of all, f32 [ranks N, ...]. */
-static kd_status gather(kd_tensor *all, kd_exec *exec, const kd_tensor *own,
-                        const kd_ranks_sum *ranks)
+static kd_status gather(kd_tensor *all, kd_exec *exec, const kd_tensor *own, const kd_peers *ranks)
 {
     const int64_t n = own->shape[0];
     kd_shape shape = kd_shape_of(own);
     shape.dim[0] = ranks->size * n;
     KD_TRY(kd_push(all, exec, "rows of all ranks", KD_F32, shape));
-    KD_TRY(KD_RUN(exec, fill, .y = all, .value = 0.0f));
     const kd_tensor part = kd_tensor_slice(all, 0, ranks->rank * n, n);
     KD_TRY(KD_RUN(exec, copy, .y = &part, .x = own));
-    return ranks->sum(ranks->context, exec, all);
+    return ranks->gather(ranks->context, exec, all);
 }
 
-/* The loss over the rows of all ranks; values and gradients of one's own are kept. */
-static kd_status run_gathered(kd_exec *exec, const kd_feature_type *type,
-                              const kd_feature_args *own, const kd_ranks_sum *ranks)
+/* Room for the gradient of all rows; nothing where one's own has none. */
+static kd_status gather_gradient(kd_tensor *d_all, kd_exec *exec, const kd_tensor *all,
+                                 const kd_tensor *d_own)
 {
+    if (!kd_present(d_own)) return KD_OK;
+    KD_TRY(kd_push(d_all, exec, "d rows of all ranks", KD_F32, kd_shape_of(all)));
+    return KD_RUN(exec, fill, .y = d_all, .value = 0.0f);
+}
+
+/* Adds one's own part of the gradient of all rows. */
+static kd_status keep_own(kd_exec *exec, const kd_tensor *d_own, const kd_tensor *d_all, int64_t at)
+{
+    kd_tensor part;
+    if (!kd_present(d_own)) return KD_OK;
+    const kd_tensor d = kd_tensor_slice(d_all, 0, at, d_own->shape[0]);
+    KD_TRY(kd_push(&part, exec, "d rows", d_own->dtype, kd_shape_of(d_own)));
+    KD_TRY(KD_RUN(exec, copy, .y = &part, .x = &d));
+    return KD_RUN(exec, add, .y = d_own, .a = d_own, .b = &part);
+}
+
+/* The loss over the rows of all ranks, so that what it keeps is the same on all of them; values and
+ * gradients of one's own are kept. */
+static kd_status run_gathered(kd_exec *exec, const kd_feature_type *type,
+                              const kd_feature_args *own, const kd_tapped_batch *batch)
+{
+    const kd_peers *ranks = batch->ranks;
     const int64_t n = own->student.shape[0], at = ranks->rank * n;
     kd_feature_args all = *own;
-    kd_tensor d_own;
     KD_TRY(gather(&all.student, exec, &own->student, ranks));
     KD_TRY(gather(&all.teacher, exec, &own->teacher, ranks));
     KD_TRY(gather(&all.weight, exec, &own->weight, ranks));
+    if (kd_present(&own->samples)) {
+        all.samples = *batch->samples;
+        all.negatives = *batch->negatives;
+        KD_TRY(ranks->gather(ranks->context, exec, &all.samples));
+        KD_TRY(ranks->gather(ranks->context, exec, &all.negatives));
+    }
     KD_TRY(kd_push(&all.loss, exec, "losses of all ranks", KD_F32, KD_SHAPE(ranks->size * n)));
-    KD_TRY(kd_push(&all.d_student, exec, "d rows of all ranks", KD_F32, kd_shape_of(&all.student)));
-    KD_TRY(KD_RUN(exec, fill, .y = &all.d_student, .value = 0.0f));
+    KD_TRY(gather_gradient(&all.d_student, exec, &all.student, &own->d_student));
+    KD_TRY(gather_gradient(&all.d_teacher, exec, &all.teacher, &own->d_teacher));
     KD_TRY(kd_feature_run(exec, type, &all));
     const kd_tensor loss = kd_tensor_slice(&all.loss, 0, at, n);
-    const kd_tensor d = kd_tensor_slice(&all.d_student, 0, at, n);
     KD_TRY(KD_RUN(exec, copy, .y = &own->loss, .x = &loss));
-    KD_TRY(kd_push(&d_own, exec, "d rows", own->d_student.dtype, kd_shape_of(&own->d_student)));
-    KD_TRY(KD_RUN(exec, copy, .y = &d_own, .x = &d));
-    return KD_RUN(exec, add, .y = &own->d_student, .a = &own->d_student, .b = &d_own);
+    KD_TRY(keep_own(exec, &own->d_student, &all.d_student, at));
+    return keep_own(exec, &own->d_teacher, &all.d_teacher, at);
 }
 
-static kd_status run_features(kd_exec *exec, const kd_tapped *t, const kd_layer_pair *pair,
-                              kd_feature_args *args, const sides *s, const kd_tapped_batch *batch)
+/* Rows of one side as a loss sees them, and where it leaves their gradient. */
+typedef struct rows {
+    const kd_tensor *x, *dx;
+    const kd_projector *projector; /* NULL: as they are */
+    kd_projected projected;
+    kd_tensor dy;
+} rows;
+
+static kd_status project(rows *r, kd_exec *exec, const kd_slab *slab)
 {
-    const bool projects = t->projector.kind != KD_PROJECTOR_NONE || t->projector.normalise;
-    const bool gathers = t->type->relates && batch->ranks && batch->ranks->size > 1;
-    const kd_tensor *x = &s->student->value, *dx = &s->student->gradient;
-    kd_projected projected = { .y = *x };
-    kd_tensor dy = *dx;
-    if (projects) {
-        KD_TRY(kd_projector_forward(&projected, exec, x, batch->slab, &pair->projector));
-        KD_TRY(kd_push(&dy, exec, "d projector output", x->dtype, kd_shape_of(&projected.y)));
-        KD_TRY(KD_RUN(exec, fill, .y = &dy, .value = 0.0f));
-    }
-    args->student = as_read(&projected.y, t->type);
-    args->d_student = as_read(&dy, t->type);
-    args->teacher = as_read(&s->teacher->value, t->type);
+    r->projected = (kd_projected){ .y = *r->x };
+    r->dy = *r->dx;
+    if (!r->projector) return KD_OK;
+    KD_TRY(kd_projector_forward(&r->projected, exec, r->x, slab, r->projector));
+    KD_TRY(kd_push(&r->dy, exec, "d projector output", r->x->dtype, kd_shape_of(&r->projected.y)));
+    return KD_RUN(exec, fill, .y = &r->dy, .value = 0.0f);
+}
+
+static kd_status project_back(const rows *r, kd_exec *exec, const kd_slab *slab)
+{
+    if (!r->projector) return KD_OK;
+    return kd_projector_backward(exec, r->dx, &r->dy, r->x, &r->projected, slab, r->projector);
+}
+
+/* What the loss trains and keeps of its own, and which samples it is about. */
+static void give_own(kd_feature_args *args, const kd_tapped *t, const kd_layer_pair *pair,
+                     const kd_tapped_batch *batch)
+{
+    const kd_read *state = kd_tapped_state(t->type->reads);
     if (pair->parameter >= 0) {
         const char *name = kd_tapped_parameter(t->type)->name;
         *kd_feature_operand(args, name, false) = kd_slab_master(batch->slab, pair->parameter);
         *kd_feature_operand(args, name, true) = kd_slab_gradient(batch->slab, pair->parameter);
     }
-    KD_TRY(gathers ? run_gathered(exec, t->type, args, batch->ranks)
-                   : kd_feature_run(exec, t->type, args));
-    return projects
-               ? kd_projector_backward(exec, dx, &dy, x, &projected, batch->slab, &pair->projector)
-               : KD_OK;
+    if (!state) return;
+    const int64_t n = args->student.shape[0], at = batch->ranks->rank * n;
+    args->samples = kd_tensor_slice(batch->samples, 0, at, n);
+    args->negatives = kd_tensor_slice(batch->negatives, 0, at, n);
+    for (int i = 0; state; state = kd_tapped_state(state + 1), i++)
+        *kd_feature_operand(args, state->name, false) =
+            kd_slab_weight(batch->slab, pair->states[i]);
+}
+
+static kd_status run_features(kd_exec *exec, const kd_tapped *t, const kd_layer_pair *pair,
+                              kd_feature_args *args, const sides *s, const kd_tapped_batch *batch)
+{
+    static const kd_tensor absent = { 0 };
+    const bool projects = t->projector.kind != KD_PROJECTOR_NONE || t->projector.normalise;
+    rows student = { .x = &s->student->value,
+                     .dx = &s->student->gradient,
+                     .projector = projects ? &pair->projector : NULL };
+    rows teacher = { .x = &s->teacher->value,
+                     .dx = &absent,
+                     .projector = projects && t->dimension ? &pair->to_teacher : NULL };
+    KD_TRY(project(&student, exec, batch->slab));
+    KD_TRY(project(&teacher, exec, batch->slab));
+    args->student = as_read(&student.projected.y, t->type);
+    args->d_student = as_read(&student.dy, t->type);
+    args->teacher = as_read(&teacher.projected.y, t->type);
+    args->d_teacher = as_read(&teacher.dy, t->type);
+    give_own(args, t, pair, batch);
+    KD_TRY(t->type->relates && batch->ranks->size > 1 ? run_gathered(exec, t->type, args, batch)
+                                                      : kd_feature_run(exec, t->type, args));
+    KD_TRY(project_back(&student, exec, batch->slab));
+    return project_back(&teacher, exec, batch->slab);
 }
 
 kd_status kd_tapped_run(const kd_term *term, int pair, kd_exec *exec, const kd_tapped_batch *batch,
@@ -177,11 +239,11 @@ static kd_tensor scale_of(const kd_tensor *scalars, int slot)
 static kd_status run_term(kd_exec *exec, const kd_term *term, const kd_tapped_batch *batch,
                           const kd_tensor *scale, const kd_tensor *total)
 {
-    const int64_t rows = batch->targets->weight.shape[0];
+    const int64_t n = batch->targets->weight.shape[0];
     const kd_mark mark = kd_stack_mark(exec->stack);
     kd_tensor loss;
-    KD_TRY(kd_push(&loss, exec, "losses over taps", KD_F32, KD_SHAPE(rows)));
-    const kd_tensor row = kd_tensor_of(loss.data, KD_F32, KD_SHAPE(1, rows));
+    KD_TRY(kd_push(&loss, exec, "losses over taps", KD_F32, KD_SHAPE(n)));
+    const kd_tensor row = kd_tensor_of(loss.data, KD_F32, KD_SHAPE(1, n));
     for (int k = 0; k < term->tapped->count; k++) {
         KD_TRY(kd_tapped_run(term, k, exec, batch, scale, &loss));
         KD_TRY(KD_RUN(exec, sum_rows, .y = total, .x = &row));
@@ -195,12 +257,14 @@ kd_status kd_objective_taps(const kd_objective *objective, kd_exec *exec, int st
                             const kd_tensor *totals)
 {
     int slot = kd_objective_row_terms(objective, student);
+    kd_tapped_batch own = *batch;
     for (int i = 0; i < objective->count; i++) {
         const kd_term *term = &objective->terms[i];
         if (term->student != student || !term->tapped) continue;
         const kd_tensor scale = scale_of(scalars, slot);
         const kd_tensor total = kd_tensor_slice(totals, 0, slot++, 1);
-        KD_TRY(run_term(exec, term, batch, &scale, &total));
+        own.negatives = batch->negatives + i;
+        KD_TRY(run_term(exec, term, &own, &scale, &total));
     }
     return KD_OK;
 }

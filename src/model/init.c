@@ -174,6 +174,7 @@ static kd_status fill_fresh(kd_model *model, double spread, uint64_t seed)
     for (int i = 0; i < model->slab.params.count; i++) {
         const kd_tensor to = kd_slab_weight(&model->slab, i);
         const int64_t n = kd_tensor_elements(&to);
+        if (model->slab.params.items[i].flags & KD_PARAM_EXTRA) continue; /* its loss begins it */
         const bool matrix = to.rank == 2;
         const double s = spread >= 0 || !matrix ? spread : sqrt(2.0 / (double)to.shape[1]);
         float *values = malloc(2 * (size_t)n * sizeof *values);

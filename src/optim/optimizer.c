@@ -63,11 +63,11 @@ kd_status kd_optim_update(kd_exec *exec, const kd_slab *slab, const kd_optim_opt
                           const kd_tensor *scalars)
 {
     const kd_params *params = &slab->params;
-    for (int i = 0, next; i < params->count; i = next) {
+    for (int i = 0, next; i < params->trained; i = next) {
         const unsigned decays = params->items[i].flags & KD_PARAM_DECAY;
-        for (next = i; next < params->count; next++)
+        for (next = i; next < params->trained; next++)
             if ((params->items[next].flags & KD_PARAM_DECAY) != decays) break;
-        const int64_t end = next < params->count ? params->items[next].offset : params->elements;
+        const int64_t end = next < params->trained ? params->items[next].offset : params->elements;
         const range r = range_of(slab, params->items[i].offset, end);
         KD_TRY(
             update_range(exec, &r, options, decays ? (float)options->weight_decay : 0.0f, scalars));

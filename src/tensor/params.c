@@ -27,18 +27,23 @@ static int64_t padded(int64_t n) { return kd_ceil_div(n, KD_PARAM_ALIGN) * KD_PA
 void kd_params_layout(kd_params *params)
 {
     int64_t extra = INT64_MAX;
-    params->elements = params->codes = params->scales = params->scalars = 0;
+    params->trained = 0;
+    params->elements = params->states = params->codes = params->scales = params->scalars = 0;
     for (int i = 0; i < params->count; i++) {
         kd_param *p = &params->items[i];
         int64_t n = 1;
         for (int32_t d = 0; d < p->shape.rank; d++) n *= p->shape.dim[d];
-        int64_t *total = p->flags & KD_PARAM_E4M3 ? &params->codes : &params->elements;
+        int64_t *total = p->flags & KD_PARAM_E4M3    ? &params->codes
+                         : p->flags & KD_PARAM_STATE ? &params->states
+                                                     : &params->elements;
         p->offset = *total;
+        *total += padded(n);
+        if (total == &params->states) continue;
+        params->trained = i + 1;
         if (p->flags & KD_PARAM_EXTRA)
             extra = kd_min_i64(extra, p->offset);
         else
             params->scalars += n;
-        *total += padded(n);
         if (total != &params->codes) continue;
         p->scale = params->scales;
         params->scales += padded(p->shape.dim[0]);

@@ -137,7 +137,8 @@ enum { KD_PARAM_ALIGN = 256 };
 
 typedef enum kd_param_flag {
     KD_PARAM_DECAY = 1, /* weight decay applies: matrices, not gains, biases or norms */
-    KD_PARAM_STATE = 2, /* not trained: running statistics, banks */
+    KD_PARAM_STATE =
+        2, /* not trained: f32 numbers that a loss keeps, in an array of their own; last */
     KD_PARAM_E4M3 = 4,  /* of a frozen model: e4m3 with a scale per row, in arrays of their own */
     KD_PARAM_EXTRA = 8, /* of a loss, not of the model: behind all of the model's */
 } kd_param_flag;
@@ -155,14 +156,16 @@ typedef struct kd_params {
     kd_arena *arena;
     kd_param *items;
     int count, capacity;
-    int64_t elements; /* padded total of all but the E4M3 ones; set by kd_params_layout */
+    int trained;      /* how many are no STATE: those come first; set by kd_params_layout */
+    int64_t elements; /* padded total of them but the E4M3 ones */
+    int64_t states;   /* padded total of the STATE ones */
     int64_t codes;    /* padded total of the E4M3 ones */
     int64_t scales;   /* of their rows; the same */
     int64_t extra;    /* offset of the first EXTRA one; elements: there is none */
     int64_t scalars;  /* true number of the model's parameters, without padding */
 } kd_params;
 
-/* `index` is the handle; the name is copied.  EXTRA ones come last. */
+/* `index` is the handle; the name is copied.  EXTRA ones come last, and of these the STATE ones. */
 KD_MUST_CHECK kd_status kd_params_declare(int *index, kd_params *params, const char *name,
                                           kd_shape shape, unsigned flags, int block);
 void kd_params_layout(kd_params *params);

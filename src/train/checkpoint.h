@@ -59,7 +59,7 @@ typedef struct kd_slab_array {
     kd_tensor tensor;
 } kd_slab_array;
 
-enum { KD_SLAB_ARRAYS = 4 };
+enum { KD_SLAB_ARRAYS = 5 };
 
 /* Those that `slab` has; returns their number. */
 int kd_slab_arrays(kd_slab_array arrays[KD_SLAB_ARRAYS], const kd_slab *slab);

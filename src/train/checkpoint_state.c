@@ -17,11 +17,13 @@ int kd_slab_arrays(kd_slab_array arrays[KD_SLAB_ARRAYS], const kd_slab *slab)
     kd_slab_array all[KD_SLAB_ARRAYS] = { { "masters", slab->masters },
                                           { "moment0", slab->moment[0] },
                                           { "moment1", slab->moment[1] },
+                                          { "states", slab->states },
                                           { "extra", { 0 } } };
     const int64_t extra = slab->params.extra, elements = slab->params.elements;
     int count = 0;
     if (!kd_present(&slab->masters) && extra < elements)
-        all[3].tensor = kd_tensor_slice(&slab->weights, 0, extra, elements - extra);
+        all[KD_SLAB_ARRAYS - 1].tensor =
+            kd_tensor_slice(&slab->weights, 0, extra, elements - extra);
     for (int i = 0; i < KD_SLAB_ARRAYS; i++)
         if (kd_present(&all[i].tensor)) arrays[count++] = all[i];
     return count;

@@ -63,20 +63,72 @@ kd_status kd_common_tokenizer(kd_tokenizer_info *common, int64_t *classes, kd_mo
 
 /* ---- planning --------------------------------------------------------------------------------- */
 
+/* All classes of the training samples, which banks have a row for. */
+static kd_status read_classes(int32_t **labels, int64_t *count, const kd_run *run,
+                              const kd_samples_options *options)
+{
+    int32_t *all = NULL;
+    int64_t n = 0;
+    for (int i = 0; i < run->data.sources; i++) {
+        kd_samples *samples;
+        int32_t *longer;
+        KD_TRY(kd_samples_open(&samples, run->data.train[i], options));
+        const int64_t first = n;
+        n += kd_samples_count(samples);
+        kd_status status = KD_ARENA_ARRAY(&longer, run->arena, n);
+        if (first && status == KD_OK) memcpy(longer, all, (size_t)first * sizeof *all);
+        all = longer;
+        for (int64_t k = first; k < n && status == KD_OK; k++)
+            status = kd_samples_read(NULL, &all[k], samples, k - first);
+        kd_samples_close(samples);
+        KD_TRY(status);
+    }
+    *labels = all;
+    *count = n;
+    return KD_OK;
+}
+
+/* Losses that keep banks meet the data: how many samples there are, and which are of one class. */
+static kd_status give_data(kd_run *run, const kd_offer *offer, int64_t classes)
+{
+    const kd_samples_options options = { offer->widths[0], classes };
+    const int32_t first = 0;
+    kd_crd_classes *data;
+    int32_t *labels = NULL;
+    int64_t count = 0;
+    if (!kd_terms_keep_banks(run->terms, run->term_count)) return KD_OK;
+    KD_TRY(KD_ARENA_ARRAY(&data, run->arena, 1));
+    KD_TRY(read_classes(&labels, &count, run, &options));
+    KD_TRY(kd_crd_classes_make(data, run->arena, labels, count));
+    KD_TRY(kd_crd_negatives(NULL, data, &first, 1, 0, 0, 0)); /* that there are any */
+    kd_terms_give_data(run->terms, run->term_count, data);
+    return KD_OK;
+}
+
+static bool has_taps(const kd_run *run)
+{
+    for (int i = 0; i < run->term_count; i++)
+        if (run->terms[i].tapped) return true;
+    return false;
+}
+
 /* Terms over taps meet what every config.json offers, before any model is opened. */
 static kd_status bind_terms(kd_run *run)
 {
     kd_offer offers[KD_MAX_MODELS];
-    if (run->bound) return KD_OK;
+    int64_t classes = 0;
+    if (run->bound || !has_taps(run)) return KD_OK;
     for (int m = 0; m < run->model_count; m++) {
         kd_config config = { 0 };
         KD_TRY(kd_config_read(&config, run->arena, run->models[m].model));
         const kd_status status =
             kd_model_offer(&offers[m], run->arena, &config, run->models[m].label);
+        classes = config.vocabulary;
         json_decref(config.raw);
         KD_TRY(status);
     }
     KD_TRY(kd_terms_bind(run->terms, run->term_count, run->arena, offers));
+    KD_TRY(give_data(run, &offers[0], classes));
     run->bound = true;
     return KD_OK;
 }
@@ -141,7 +193,8 @@ static kd_status plan_step(kd_session *s, int64_t micro)
                                       .f32_logits = s->run->f32_logits,
                                       .chunk = s->run->batch.chunk,
                                       .optim = s->run->optim,
-                                      .steps = s->steps };
+                                      .steps = s->steps,
+                                      .seed = (uint64_t)s->run->run.seed };
     s->micro = micro;
     s->accumulate = s->step_samples / micro / s->comm->size;
     return kd_step_plan(&s->step, &options);
@@ -311,6 +364,13 @@ static kd_status open_data(kd_session *s)
     return KD_OK;
 }
 
+static double bank_bytes(const kd_session *s)
+{
+    double bytes = 0;
+    for (int m = 0; m < s->count; m++) bytes += 4.0 * (double)s->models[m]->slab.params.states;
+    return bytes;
+}
+
 /* Names the largest micro-batch that would fit, after `why`.  The models are planning ones. */
 static kd_status refuse_size(kd_session *s, const char *why)
 {
@@ -318,17 +378,21 @@ static kd_status refuse_size(kd_session *s, const char *why)
     const char *phase = s->step.stack.peak_phase;
     const int64_t micro = s->micro;
     char needed[32], usable[32], memory[32], largest[64] = "not even one sample fits";
+    char banks[96] = "", size[32];
     kd_session_log_plan(s);
     KD_TRY(plan_largest(s, micro - 1));
     if (s->micro < micro && fits(s))
         snprintf(largest, sizeof largest, "batch.micro: %lld fits", (long long)s->micro);
+    if (bank_bytes(s) > 0)
+        snprintf(banks, sizeof banks, "; banks take %s, and loss.NAME.dimension less",
+                 kd_format_bytes(size, sizeof size, bank_bytes(s)));
     return kd_fail(
         KD_ENOMEM,
         "%sthe run needs %s, most of it at %s, with batch.micro %lld, and may fill %s of "
-        "%s; %s; student.recompute: blocks and dtype: bf16 take less",
+        "%s; %s; student.recompute: blocks and dtype: bf16 take less%s",
         why, kd_format_bytes(needed, sizeof needed, bytes), phase, (long long)micro,
         kd_format_bytes(usable, sizeof usable, kd_session_usable(s)),
-        kd_format_bytes(memory, sizeof memory, (double)s->memory), largest);
+        kd_format_bytes(memory, sizeof memory, (double)s->memory), largest, banks);
 }
 
 kd_status kd_session_short(kd_session *s)

@@ -32,9 +32,27 @@ kd_status kd_step_upload(kd_step *step, const kd_micro_batch *micro)
     return kd_upload(&step->exec, &step->targets.labels, step->host_labels);
 }
 
+kd_status kd_step_draw(kd_step *step, const kd_micro_batch *micro)
+{
+    const int64_t n = step->rows, at = step->objective.ranks.rank * n;
+    if (!kd_present(&step->samples) || kd_planning(&step->exec)) return KD_OK;
+    const kd_tensor samples = kd_tensor_slice(&step->samples, 0, at, n);
+    KD_TRY(kd_upload(&step->exec, &samples, micro->samples));
+    for (int i = 0; i < step->objective.count; i++) {
+        const kd_tapped *t = step->objective.terms[i].tapped;
+        if (!kd_present(&step->negatives[i])) continue;
+        const kd_tensor own = kd_tensor_slice(&step->negatives[i], 0, at, n);
+        KD_TRY(kd_crd_negatives(step->host_negatives, t->data, micro->samples, n, t->negatives,
+                                step->seed, step->index));
+        KD_TRY(kd_upload(&step->exec, &own, step->host_negatives));
+    }
+    return KD_OK;
+}
+
 kd_status kd_step_begin(kd_step *step, int64_t index, double valid)
 {
     double lr;
+    step->index = index;
     KD_TRY(kd_schedule_lr(&lr, &step->optim, index, step->steps));
     for (int m = 0; m < step->count; m++) {
         kd_member *member = &step->members[m];
@@ -85,8 +103,13 @@ static kd_status losses(kd_step *step)
         const kd_tensor totals = kd_tensor_slice(&member->totals, 0, 0, terms + 1);
         KD_TRY(kd_objective_head(&step->objective, &step->exec, m, taps, &step->targets,
                                  &member->scalars, &totals, NULL, true));
-        const kd_tapped_batch batch = { taps, &step->targets, &step->batch.geometry.cu,
-                                        &member->model->slab, &step->objective.ranks };
+        const kd_tapped_batch batch = { taps,
+                                        &step->targets,
+                                        &step->batch.geometry.cu,
+                                        &member->model->slab,
+                                        &step->objective.ranks,
+                                        &step->samples,
+                                        step->negatives };
         KD_TRY(
             kd_objective_taps(&step->objective, &step->exec, m, &batch, &member->scalars, &totals));
     }
@@ -194,6 +217,7 @@ static kd_status run(kd_step *step, const kd_step_batch *batch, int64_t index)
         const kd_mark mark = kd_stack_mark(&step->stack);
         if (i > 0 && !kd_planning(&step->exec)) KD_TRY(may_go_on(step));
         KD_TRY(kd_step_upload(step, &batch->micro[i]));
+        KD_TRY(kd_step_draw(step, &batch->micro[i]));
         KD_TRY(kd_step_play(step, key_of(step, last), kd_step_passes, last));
         kd_stack_release(&step->stack, mark);
     }

@@ -145,8 +145,13 @@ static kd_status look_at_tapped(look *l, kd_taps *const *taps, int number)
     kd_member *member = &step->members[term->student];
     const kd_mark mark = kd_stack_mark(&step->stack);
     const float weight = (float)(kd_ramp_at(&term->weight, l->index) / l->valid);
-    const kd_tapped_batch batch = { taps, &step->targets, &step->batch.geometry.cu,
-                                    &member->model->slab, &step->objective.ranks };
+    const kd_tapped_batch batch = { taps,
+                                    &step->targets,
+                                    &step->batch.geometry.cu,
+                                    &member->model->slab,
+                                    &step->objective.ranks,
+                                    &step->samples,
+                                    &step->negatives[number] };
     kd_tensor loss, scale;
     KD_TRY(kd_push(&loss, &step->exec, "losses of a term", KD_F32, KD_SHAPE(step->rows)));
     KD_TRY(kd_push(&scale, &step->exec, "scale of a term", KD_F32, KD_SHAPE(1)));
@@ -167,6 +172,7 @@ static kd_status look_at_terms(look *l)
     kd_taps *taps[KD_MAX_MODELS];
     kd_step *step = l->step;
     const kd_mark mark = kd_stack_mark(&step->stack);
+    KD_TRY(kd_step_draw(step, l->micro));
     KD_TRY(kd_step_forward(step));
     for (int m = 0; m < step->count; m++) taps[m] = &step->members[m].taps;
     for (int i = 0; i < step->objective.count && !l->found.place; i++)
@@ -197,7 +203,7 @@ static kd_status look_at_slab(look *l, int m)
 {
     enum { PIECE = 4 << 20 };
     const kd_slab *slab = &l->step->members[m].model->slab;
-    for (int i = slab->params.count - 1; i >= 0; i--) {
+    for (int i = slab->params.trained - 1; i >= 0; i--) {
         const kd_tensor weight = kd_slab_weight(slab, i);
         const int64_t n = kd_tensor_elements(&weight);
         for (int64_t at = 0; at < n && !l->found.place; at += PIECE) {
@@ -235,6 +241,7 @@ static kd_status search(look *l, const kd_step_batch *batch)
             l->found.micro = i;
             if (gradients) {
                 KD_TRY(kd_step_upload(l->step, l->micro));
+                KD_TRY(kd_step_draw(l->step, l->micro));
                 KD_TRY(look_at_gradients(l));
                 continue;
             }
@@ -332,8 +339,9 @@ kd_status kd_step_look(kd_step *step, const kd_step_batch *batch, int64_t index)
     if (!bad) return kd_fail(KD_ENONFINITE, "%s", before); /* a spike too many */
     look l = { .step = step, .index = index, .valid = (double)result->valid };
     /* Ranks find what they find at different places: none waits for another on the way. */
-    const kd_ranks_sum ranks = step->objective.ranks;
-    step->objective.ranks = (kd_ranks_sum){ 0 };
+    const kd_peers ranks = step->objective.ranks;
+    step->objective.ranks = (kd_peers){ 0 };
+    step->index = index; /* the step after it may have begun */
     kd_status status = search(&l, batch);
     step->objective.ranks = ranks;
     free(l.host);

@@ -15,6 +15,22 @@ static void share_scalars(kd_step *step)
     step->trained = kd_tensor_slice(&step->scalars, 0, 0, trained * bytes);
 }
 
+/* Of terms that keep banks, with room for all ranks. */
+static kd_status take_negatives(kd_step *step)
+{
+    const kd_objective *o = &step->objective;
+    const int64_t n = kd_max_i64(o->ranks.size, 1) * step->rows;
+    if (!kd_terms_keep_banks(o->terms, o->count)) return KD_OK;
+    KD_TRY(kd_stack_push(&step->samples, &step->fixed, "samples", KD_I32, KD_SHAPE(n)));
+    for (int i = 0; i < o->count; i++) {
+        const int64_t k = o->terms[i].tapped ? o->terms[i].tapped->negatives : 0;
+        if (k)
+            KD_TRY(kd_stack_push(&step->negatives[i], &step->fixed, "negatives", KD_I32,
+                                 KD_SHAPE(n, k)));
+    }
+    return KD_OK;
+}
+
 /* Tensors that live as long as the step; run once to count and once to take. */
 static kd_status take_fixed(kd_step *step)
 {
@@ -34,6 +50,7 @@ static kd_status take_fixed(kd_step *step)
     KD_TRY(kd_stack_push(&step->scalars, fixed, "step scalars", KD_U8,
                          KD_SHAPE(step->count * (int64_t)sizeof(kd_step_scalars))));
     share_scalars(step);
+    KD_TRY(take_negatives(step));
     for (int m = 0; m < step->count; m++) {
         kd_member *member = &step->members[m];
         const int64_t terms = kd_objective_terms(&step->objective, m);
@@ -119,11 +136,15 @@ static int64_t chunk_of(const kd_step_options *options)
                           : kd_objective_chunk(options->rows, row_bytes, width, &info);
 }
 
-static kd_status sum_over_ranks(void *context, kd_exec *exec, const kd_tensor *t)
+static kd_status gather(void *context, kd_exec *exec, const kd_tensor *all)
 {
     kd_comm *comm = context;
-    KD_TRY(comm->type->all_reduce(comm, exec, t));
-    return kd_comm_join(comm, exec);
+    const int64_t n = all->shape[0] / comm->size;
+    for (int rank = 0; rank < comm->size; rank++) {
+        const kd_tensor part = kd_tensor_slice(all, 0, rank * n, n);
+        KD_TRY(comm->type->broadcast(comm, exec, &part, rank));
+    }
+    return KD_OK;
 }
 
 static kd_status plan(kd_step *step, const kd_step_options *options)
@@ -133,13 +154,13 @@ static kd_status plan(kd_step *step, const kd_step_options *options)
         step->members[m].model = options->models[m];
         step->members[m].taps.head.classes = options->classes;
     }
-    step->objective = (kd_objective){ .terms = options->terms,
-                                      .count = options->term_count,
-                                      .chunk = chunk_of(options),
-                                      .classes = options->classes,
-                                      .f32_logits = options->f32_logits,
-                                      .ranks = { step->comm->rank, step->comm->size, sum_over_ranks,
-                                                 step->comm } };
+    step->objective =
+        (kd_objective){ .terms = options->terms,
+                        .count = options->term_count,
+                        .chunk = chunk_of(options),
+                        .classes = options->classes,
+                        .f32_logits = options->f32_logits,
+                        .ranks = { step->comm->rank, step->comm->size, gather, step->comm } };
     const int64_t chunk = step->objective.chunk;
     kd_taps *taps[KD_MAX_MODELS];
     for (int m = 0; m < options->count; m++) taps[m] = &step->members[m].taps;
@@ -173,6 +194,7 @@ kd_status kd_step_plan(kd_step *step, const kd_step_options *options)
                        .count = options->count,
                        .optim = options->optim,
                        .steps = options->steps,
+                       .seed = options->seed,
                        .rows = options->rows,
                        .inputs = options->inputs };
     KD_TRY(kd_arena_create(&step->arena));
@@ -184,8 +206,12 @@ kd_status kd_step_plan(kd_step *step, const kd_step_options *options)
 kd_status kd_step_open(kd_step *step)
 {
     void *pending;
+    int64_t most = 0;
     KD_TRY(kd_stack_open(&step->fixed, step->device));
     KD_TRY(take_fixed(step));
+    for (int i = 0; i < step->objective.count; i++)
+        if (kd_present(&step->negatives[i])) most = kd_max_i64(most, step->negatives[i].shape[1]);
+    KD_TRY(KD_ARENA_ARRAY(&step->host_negatives, step->arena, step->rows * most));
     KD_TRY(kd_device_alloc_host(&pending, step->device, 2 * KD_MAX_MODELS * sizeof *step->pending));
     step->pending = pending;
     for (int i = 0; i < 2; i++) KD_TRY(kd_event_create(&step->done[i], step->device));

@@ -92,12 +92,16 @@ typedef struct kd_step {
     int64_t rows;        /* N of a micro-batch */
     int64_t inputs;      /* D of its samples; 0: tokens */
     int64_t target_rows; /* N rounded up to the chunk */
+    int64_t index;       /* of the step in hand */
+    uint64_t seed;       /* of what it draws */
     kd_batch batch;      /* device copies of the micro-batch in hand */
     kd_targets targets;
-    int32_t *host_rows, *host_labels; /* [target_rows] */
-    float *host_weight;               /* [rows] */
-    float *host_values;               /* [count, 6, target_rows]: measured values per row */
-    float *host_logits;               /* some rows of them; NULL: no certainty is measured */
+    kd_tensor samples, negatives[KD_MAX_TERMS]; /* of it, as kd_tapped_batch has them */
+    int32_t *host_negatives;                    /* [rows, most] */
+    int32_t *host_rows, *host_labels;           /* [target_rows] */
+    float *host_weight;                         /* [rows] */
+    float *host_values; /* [count, 6, target_rows]: measured values per row */
+    float *host_logits; /* some rows of them; NULL: no certainty is measured */
     kd_arena *arena;
     kd_stack fixed;            /* scalars, totals, batch tensors: as long as the step lives */
     kd_step_result results[2]; /* of the last two steps */
@@ -122,6 +126,7 @@ typedef struct kd_step_options {
     int64_t chunk;   /* 0: kd_objective_chunk */
     kd_optim_options optim;
     int64_t steps;
+    uint64_t seed;
 } kd_step_options;
 
 /* Plans: afterwards stack.peak, peak_phase and peak_entries tell what a step takes.  Nothing of
@@ -135,6 +140,9 @@ size_t kd_step_bytes(const kd_step *step); /* planned: stack and batch tensors *
 
 /* Copies a micro-batch and its targets to the device. */
 KD_MUST_CHECK kd_status kd_step_upload(kd_step *step, const kd_micro_batch *micro);
+
+/* After that, for a micro-batch that trains: draws what losses that keep banks tell its samples from. */
+KD_MUST_CHECK kd_status kd_step_draw(kd_step *step, const kd_micro_batch *micro);
 
 /*
  * Runs `part` on the step's exec.  On a device with graphs: the first time as it is, which loads what

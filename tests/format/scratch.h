@@ -1,4 +1,4 @@
-/* scratch.h - a folder for one test, small files in it, and the warnings that were logged. */
+/* scratch.h - a folder for one test, small files in it, the warnings that were logged, and golden JSON. */
 #ifndef KD_TESTS_SCRATCH_H
 #define KD_TESTS_SCRATCH_H
 
@@ -73,6 +73,36 @@ static inline const char *scratch_st(const char *name, const char *header, size_
     const char *path = scratch_write(name, bytes, 8 + length + zeros);
     free(bytes);
     return path;
+}
+
+/* File `name` of tests/golden; the caller's. */
+static inline json_t *scratch_golden(const char *name)
+{
+    char path[512];
+    json_t *json = NULL;
+    (void)snprintf(path, sizeof path, "%s/%s", KD_GOLDEN, name);
+    cr_assert(kd_json_read(&json, path) == KD_OK, "%s", kd_last_error());
+    return json;
+}
+
+/* The configuration `name` there, with `edit` merged over it: a key whose value is "absent" is removed. */
+static inline json_t *scratch_config(const char *name, const char *edit)
+{
+    char file[128];
+    (void)snprintf(file, sizeof file, "configs/%s.json", name);
+    json_t *json = scratch_golden(file), *changes = json_loads(edit, 0, NULL), *value;
+    const char *key;
+    cr_assert(changes != NULL, "%s", edit);
+    json_object_foreach(changes, key, value)
+    {
+        const char *text = json_string_value(value);
+        if (text && !strcmp(text, "absent"))
+            (void)json_object_del(json, key);
+        else
+            (void)json_object_set(json, key, value);
+    }
+    json_decref(changes);
+    return json;
 }
 
 #endif

@@ -12,15 +12,6 @@ static kd_tokenizer *open_golden(const char *kind)
     return t;
 }
 
-static json_t *read_golden(const char *name)
-{
-    char path[512];
-    json_t *json = NULL;
-    (void)snprintf(path, sizeof path, "%s/bpe/%s", KD_GOLDEN, name);
-    cr_assert(kd_json_read(&json, path) == KD_OK, "%s", kd_last_error());
-    return json;
-}
-
 static void expect_ids(const char *kind, const char *what, const int32_t *ids, int64_t count,
                        const json_t *want)
 {
@@ -73,7 +64,8 @@ static void expect_text(const char *kind, const kd_tokenizer *t, const int32_t *
 
 Test(bpe, equals_python)
 {
-    json_t *cases = read_golden("cases.json"), *texts = json_object_get(cases, "texts"), *text;
+    json_t *cases = scratch_golden("bpe/cases.json");
+    json_t *texts = json_object_get(cases, "texts"), *text;
     for (int k = 0; k < KD_COUNT(kinds); k++) {
         kd_tokenizer *t = open_golden(kinds[k]);
         const json_t *want = json_object_get(cases, kinds[k]), *row;

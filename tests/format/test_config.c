@@ -33,15 +33,6 @@ static const published models[] = {
       false, 50256, 50256 },
 };
 
-static json_t *golden(const char *name)
-{
-    char path[512];
-    json_t *json = NULL;
-    (void)snprintf(path, sizeof path, "%s/configs/%s.json", KD_GOLDEN, name);
-    cr_assert(kd_json_read(&json, path) == KD_OK, "%s", kd_last_error());
-    return json;
-}
-
 static void check_published(const kd_config *c, const published *m)
 {
     const bool gpt2 = !strcmp(m->name, "gpt2");
@@ -92,7 +83,7 @@ Test(config, published)
     cr_assert(kd_arena_create(&arena) == KD_OK);
     cr_assert(kd_st_open(&rope, KD_GOLDEN "/safetensors/rope.safetensors") == KD_OK);
     for (int i = 0; i < KD_COUNT(models); i++) {
-        json_t *json = golden(models[i].name);
+        json_t *json = scratch_config(models[i].name, "{}");
         kd_config c;
         cr_assert(kd_config_parse(&c, arena, models[i].name, json) == KD_OK, "%s", kd_last_error());
         check_published(&c, &models[i]);
@@ -109,24 +100,6 @@ Test(config, published)
 }
 
 /* ---- edits of a published file ---------------------------------------------------------------- */
-
-/* `edit` is merged over the published file; a key whose value is "absent" is removed. */
-static json_t *edited(const char *name, const char *edit)
-{
-    json_t *json = golden(name), *changes = json_loads(edit, 0, NULL), *value;
-    const char *key;
-    cr_assert(changes != NULL, "%s", edit);
-    json_object_foreach(changes, key, value)
-    {
-        const char *text = json_string_value(value);
-        if (text && !strcmp(text, "absent"))
-            (void)json_object_del(json, key);
-        else
-            (void)json_object_set(json, key, value);
-    }
-    json_decref(changes);
-    return json;
-}
 
 typedef struct refusal {
     const char *name, *edit;
@@ -267,7 +240,7 @@ Test(config, refusals)
 {
     for (int i = 0; i < KD_COUNT(refusals); i++) {
         const refusal *r = &refusals[i];
-        json_t *json = edited(r->name, r->edit);
+        json_t *json = scratch_config(r->name, r->edit);
         kd_config c;
         const kd_status status = kd_config_parse(&c, NULL, "some/config.json", json);
         test_refusal(status, r->status, r->message, r->edit);
@@ -280,7 +253,7 @@ Test(config, refusals)
 
 static kd_config parsed(const char *name, const char *edit)
 {
-    json_t *json = edited(name, edit);
+    json_t *json = scratch_config(name, edit);
     kd_config c;
     cr_assert(kd_config_parse(&c, NULL, "config.json", json) == KD_OK, "%s: %s", edit,
               kd_last_error());
@@ -413,7 +386,8 @@ Test(config, writes)
     cr_assert(kd_arena_create(&arena) == KD_OK);
     for (int i = 0; i < 2 * KD_COUNT(models); i++) {
         const char *name = models[i / 2].name;
-        json_t *json = edited(name, "{\"auto_map\":{\"AutoModel\":\"x.y\"},\"custom\":[1,2]}");
+        json_t *json =
+            scratch_config(name, "{\"auto_map\":{\"AutoModel\":\"x.y\"},\"custom\":[1,2]}");
         kd_config c, back;
         cr_assert(kd_config_parse(&c, arena, name, json) == KD_OK, "%s", kd_last_error());
         json_decref(json);
@@ -486,7 +460,7 @@ Test(config, files_refused, .timeout = 20)
     kd_config c;
     scratch_open();
     cr_assert(kd_arena_create(&arena) == KD_OK);
-    json_t *good = golden("Llama-3.2-1B");
+    json_t *good = scratch_config("Llama-3.2-1B", "{}");
     for (int i = 0; i < KD_COUNT(broken_files); i++) {
         const broken_file *b = &broken_files[i];
         cr_assert(kd_json_write(scratch_path("config.json"), good) == KD_OK);
@@ -522,7 +496,7 @@ Test(config, directories)
     cr_assert(kd_arena_create(&arena) == KD_OK);
     cr_expect_eq(kd_config_read(&c, arena, scratch_dir), KD_EFORMAT);
     cr_expect(strstr(kd_last_error(), "config.json"), "%s", kd_last_error());
-    json_t *json = edited("Llama-3.2-1B", "{}");
+    json_t *json = scratch_config("Llama-3.2-1B", "{}");
     cr_assert(kd_json_write(scratch_path("config.json"), json) == KD_OK);
     json_decref(json);
 

@@ -1,25 +1,6 @@
 /* Configurations of MLPs: what they say, refusals, and what kd writes back. */
 #include "scratch.h"
 
-/* configs/mlp.json with the fields of `edit` set, or taken away where they are "absent". */
-static json_t *edited(const char *edit)
-{
-    json_t *json = NULL, *changes = json_loads(edit, 0, NULL), *value;
-    const char *key;
-    cr_assert(changes != NULL, "%s", edit);
-    cr_assert(kd_json_read(&json, KD_GOLDEN "/configs/mlp.json") == KD_OK, "%s", kd_last_error());
-    json_object_foreach(changes, key, value)
-    {
-        const char *text = json_string_value(value);
-        if (text && !strcmp(text, "absent"))
-            (void)json_object_del(json, key);
-        else
-            (void)json_object_set(json, key, value);
-    }
-    json_decref(changes);
-    return json;
-}
-
 /* What an MLP's file says, and back; without hidden layers too. */
 Test(mlp_config, says_what_is_computed_and_is_written_so)
 {
@@ -43,7 +24,7 @@ Test(mlp_config, says_what_is_computed_and_is_written_so)
     cr_assert(kd_arena_create(&arena) == KD_OK);
     for (int i = 0; i < 2 * KD_COUNT(cases); i++) {
         const char *edit = cases[i / 2].edit;
-        json_t *json = edited(edit);
+        json_t *json = scratch_config("mlp", edit);
         kd_config c, back;
         cr_assert(kd_config_parse(&c, arena, "mlp", json) == KD_OK, "%s: %s", edit,
                   kd_last_error());
@@ -115,7 +96,7 @@ static const struct {
 Test(mlp_config, refusals)
 {
     for (int i = 0; i < KD_COUNT(refusals); i++) {
-        json_t *json = edited(refusals[i].edit);
+        json_t *json = scratch_config("mlp", refusals[i].edit);
         kd_config c;
         const kd_status status = kd_config_parse(&c, NULL, "some/config.json", json);
         test_refusal(status, refusals[i].status, refusals[i].message, refusals[i].edit);

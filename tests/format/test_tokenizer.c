@@ -11,15 +11,6 @@ static kd_tokenizer_info inspect(const char *dir)
     return info;
 }
 
-static json_t *golden(const char *kind)
-{
-    char path[512];
-    json_t *json = NULL;
-    (void)snprintf(path, sizeof path, "%s/tokenizer/%s/tokenizer.json", KD_GOLDEN, kind);
-    cr_assert(kd_json_read(&json, path) == KD_OK, "%s", kd_last_error());
-    return json;
-}
-
 Test(tokenizer, equals_python)
 {
     for (int i = 0; i < KD_COUNT(kinds); i++) {
@@ -63,7 +54,8 @@ static kd_hash hash_of(const json_t *json)
 Test(tokenizer, what_counts)
 {
     scratch_open();
-    json_t *json = golden("bpe"), *model = json_object_get(json, "model");
+    json_t *json = scratch_golden("tokenizer/bpe/tokenizer.json");
+    json_t *model = json_object_get(json, "model");
     json_t *merges = json_object_get(model, "merges"), *vocab = json_object_get(model, "vocab");
     json_t *added = json_object_get(json, "added_tokens");
     const kd_hash base = hash_of(json);

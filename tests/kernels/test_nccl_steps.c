@@ -18,27 +18,6 @@ typedef test_rank rank;
 
 enum { STEPS = 4, SEQUENCE = 10, SAMPLES = 8, CLASSES = 61, TOKENS = 400 };
 
-/* Every micro-batch counts another number of rows. */
-static const char *write_tokens(void)
-{
-    static int64_t tokens[TOKENS], borders[TOKENS + 1];
-    static uint8_t mask[TOKENS];
-    int64_t documents = 0;
-    for (int64_t i = 0; i < TOKENS; i++) {
-        tokens[i] = (int64_t)(kd_random_uniform(4, 1, (uint64_t)i) * CLASSES);
-        mask[i] = i % 60 < 40;
-        if (kd_random_uniform(4, 2, (uint64_t)i) < 0.1 && i > 0) borders[++documents] = i;
-    }
-    borders[++documents] = TOKENS;
-    return test_text_write("nccl", &(test_text){ .dtype = "U16",
-                                                 .tokens = tokens,
-                                                 .count = TOKENS,
-                                                 .documents = borders,
-                                                 .borders = documents + 1,
-                                                 .mask = mask,
-                                                 .mask_count = TOKENS });
-}
-
 typedef struct lesson {
     const char *path;
     int64_t micro, bucket;
@@ -116,7 +95,7 @@ static void free_lesson(lesson *l)
 static void train_ranks(lesson *lessons, int size, int64_t micro, double lr, const char *graphs)
 {
     rank ranks[MAX_RANKS] = { { .size = 0 } };
-    const char *path = write_tokens();
+    const char *path = test_text_random("nccl", TOKENS, CLASSES, true);
     setenv("KD_GRAPHS", graphs, 1);
     for (int r = 0; r < size; r++) {
         lessons[r] = (lesson){ .path = path, .micro = micro, .bucket = size, .lr = lr };
@@ -145,7 +124,9 @@ Test(nccl_steps, steps_on_ranks_have_the_gradient_of_one_rank)
 {
     static const int sizes[] = { 2, 4 };
     const int devices = test_require_ranks(2);
-    lesson alone, layout = { .path = write_tokens(), .micro = 1, .lr = still };
+    lesson alone, layout = { .path = test_text_random("nccl", TOKENS, CLASSES, true),
+                             .micro = 1,
+                             .lr = still };
     train_ranks(&alone, 1, SAMPLES, still, "1");
     test_ok(open_lesson(&layout, &(rank){ .size = 1 }));
     for (int k = 0; k < KD_COUNT(sizes) && sizes[k] <= devices; k++) {
@@ -209,7 +190,7 @@ Test(nccl_steps, a_rank_that_vanishes_in_a_step_ends_the_others)
     cudasim_set("KD_SIM_ASYNC", "lazy");
     rank ranks[MAX_RANKS] = { { .size = 0 } };
     lesson lessons[SIZE];
-    const char *path = write_tokens();
+    const char *path = test_text_random("nccl", TOKENS, CLASSES, true);
     for (int r = 0; r < SIZE; r++) {
         lessons[r] = (lesson){ .path = path, .micro = 2, .bucket = 1 };
         ranks[r].context = &lessons[r];

@@ -22,29 +22,6 @@ static void cudasim_set(const char *name, const char *value) { (void)name, (void
 
 enum { STEPS = 5, SEQUENCE = 10, STEP_SAMPLES = 6, CLASSES = 61, TOKENS = 500 };
 
-/* ---- data ------------------------------------------------------------------------------------- */
-
-/* Documents of all sizes.  `masked`: every micro-batch counts another number of rows. */
-static const char *write_tokens(const char *name, int64_t vocabulary, bool masked)
-{
-    static int64_t tokens[TOKENS], borders[TOKENS + 1];
-    static uint8_t mask[TOKENS];
-    int64_t documents = 0;
-    for (int64_t i = 0; i < TOKENS; i++) {
-        tokens[i] = (int64_t)(kd_random_uniform(4, 1, (uint64_t)i) * (double)vocabulary);
-        mask[i] = !masked || i % 60 < 40;
-        if (kd_random_uniform(4, 2, (uint64_t)i) < 0.1 && i > 0) borders[++documents] = i;
-    }
-    borders[++documents] = TOKENS;
-    return test_text_write(name, &(test_text){ .dtype = "U16",
-                                               .tokens = tokens,
-                                               .count = TOKENS,
-                                               .documents = borders,
-                                               .borders = documents + 1,
-                                               .mask = mask,
-                                               .mask_count = TOKENS });
-}
-
 /* ---- steps ------------------------------------------------------------------------------------ */
 
 typedef struct variant {
@@ -178,7 +155,7 @@ Test(run, gives_what_the_cpu_gives)
     require_cuda();
     for (int i = 0; i < KD_COUNT(variants); i++) {
         const variant *v = &variants[i];
-        const char *path = write_tokens("near", CLASSES, true);
+        const char *path = test_text_random("near", TOKENS, CLASSES, true);
         run gpu, cpu;
         open_run(&gpu, v, "cuda", path);
         open_run(&cpu, v, "cpu", path);
@@ -253,7 +230,8 @@ Test(run, has_the_same_bits_again_resumed_and_without_graphs)
     require_cuda();
     for (int i = 0; i < KD_COUNT(variants); i++) {
         const variant *v = &variants[i];
-        const char *path = write_tokens("bits", CLASSES, true), *out = test_folder(), *dir;
+        const char *path = test_text_random("bits", TOKENS, CLASSES, true), *out = test_folder(),
+                   *dir;
         kd_arena *arena;
         run whole;
         test_ok(kd_arena_create(&arena));
@@ -361,7 +339,7 @@ static void skip_one(run *r, bool taken, const char *path)
 Test(run, that_is_not_finite_moves_nothing)
 {
     require_cuda();
-    const char *path = write_tokens("finite", CLASSES, true);
+    const char *path = test_text_random("finite", TOKENS, CLASSES, true);
     for (int graphs = 0; graphs < 2; graphs++) {
         run with, without;
         setenv("KD_GRAPHS", graphs ? "1" : "0", 1);
@@ -386,7 +364,7 @@ static void check_counts(bool graphs)
     cudasim_counts c;
     run r;
     setenv("KD_GRAPHS", graphs ? "1" : "0", 1);
-    open_run(&r, &variants[0], "cuda", write_tokens("counts", CLASSES, false));
+    open_run(&r, &variants[0], "cuda", test_text_random("counts", TOKENS, CLASSES, false));
     for (int64_t step = 0; step < STEPS; step++) {
         cudasim_reset();
         take_step(&r);
@@ -426,8 +404,9 @@ static kd_run *make_run(const char *device, const char *out)
                                         { "teacher.dtype", "f32" },
                                         { "student.model", KD_GOLDEN "/step/student" },
                                         { "student.dtype", "f32" },
-                                        { "data.train", write_tokens("run", 80, true) },
-                                        { "data.valid", write_tokens("valid", 80, false) },
+                                        { "data.train", test_text_random("run", TOKENS, 80, true) },
+                                        { "data.valid",
+                                          test_text_random("valid", TOKENS, 80, false) },
                                         { "data.sequence", "10" },
                                         { "loss.alpha", "0.6" },
                                         { "optim.lr", "1e-3" },
@@ -498,7 +477,7 @@ Test(run, names_the_step_whose_call_fails)
         char call[32];
         run r;
         snprintf(call, sizeof call, "%.*s", (int)strcspn(settings[i], ":"), settings[i]);
-        open_run(&r, &variants[0], "cuda", write_tokens("fails", CLASSES, false));
+        open_run(&r, &variants[0], "cuda", test_text_random("fails", TOKENS, CLASSES, false));
         for (int k = 0; k < 3; k++) take_step(&r);
         test_ok(kd_loader_next(&batch, r.loader, NULL));
         cudasim_set("KD_SIM_FAIL", settings[i]);

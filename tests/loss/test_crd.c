@@ -3,6 +3,7 @@
  * negatives are.
  */
 #include "loss/loss.h"
+#include "support/feature.h"
 #include "support/support.h"
 
 #include <math.h>
@@ -40,13 +41,6 @@ static kd_feature_args make(test_bench *b, kd_dtype dtype, int64_t rows)
     return args;
 }
 
-static double total(const kd_tensor *t)
-{
-    double sum = 0;
-    for (int64_t i = 0, n = kd_tensor_elements(t); i < n; i++) sum += test_get(t, i);
-    return sum;
-}
-
 /* Leaves the state as it was. */
 static double value(test_bench *b, const kd_feature_args *a)
 {
@@ -58,25 +52,13 @@ static double value(test_bench *b, const kd_feature_args *a)
     for (int s = 0; s < 3; s++)
         for (int64_t i = 0; i < kd_tensor_elements(state[s]); i++)
             test_set(state[s], i, kept[s][i]);
-    return total(&a->loss);
+    return test_total(&a->loss);
 }
 
 static void scale_rows(const kd_tensor *x, double by)
 {
     for (int64_t i = 0, n = kd_tensor_elements(x); i < n; i++)
         test_set(x, i, test_get(x, i) * (by + (double)(i / x->shape[1])));
-}
-
-/* Turns columns 0 and 1, then 1 and 2, and so on. */
-static void rotate(const kd_tensor *x)
-{
-    for (int64_t r = 0; r < x->shape[0]; r++)
-        for (int64_t c = 0; c + 1 < x->shape[1]; c++) {
-            const int64_t at = r * x->shape[1] + c;
-            const double u = test_get(x, at), v = test_get(x, at + 1), a = 0.3 + (double)c;
-            test_set(x, at, u * cos(a) - v * sin(a));
-            test_set(x, at + 1, u * sin(a) + v * cos(a));
-        }
 }
 
 static void turn_negatives(const kd_tensor *ids)
@@ -97,9 +79,9 @@ Test(crd, what_does_not_change_it)
     cr_assert(before > 1 && isfinite(before), "nothing to see: %g", before);
     scale_rows(&a.student, 0.5), scale_rows(&a.teacher, 3);
     cr_expect(fabs(value(&b, &a) - before) <= near, "scaled: %g, %g", value(&b, &a), before);
-    rotate(&a.student), rotate(&a.teacher_bank);
+    test_rotate(&a.student), test_rotate(&a.teacher_bank);
     cr_expect(fabs(value(&b, &a) - before) <= near, "student's side turned");
-    rotate(&a.teacher), rotate(&a.student_bank);
+    test_rotate(&a.teacher), test_rotate(&a.student_bank);
     cr_expect(fabs(value(&b, &a) - before) <= near, "teacher's side turned");
     turn_negatives(&a.negatives);
     cr_expect(fabs(value(&b, &a) - before) <= near, "negatives in another order");
@@ -188,7 +170,7 @@ Test(crd, state_goes_on_from_batch_to_batch)
     a.weight = (kd_tensor){ 0 };
     test_fill_constant(&a.partition, 0);
     test_ok(kd_feature_run(&b.exec, &kd_feature_crd, &a));
-    const double first = total(&a.loss), z = test_get(&a.partition, 0);
+    const double first = test_total(&a.loss), z = test_get(&a.partition, 0);
     cr_assert(z > 0 && test_get(&a.partition, 1) > 0);
     for (int step = 0; step < 20; step++) test_ok(kd_feature_run(&b.exec, &kd_feature_crd, &a));
     cr_expect_eq(test_get(&a.partition, 0), z);
@@ -202,7 +184,7 @@ Test(crd, state_goes_on_from_batch_to_batch)
         }
         cr_expect(fabs(squares - 1) < 1e-5 && dot > 0.99999 * sqrt(length), "row %d", r);
     }
-    cr_expect(total(&a.loss) != first && isfinite(total(&a.loss)));
+    cr_expect(test_total(&a.loss) != first && isfinite(test_total(&a.loss)));
     test_close(&b);
 }
 
@@ -223,7 +205,7 @@ Test(crd, odd_batches_are_finite)
         const kd_tensor *all[] = { &a.loss,         &a.d_student,    &a.d_teacher,
                                    &a.student_bank, &a.teacher_bank, &a.partition };
         for (int t = 0; t < KD_COUNT(all); t++)
-            cr_expect(isfinite(total(all[t])), "odd %d, tensor %d", odd, t);
+            cr_expect(isfinite(test_total(all[t])), "odd %d, tensor %d", odd, t);
         if (odd == 0)
             for (int i = 0; i < ROWS * WIDTH; i++) cr_expect_eq(test_get(&a.d_student, i), 0);
     }

@@ -5,6 +5,7 @@
  */
 #include "loss/loss.h"
 #include "oracle/gram.h"
+#include "support/feature.h"
 #include "support/support.h"
 
 #include <math.h>
@@ -35,16 +36,6 @@ static void run(test_bench *b, const kd_feature_args *args)
 {
     test_fill_constant(&args->loss, NAN);
     test_ok(kd_feature_run(&b->exec, &kd_feature_nst, args));
-}
-
-static double largest(const kd_tensor *t)
-{
-    double most = 0;
-    for (int64_t i = 0, n = kd_tensor_elements(t); i < n; i++) {
-        cr_assert(isfinite(test_get(t, i)), "element %d is %g", (int)i, test_get(t, i));
-        most = fmax(most, fabs(test_get(t, i)));
-    }
-    return most;
 }
 
 /* ---- the formula ------------------------------------------------------------------------------ */
@@ -180,8 +171,8 @@ Test(nst, a_student_like_its_teacher)
             kd_feature_args a = make(&b, &shapes[s], dtypes[t], dtypes[t]);
             a.teacher = a.student;
             run(&b, &a);
-            cr_assert(largest(&a.loss) == 0, "shape %d: loss %g", s, largest(&a.loss));
-            const double most = largest(&a.d_student); /* by channels one sum has both sides */
+            cr_assert(test_largest(&a.loss) == 0, "shape %d: loss %g", s, test_largest(&a.loss));
+            const double most = test_largest(&a.d_student); /* by channels one sum has both sides */
             cr_assert(most <= (s ? 1e-6 : 0), "shape %d: gradient %g", s, most);
         }
     test_close(&b);
@@ -200,13 +191,14 @@ Test(nst, odd_maps_are_finite)
             if (dead & 1) test_fill_constant(&a.student, 0);
             if (dead & 2) test_fill_constant(&a.teacher, 0);
             run(&b, &a);
-            cr_assert(largest(&a.d_student) < 100, "shape %d, dead %d: %g", s, dead,
-                      largest(&a.d_student));
-            cr_assert(dead == 3 ? largest(&a.loss) == 0 : largest(&a.loss) > 0, "dead %d", dead);
+            cr_assert(test_largest(&a.d_student) < 100, "shape %d, dead %d: %g", s, dead,
+                      test_largest(&a.d_student));
+            cr_assert(dead == 3 ? test_largest(&a.loss) == 0 : test_largest(&a.loss) > 0, "dead %d",
+                      dead);
         }
     const kd_feature_args a = make(&b, &place, KD_F32, KD_F32);
     run(&b, &a);
-    cr_expect(largest(&a.loss) == 0 && largest(&a.d_student) == 0, "one place");
+    cr_expect(test_largest(&a.loss) == 0 && test_largest(&a.d_student) == 0, "one place");
     test_close(&b);
 }
 
@@ -227,13 +219,14 @@ Test(nst, what_does_not_count_is_not_read)
             run(&b, &a);
             cr_assert(fabs(test_get(&a.loss, 0) - 2 * first) <= 1e-6 && test_get(&a.loss, 1) == 0,
                       "shape %d", s);
-            largest(&a.d_student);
+            test_largest(&a.d_student);
             for (int64_t i = each; i < 2 * each; i++)
                 cr_assert(test_get(&a.d_student, i) == 0, "shape %d: gradient %d", s, (int)i);
             test_fill_constant(&a.weight, 0);
             test_fill_constant(&a.d_student, 0);
             run(&b, &a);
-            cr_assert(largest(&a.loss) == 0 && largest(&a.d_student) == 0, "all weights 0");
+            cr_assert(test_largest(&a.loss) == 0 && test_largest(&a.d_student) == 0,
+                      "all weights 0");
         }
     test_close(&b);
 }

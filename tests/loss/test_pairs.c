@@ -3,6 +3,7 @@
  * equal rows, rows of zeros, rows that do not count, narrow types, memory.
  */
 #include "loss/loss.h"
+#include "support/feature.h"
 #include "support/support.h"
 
 #include <math.h>
@@ -35,40 +36,11 @@ static kd_feature_args make(test_bench *b, int loss, kd_dtype dtype, int64_t row
     return args;
 }
 
-static double total(const kd_tensor *t)
-{
-    double sum = 0;
-    for (int64_t i = 0, n = kd_tensor_elements(t); i < n; i++) sum += test_get(t, i);
-    return sum;
-}
-
-static double largest(const kd_tensor *t)
-{
-    double most = 0;
-    for (int64_t i = 0, n = kd_tensor_elements(t); i < n; i++) {
-        cr_assert(isfinite(test_get(t, i)), "element %d is %g", (int)i, test_get(t, i));
-        most = fmax(most, fabs(test_get(t, i)));
-    }
-    return most;
-}
-
 static double value(test_bench *b, int loss, const kd_feature_args *args)
 {
     test_fill_constant(&args->loss, NAN);
     test_ok(kd_feature_run(&b->exec, losses[loss], args));
-    return total(&args->loss);
-}
-
-/* Turns columns 0 and 1, then 1 and 2, and so on. */
-static void rotate(const kd_tensor *x)
-{
-    for (int64_t r = 0; r < x->shape[0]; r++)
-        for (int64_t c = 0; c + 1 < x->shape[1]; c++) {
-            const int64_t at = r * x->shape[1] + c;
-            const double u = test_get(x, at), v = test_get(x, at + 1), a = 0.3 + (double)c;
-            test_set(x, at, u * cos(a) - v * sin(a));
-            test_set(x, at + 1, u * sin(a) + v * cos(a));
-        }
+    return test_total(&args->loss);
 }
 
 static void scale(const kd_tensor *x, double by, double each)
@@ -93,7 +65,7 @@ Test(pairs, what_does_not_change_them)
             const kd_tensor *x = side ? &a.teacher : &a.student;
             const double before = value(&b, loss, &a);
             cr_assert(before > 1e-4, "%s: nothing to see", losses[loss]->name);
-            rotate(x);
+            test_rotate(x);
             const double rotated = value(&b, loss, &a);
             scale(x, 3, 0);
             const double scaled = value(&b, loss, &a);
@@ -118,8 +90,8 @@ Test(pairs, a_student_like_its_teacher)
     for (int loss = 0; loss < KD_COUNT(losses); loss++) {
         kd_feature_args a = make(&b, loss, KD_F32, ROWS);
         a.teacher = a.student;
-        cr_assert(value(&b, loss, &a) == 0, "%s: loss %g", losses[loss]->name, total(&a.loss));
-        const double most = largest(&a.d_student);
+        cr_assert(value(&b, loss, &a) == 0, "%s: loss %g", losses[loss]->name, test_total(&a.loss));
+        const double most = test_largest(&a.d_student);
         cr_assert(most <= (loss == PKT ? 1e-6 : 0), "%s: gradient %g", losses[loss]->name, most);
     }
     test_close(&b);
@@ -134,15 +106,16 @@ Test(pairs, odd_batches_are_finite)
         for (int dtype = 0; dtype < 2; dtype++) {
             const char *name = losses[loss]->name;
             kd_feature_args a = make(&b, loss, dtype ? KD_BF16 : KD_F32, 1);
-            cr_assert(fabs(value(&b, loss, &a)) <= 1e-6 && largest(&a.d_student) <= 1e-6,
-                      "%s of one: %g, gradient %g", name, total(&a.loss), largest(&a.d_student));
+            cr_assert(fabs(value(&b, loss, &a)) <= 1e-6 && test_largest(&a.d_student) <= 1e-6,
+                      "%s of one: %g, gradient %g", name, test_total(&a.loss),
+                      test_largest(&a.d_student));
             for (int odd = 0; odd < 3; odd++) {
                 a = make(&b, loss, dtype ? KD_BF16 : KD_F32, ROWS);
                 const kd_tensor *x = odd == 1 ? &a.teacher : &a.student;
                 for (int64_t i = 0, n = kd_tensor_elements(x); i < n; i++)
                     test_set(x, i, odd == 2 && i >= 2 * WIDTH ? test_get(x, i) : 0);
                 cr_assert(isfinite(value(&b, loss, &a)), "%s: odd case %d", name, odd);
-                cr_assert(largest(&a.d_student) < 1e8, "%s: odd case %d", name, odd);
+                cr_assert(test_largest(&a.d_student) < 1e8, "%s: odd case %d", name, odd);
             }
             a = make(&b, loss, KD_F32, 0);
             value(&b, loss, &a);
@@ -183,7 +156,7 @@ Test(pairs, rows_of_weight_zero_are_not_there)
             }
             const double want = value(&b, loss, &few), got = value(&b, loss, &all);
             cr_assert(fabs(got - want) <= 1e-5 * fabs(want), "%s: %g, alone %g", name, got, want);
-            const double most = largest(&few.d_student);
+            const double most = test_largest(&few.d_student);
             row = 0;
             for (int64_t r = 0; r < ROWS; r++) {
                 const bool left = r == 0 || r == 4 || r == 5;
@@ -197,7 +170,7 @@ Test(pairs, rows_of_weight_zero_are_not_there)
             }
             test_fill_constant(&all.weight, 0);
             cr_assert(value(&b, loss, &all) == 0, "%s: nothing counts, and has %g", name,
-                      total(&all.loss));
+                      test_total(&all.loss));
             test_release(&b, mark);
         }
     test_close(&b);

@@ -4,7 +4,7 @@
  */
 #include "format/format.h"
 #include "loss/loss.h"
-#include "support/golden.h"
+#include "support/feature.h"
 #include "support/refusal.h"
 #include "support/support.h"
 
@@ -133,6 +133,31 @@ Test(projector, gradients_are_the_slopes_of_the_value)
             const kd_tensor gradient = kd_slab_gradient(&d.slab, i);
             check_slopes(&d, &weight, &gradient, 0, &x, &dy, d.params.items[i].name);
         }
+        close_bed(&d);
+    }
+}
+
+/* Of a teacher's features no gradient is asked for: the projector learns the same. */
+Test(projector, learns_without_a_gradient_of_its_input)
+{
+    static const char *const kinds[] = { "{type: conv, normalise: both, output: relu}",
+                                         "{type: mlp, normalise: before}" };
+    const kd_tensor absent = { 0 };
+    for (int k = 0; k < KD_COUNT(kinds); k++) {
+        bed d;
+        open_bed(&d, kinds[k], KD_F32);
+        const kd_tensor x = test_filled(&d.bench, KD_F32, KD_SHAPE(B, IN, H, W), 0, -1, 2);
+        const kd_tensor dx = test_filled(&d.bench, KD_F32, kd_shape_of(&x), 0, 0, 0);
+        const kd_tensor y = forward(&d, &x);
+        const kd_tensor dy = test_filled(&d.bench, KD_F32, kd_shape_of(&y), 0, -1, 1);
+        const kd_tensor *gradients = &d.slab.gradients;
+        const kd_tensor before = test_tensor(&d.bench, KD_F32, kd_shape_of(gradients), 0);
+        backward(&d, &dx, &dy, &x);
+        memcpy(before.data, gradients->data, kd_tensor_bytes(gradients));
+        test_fill_constant(gradients, 0);
+        backward(&d, &absent, &dy, &x);
+        test_same_bits(gradients, &before, "%s", kinds[k]);
+        cr_expect(test_largest(&before) > 0.1);
         close_bed(&d);
     }
 }

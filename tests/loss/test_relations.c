@@ -1,5 +1,6 @@
 /* What the losses over relations promise besides their formulas, which tests/golden and tests/ops hold. */
 #include "loss/relate.h"
+#include "support/feature.h"
 #include "support/support.h"
 
 #include <math.h>
@@ -43,13 +44,6 @@ static void expect_zero(const kd_tensor *t, const char *loss, const char *what)
     for (int64_t i = 0; i < kd_tensor_elements(t); i++)
         cr_assert_eq(test_get(t, i), 0, "%s: %s[%lld] is %g", loss, what, (long long)i,
                      test_get(t, i));
-}
-
-static double sum(const kd_tensor *t)
-{
-    double total = 0;
-    for (int64_t i = 0; i < kd_tensor_elements(t); i++) total += test_get(t, i);
-    return total;
 }
 
 Test(relations, a_student_that_is_its_teacher_has_nothing_to_learn)
@@ -98,7 +92,8 @@ Test(relations, odd_batches_are_defined)
         test_fill_constant(&a.student_q, 1);
         test_fill_constant(&a.student_k, 1);
         test_ok(kd_feature_run(&b.exec, types[i], &a));
-        cr_assert(isfinite(sum(&a.loss)) && sum(&a.loss) > 0, "%s of equal rows", types[i]->name);
+        cr_assert(isfinite(test_total(&a.loss)) && test_total(&a.loss) > 0, "%s of equal rows",
+                  types[i]->name);
         test_release(&b, mark);
     }
     test_close(&b);
@@ -115,13 +110,7 @@ Test(relations, do_not_change_when_a_side_is_rotated)
         test_ok(kd_feature_run(&b.exec, types[i], &a));
         const double *before = test_doubles(&b, &a.loss);
         const kd_tensor *turned[] = { &a.student, &a.student_q, &a.student_k };
-        for (int t = 0; t < KD_COUNT(turned); t++)
-            for (int64_t row = 0; row < ROWS * HEADS; row++) {
-                const double x = test_get(turned[t], row * WIDTH + 1);
-                const double y = test_get(turned[t], row * WIDTH + 6);
-                test_set(turned[t], row * WIDTH + 1, 0.6 * x - 0.8 * y);
-                test_set(turned[t], row * WIDTH + 6, 0.8 * x + 0.6 * y);
-            }
+        for (int t = 0; t < KD_COUNT(turned); t++) test_rotate(turned[t]);
         test_ok(kd_feature_run(&b.exec, types[i], &a));
         test_near(&a.loss, before, 16, WIDTH + ROWS, "%s, rotated", types[i]->name);
         test_release(&b, mark);

@@ -126,7 +126,10 @@ static const struct {
     { "{h: {type: hidden_mse, layers: [[1, -1]]}}", &teacher,
       "loss:1: loss.h.layers: found \"-1\", expected the number of a layer" },
     { "{h: {type: minilm_relation, of: queries}}", &teacher, "loss:1: loss.h.of: " },
-    { "{h: {type: crd}}", &headless, "loss:1: loss.h: crd keeps a student_bank [n, D]" },
+    { "{h: {type: crd}}", &headless,
+      "loss.h: crd needs features of samples; student (LlamaForCausalLM) offers logits" },
+    { "{h: {type: crd, negatives: 0}}", &headless, "loss:1: loss.h.negatives: " },
+    { "{h: {type: pkt, dimension: 8}}", &headless, "loss:1: loss.h.dimension: " },
     { "{h: {type: [kl]}}", &teacher, "loss:1: loss.h: unknown loss \"\"" },
 };
 

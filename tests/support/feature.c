@@ -98,3 +98,31 @@ void test_golden_features(const char *folder, const char *device, double slack)
     for (int i = 0; i < KD_FEATURE_COUNT; i++)
         cr_expect(files[i], "%s has no golden file", kd_feature_types[i]->name);
 }
+
+double test_total(const kd_tensor *t)
+{
+    double sum = 0;
+    for (int64_t i = 0, n = kd_tensor_elements(t); i < n; i++) sum += test_get(t, i);
+    return sum;
+}
+
+double test_largest(const kd_tensor *t)
+{
+    double most = 0;
+    for (int64_t i = 0, n = kd_tensor_elements(t); i < n; i++) {
+        cr_assert(isfinite(test_get(t, i)), "element %d is %g", (int)i, test_get(t, i));
+        most = fmax(most, fabs(test_get(t, i)));
+    }
+    return most;
+}
+
+void test_rotate(const kd_tensor *t)
+{
+    const int64_t width = t->shape[t->rank - 1];
+    for (int64_t at = 0, n = kd_tensor_elements(t); at < n; at += width)
+        for (int64_t c = 0; c + 1 < width; c++) {
+            const double u = test_get(t, at + c), v = test_get(t, at + c + 1), a = 0.3 + (double)c;
+            test_set(t, at + c, u * cos(a) - v * sin(a));
+            test_set(t, at + c + 1, u * sin(a) + v * cos(a));
+        }
+}

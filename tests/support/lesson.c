@@ -185,7 +185,9 @@ static kd_status parse_terms(test_lesson *l, const test_lesson_options *o)
     }
     KD_TRY(kd_terms_parse(&l->terms, &l->term_count, &f32_logits, l->arena, loss, students, s,
                           teachers, t));
-    return kd_terms_bind(l->terms, l->term_count, l->arena, offers);
+    KD_TRY(kd_terms_bind(l->terms, l->term_count, l->arena, offers));
+    kd_terms_give_data(l->terms, l->term_count, o->data);
+    return KD_OK;
 }
 
 static kd_status open_terms(test_lesson *l, const test_lesson_options *o)
@@ -273,6 +275,17 @@ kd_status test_lesson_step(test_lesson *l, kd_step_result *result, const kd_step
     return KD_OK;
 }
 
+kd_status test_find_param(int *param, const kd_slab *slab, const char *name)
+{
+    const kd_params *all = &slab->params;
+    for (int i = 0; i < all->count; i++)
+        if (strcmp(all->items[i].name, name) == 0) {
+            *param = i;
+            return KD_OK;
+        }
+    return kd_fail(KD_EINVAL, "no parameter %s", name);
+}
+
 static kd_status plant(kd_device *device, const kd_tensor *to, const test_planted *p)
 {
     float *values = malloc(kd_tensor_bytes(to) * 2);
@@ -292,9 +305,8 @@ static kd_status plant(kd_device *device, const kd_tensor *to, const test_plante
 kd_status test_lesson_plant(const test_lesson *l, const test_planted *p)
 {
     const kd_slab *slab = &l->models[p->model]->slab;
-    int i = 0;
-    while (i < slab->params.count && strcmp(slab->params.items[i].name, p->param) != 0) i++;
-    if (i == slab->params.count) return kd_fail(KD_EINVAL, "no parameter %s", p->param);
+    int i;
+    KD_TRY(test_find_param(&i, slab, p->param));
     const kd_tensor weight = kd_slab_weight(slab, i), master = kd_slab_master(slab, i);
     KD_TRY(plant(l->device, &weight, p));
     return slab->trainable ? plant(l->device, &master, p) : KD_OK;

@@ -32,18 +32,19 @@ typedef struct test_lesson_options {
     kd_dtype dtype;
     kd_term terms[TEST_LESSON_TERMS]; /* count 0: test_distil(0, 1, ...) of the models 1 and 0 */
     int term_count;
-    const char *loss; /* or `loss` of a run file: "{ce: {weight: 1}}" */
-    int64_t classes;  /* 0: 61 */
-    int64_t rows;     /* of a micro-batch */
-    int64_t inputs;   /* kd_step_options.inputs */
-    bool f32_logits;  /* in training too */
-    bool certainty;   /* kd_step_options.certainty */
-    int64_t chunk;    /* 0: the engine's choice */
-    int64_t bucket;   /* least elements of a bucket; 0: the engine's choice */
-    int64_t steps;    /* of the schedule; 0: 100 */
-    double lr;        /* 0: 1e-3 */
-    bool skip;        /* optim.on_nonfinite */
-    double zscore;    /* optim.skip_zscore */
+    const char *loss;           /* or `loss` of a run file: "{ce: {weight: 1}}" */
+    const kd_crd_classes *data; /* of terms of `loss` that keep banks */
+    int64_t classes;            /* 0: 61 */
+    int64_t rows;               /* of a micro-batch */
+    int64_t inputs;             /* kd_step_options.inputs */
+    bool f32_logits;            /* in training too */
+    bool certainty;             /* kd_step_options.certainty */
+    int64_t chunk;              /* 0: the engine's choice */
+    int64_t bucket;             /* least elements of a bucket; 0: the engine's choice */
+    int64_t steps;              /* of the schedule; 0: 100 */
+    double lr;                  /* 0: 1e-3 */
+    bool skip;                  /* optim.on_nonfinite */
+    double zscore;              /* optim.skip_zscore */
     int64_t max_skips;
     kd_comm *comm;      /* NULL: one rank */
     const char *device; /* NULL: "cpu" */
@@ -72,8 +73,11 @@ void test_lesson_close(test_lesson *lesson);
 KD_MUST_CHECK kd_status test_lesson_step(test_lesson *lesson, kd_step_result *result,
                                          const kd_step_batch *batch, int64_t index);
 
-/* Elements begin, begin + stride, ... of a parameter ("blocks.1.mlp_up") of a model, `count` of them,
- * become `value`: in the weights and, of a trained model, in their masters. */
+/* The number of a parameter by its name: "blocks.1.mlp_up". */
+KD_MUST_CHECK kd_status test_find_param(int *param, const kd_slab *slab, const char *name);
+
+/* Elements begin, begin + stride, ... of a parameter of a model, `count` of them, become `value`:
+ * in the weights and, of a trained model, in their masters. */
 typedef struct test_planted {
     int model;
     const char *param;

@@ -85,6 +85,28 @@ const char *test_text_write(const char *name, const test_text *text)
     return path;
 }
 
+const char *test_text_random(const char *name, int64_t count, int64_t vocabulary, bool masked)
+{
+    enum { MOST = 700 };
+    static int64_t tokens[MOST], borders[MOST + 1];
+    static uint8_t mask[MOST];
+    int64_t documents = 0;
+    cr_assert(count <= MOST, "%s: more tokens than there is room for", name);
+    for (int64_t i = 0; i < count; i++) {
+        tokens[i] = (int64_t)(kd_random_uniform(4, 1, (uint64_t)i) * (double)vocabulary);
+        mask[i] = !masked || i % 60 < 40;
+        if (kd_random_uniform(4, 2, (uint64_t)i) < 0.1 && i > 0) borders[++documents] = i;
+    }
+    borders[++documents] = count;
+    return test_text_write(name, &(test_text){ .dtype = "U16",
+                                               .tokens = tokens,
+                                               .count = count,
+                                               .documents = borders,
+                                               .borders = documents + 1,
+                                               .mask = mask,
+                                               .mask_count = count });
+}
+
 const char *test_bytes_write(const char *name, const void *data, size_t bytes)
 {
     const char *path = test_text_path(name);

@@ -27,6 +27,10 @@ const char *test_text_path(const char *name);
 /* Writes it there; returns the path, as above. */
 const char *test_text_write(const char *name, const test_text *text);
 
+/* The same of `count` random tokens in documents of all sizes; `masked`: 40 of 60 are scored, so that every
+ * micro-batch has another number of rows. */
+const char *test_text_random(const char *name, int64_t count, int64_t vocabulary, bool masked);
+
 /* Of the last file written: where its tokens begin, in bytes. */
 int64_t test_text_tokens_offset(void);
 

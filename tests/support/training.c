@@ -5,28 +5,7 @@
 
 #include <stdio.h>
 #include <stdlib.h>
-
-enum { TOKENS = 700 };
-
-const char *test_tokens_write(const char *name, int64_t vocabulary)
-{
-    static int64_t tokens[TOKENS], borders[TOKENS + 1];
-    static uint8_t mask[TOKENS];
-    int64_t documents = 0;
-    for (int64_t i = 0; i < TOKENS; i++) {
-        tokens[i] = (int64_t)(kd_random_uniform(4, 1, (uint64_t)i) * (double)vocabulary);
-        mask[i] = i % 6 != 2;
-        if (kd_random_uniform(4, 2, (uint64_t)i) < 0.1 && i > 0) borders[++documents] = i;
-    }
-    borders[++documents] = TOKENS;
-    return test_text_write(name, &(test_text){ .dtype = "U16",
-                                               .tokens = tokens,
-                                               .count = TOKENS,
-                                               .documents = borders,
-                                               .borders = documents + 1,
-                                               .mask = mask,
-                                               .mask_count = TOKENS });
-}
+#include <unistd.h>
 
 kd_run *test_training_run(const test_training *c, const char *out)
 {
@@ -66,6 +45,16 @@ kd_status test_train(const test_training *c, const char *out)
     const kd_status status = kd_run_train(made);
     kd_run_destroy(made);
     return status;
+}
+
+void test_died(const char *out, int from, int to)
+{
+    for (int step = from; step <= to; step++) {
+        char name[64];
+        snprintf(name, sizeof name, "checkpoint-%06d", step);
+        test_ok(kd_dir_remove(test_path(out, name)));
+    }
+    cr_assert(unlink(test_path(out, "config.json")) == 0);
 }
 
 char *test_metrics(const char *out, bool evaluations)
@@ -117,8 +106,8 @@ void test_same_text(const char *got, const char *want, const char *what)
 void test_training_open(test_training *c, const char *dtype)
 {
     *c = (test_training){ .dtype = dtype, .folder = test_folder() };
-    c->train = test_tokens_write("train", 89);
-    c->valid = test_tokens_write("valid", 80);
+    c->train = test_text_random("train", TEST_TRAINING_TOKENS, 89, true);
+    c->valid = test_text_random("valid", TEST_TRAINING_TOKENS, 80, true);
     (void)test_log();
 }
 

@@ -7,11 +7,8 @@
 
 #include "support/students.h"
 
-enum { TEST_TRAINING_STEPS = 12 };
-
-/* Writes documents of all sizes, more tokens than a run takes: an epoch ends within it.  The path, as of
- * test_text_write. */
-const char *test_tokens_write(const char *name, int64_t vocabulary);
+/* More tokens than a run takes. */
+enum { TEST_TRAINING_STEPS = 12, TEST_TRAINING_TOKENS = 700 };
 
 typedef struct test_training {
     const char *dtype; /* of both models */
@@ -27,6 +24,10 @@ void test_training_close(test_training *training);
 /* A run that writes to folder/out; freed by kd_run_destroy.  test_train is all of one. */
 kd_run *test_training_run(const test_training *training, const char *out);
 kd_status test_train(const test_training *training, const char *out);
+
+/* The run that writes to `out` has died after step from - 1: of `to` steps the later checkpoints and the
+ * finished model are gone. */
+void test_died(const char *out, int from, int to);
 
 /* The records of out/metrics.jsonl without their times; `evaluations`: those of data.valid too.  Freed
  * by free(). */

@@ -157,7 +157,8 @@ Test(bits, a_run_resumed_after_any_step_is_the_run)
 {
     for (int i = 0; i < KD_COUNT(variants); i++) {
         const variant *v = &variants[i];
-        const char *path = test_tokens_write("bits", CLASSES), *out = test_folder();
+        const char *path = test_text_random("bits", TEST_TRAINING_TOKENS, CLASSES, true),
+                   *out = test_folder();
         const char *dirs[STEPS + 1];
         unsigned char *bits[STEPS + 1];
         kd_arena *arena;

@@ -254,6 +254,7 @@ static const kd_loader_options sample_data = { .files = { KD_GOLDEN "/mlp/sample
 
 static void check_samples(const way *ways, int count, const char *loss)
 {
+    static const kd_crd_classes data = { .samples = 12 };
     static const char *const students[] = { "relu", "gelu", "linear" };
     for (int i = 0; i < KD_COUNT(students); i++) {
         char dir[512];
@@ -262,6 +263,7 @@ static void check_samples(const way *ways, int count, const char *loss)
                                                           { .dir = dir, .trainable = true } },
                                               .count = 2,
                                               .loss = loss,
+                                              .data = &data,
                                               .classes = 5,
                                               .inputs = 7 };
         test_lesson reference;
@@ -302,7 +304,8 @@ Test(invariance, ranks_change_no_relation_of_samples)
     };
     static const char relations[] =
         "{ce: {}, distance: {type: rkd_distance}, angle: {type: rkd_angle, weight: 2}, pkt: {},"
-        " sp: {weight: 3}, cc: {projector: linear, layers: [[0, 0]]}}";
+        " sp: {weight: 3}, cc: {projector: linear, layers: [[0, 0]]},"
+        " crd: {dimension: 3, negatives: 20, weight: 0.1}}";
     check_samples(ways, KD_COUNT(ways), relations);
 }
 

@@ -18,27 +18,6 @@
 
 enum { STEPS = 12, SEQUENCE = 10, TOKENS = 700 };
 
-/* Documents of all sizes, some not scored: every step has another number of rows to look at. */
-static const char *write_tokens(const char *name, int64_t vocabulary)
-{
-    static int64_t tokens[TOKENS], borders[TOKENS + 1];
-    static uint8_t mask[TOKENS];
-    int64_t documents = 0;
-    for (int64_t i = 0; i < TOKENS; i++) {
-        tokens[i] = (int64_t)(kd_random_uniform(4, 1, (uint64_t)i) * (double)vocabulary);
-        mask[i] = documents % 3 != 1;
-        if (kd_random_uniform(4, 2, (uint64_t)i) < 0.06 && i > 0) borders[++documents] = i;
-    }
-    borders[++documents] = TOKENS;
-    return test_text_write(name, &(test_text){ .dtype = "U16",
-                                               .tokens = tokens,
-                                               .count = TOKENS,
-                                               .documents = borders,
-                                               .borders = documents + 1,
-                                               .mask = mask,
-                                               .mask_count = TOKENS });
-}
-
 static void require_heap(test_heap *heap)
 {
     if (!test_heap_read(heap)) cr_skip_test("skipped: a sanitizer watches the heap itself");
@@ -117,7 +96,7 @@ Test(memory, nothing_is_allocated_after_the_first_step)
     test_heap heap;
     require_heap(&heap);
     for (int i = 0; i < KD_COUNT(variants); i++)
-        check_steps(&variants[i], write_tokens("steps", 61));
+        check_steps(&variants[i], test_text_random("steps", TOKENS, 61, true));
     test_text_remove();
 }
 
@@ -150,7 +129,7 @@ static kd_run *make_run(const char *folder, const char *dtype, const char *recom
                                         { "student.model", KD_GOLDEN "/step/student" },
                                         { "student.dtype", dtype },
                                         { "student.recompute", recompute },
-                                        { "data.train", write_tokens("run", 89) },
+                                        { "data.train", test_text_random("run", TOKENS, 89, true) },
                                         { "data.sequence", "10" },
                                         { "loss.alpha", "0.6" },
                                         { "optim.lr", "1e-3" },

@@ -43,14 +43,6 @@ static void open_samples(kd_loader **loader, bool shuffle)
     test_ok(open_dealt(loader, shuffle, 0, 1));
 }
 
-static int find_param(const kd_slab *slab, const char *name)
-{
-    int i = 0;
-    while (i < slab->params.count && strcmp(slab->params.items[i].name, name) != 0) i++;
-    cr_assert(i < slab->params.count, "no parameter %s", name);
-    return i;
-}
-
 /* gradient.layers.1.bias is that of blocks.1.linear_bias, gradient.classifier.weight of head. */
 static void check_gradient(const test_golden *golden, const kd_st_entry *entry, const kd_slab *slab,
                            const char *student)
@@ -58,12 +50,13 @@ static void check_gradient(const test_golden *golden, const kd_st_entry *entry, 
     const char *name = entry->name + strlen("gradient.");
     const char *bias = strstr(name, "bias") ? "_bias" : "";
     char engine[64] = "";
-    int layer;
+    int layer, param;
     if (sscanf(name, "layers.%d.", &layer) == 1)
         snprintf(engine, sizeof engine, "blocks.%d.linear%s", layer, bias);
     else
         snprintf(engine, sizeof engine, "head%s", bias);
-    const kd_tensor g = kd_slab_gradient(slab, find_param(slab, engine));
+    test_ok(test_find_param(&param, slab, engine));
+    const kd_tensor g = kd_slab_gradient(slab, param);
     const float *want = test_golden_f32(golden, entry->name, NULL), *got = g.data;
     double difference = 0, size = 0;
     cr_assert(entry->elements == kd_tensor_elements(&g), "%s: %s has another shape", student, name);
@@ -174,10 +167,11 @@ static double loss_at(int i, double by, double *gradient, double *element)
     kd_loader *loader;
     test_lesson lesson;
     kd_step_result result;
+    int param;
     open_samples(&loader, false);
     test_ok(test_lesson_open(&lesson, &options));
     const kd_slab *slab = &lesson.models[1]->slab;
-    const int param = find_param(slab, trained[i].param);
+    test_ok(test_find_param(&param, slab, trained[i].param));
     const kd_tensor weight = kd_slab_weight(slab, param), d = kd_slab_gradient(slab, param);
     float *at = (float *)weight.data + trained[i].element;
     *element = (double)*at;
@@ -216,12 +210,15 @@ Test(samples, a_teacher_that_is_not_finite_stops_every_loss)
                                           "{vid: {projector: linear}}",
                                           "{hint: {projector: linear}}",
                                           "{cosine: {projector: linear}}",
+                                          "{crd: {dimension: 3, negatives: 5}}",
                                           "{kl: {standardise: true}}" };
+    static const kd_crd_classes data = { .samples = SAMPLES };
     for (int i = 0; i < KD_COUNT(losses); i++) {
         const test_lesson_options options = {
             .models = { { .dir = FILES "teacher" }, { .dir = FILES "gelu", .trainable = true } },
             .count = 2,
             .loss = losses[i],
+            .data = &data,
             .classes = CLASSES,
             .inputs = INPUTS,
             .rows = SAMPLES
@@ -401,17 +398,6 @@ static kd_status train(const char *folder, const char *out, const char *teacher,
     return test_train(&c, out);
 }
 
-/* The run up to here: the folder's last checkpoints and the finished model are gone. */
-static void forget(const char *out, int from, int to)
-{
-    for (int step = from; step <= to; step++) {
-        char name[64];
-        snprintf(name, sizeof name, "checkpoint-%06d", step);
-        test_ok(kd_dir_remove(test_path(out, name)));
-    }
-    cr_assert(unlink(test_path(out, "config.json")) == 0);
-}
-
 Test(samples, a_run_resumed_is_the_run_and_its_model_opens)
 {
     const char *folder = test_folder();
@@ -424,7 +410,7 @@ Test(samples, a_run_resumed_is_the_run_and_its_model_opens)
     test_ok(train(folder, "died", teacher, student, data, "8"));
     snprintf(whole, sizeof whole, "%s", test_path(folder, "whole"));
     snprintf(died, sizeof died, "%s", test_path(folder, "died"));
-    forget(died, 5, 8); /* the next step ends the epoch */
+    test_died(died, 5, 8); /* the next step ends the epoch */
     test_ok(train(folder, "died", teacher, student, data, "8"));
     for (int step = 5; step <= 8; step++) test_same_checkpoint(whole, died, step);
     test_same_file(whole, died, "model.safetensors");

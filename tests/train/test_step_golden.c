@@ -208,10 +208,9 @@ static const char *const tapped_terms[] = { "ce",        "standard", "hidden",
 static kd_tensor projector_of(const kd_slab *slab, int layer, const char *what, bool gradient)
 {
     char name[64];
-    int i = 0;
+    int i;
     snprintf(name, sizeof name, "loss.hidden.%d.0.%s", layer, what);
-    while (i < slab->params.count && strcmp(slab->params.items[i].name, name) != 0) i++;
-    cr_assert(i < slab->params.count, "no parameter %s", name);
+    test_ok(test_find_param(&i, slab, name));
     return gradient ? kd_slab_gradient(slab, i) : kd_slab_weight(slab, i);
 }
 
