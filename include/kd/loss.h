@@ -121,14 +121,50 @@ int kd_feature_find(const char *name);
 KD_MUST_CHECK kd_status kd_feature_describe(kd_feature_info *info, int loss);
 
 /*
+ * What brings the student's features to the width of the teacher's; `y`, `x` are rows [N, D], or feature maps
+ * [B, C, H, W], whose rows are their places [B H W, C].
+ *     linear   y = x W' + b
+ *     mlp      y = act(x W' + b) V' + c, `width` between
+ *     conv1x1  linear, over maps alone
+ *     conv     y = a valid convolution of x with W, stride 1, its kernel (H - H' + 1) x (W - W' + 1) for a teacher
+ *              of H' x W' places (FitNets, Romero et al. 2015, eq. 4)
+ * Weights lie as PyTorch's: [out, in], of convolutions [out, in, h, w].  W and b begin uniform within
+ * 1 / sqrt(in h w), as torch.nn.Linear and Conv2d.  There is no batch norm, and `output` is none where not asked for:
+ * RepDistiller's ConvReg has both, and behind its ReLU no signed target is reached.
+ */
+typedef enum kd_projector_kind {
+    KD_PROJECTOR_NONE,
+    KD_PROJECTOR_LINEAR,
+    KD_PROJECTOR_MLP,
+    KD_PROJECTOR_CONV1X1,
+    KD_PROJECTOR_CONV,
+} kd_projector_kind;
+
+typedef struct kd_projector_options {
+    int kind;       /* kd_projector_kind */
+    int normalise;  /* rows made of length 1, of maps those of places; bits: 1 before, 2 after */
+    int activation; /* of MLP: 0 GELU, 1 ReLU */
+    int output;     /* activation of what comes out: 0 none, 1 GELU, 2 ReLU */
+    int64_t width;  /* 0: twice the teacher's */
+    bool bias, trainable;
+    bool shared; /* one for all layers */
+} kd_projector_options;
+
+extern const kd_option kd_projector_rows[]; /* into kd_projector_options; { 0 } at the end */
+
+/*
  * From file to file.  `in` has what the loss reads (f32, bf16 or f16; integers of any type) and, as the
  * user wants, `weight` [units], a factor of each unit, which is a row of the first tensor; one of
  * weight 0 is not read; a parameter that is not in it has its first value.  `out` gets `loss` [units],
  * the gradients of the sum of them and the state as it is then, all f32 and computed in f32.
  * `options`: as the loss's rows parsed them, or NULL where it has none.
+ * `projector`, or NULL: the loss reads what it makes of `student`.  `in` has its parameters too,
+ * `projector.0.weight`, `projector.0.bias` and, of mlp, `projector.1.weight`, `projector.1.bias`; `out` gets their
+ * gradients, "d_" and the name, where it is trainable.
  */
 KD_MUST_CHECK kd_status kd_feature_file(int loss, const char *in, const char *out,
-                                        const void *options, const char *device);
+                                        const void *options, const kd_projector_options *projector,
+                                        const char *device);
 
 /* The documentation of any loss, NULL-terminated lines; NULL: no loss of that name. */
 const char *const *kd_loss_text(const char *name);

@@ -4,7 +4,8 @@
  *     value of sample  =  (1 / (C H W)) sum (s - t)^2
  *     d value / d s    =  (2 / (C H W)) (s - t)
  *
- * Reads     student [B, C, H, W] (behind a projector where the shapes differ), teacher [B, C, H, W].
+ * Reads     student [B, C, H, W] (behind a projector where the shapes differ: conv1x1, or conv where places do),
+ *           teacher [B, C, H, W].
  * Unit      sample: the term is the mean over the batch.
  * Elsewhere The paper has half the sum of squares of a sample, and trains the student up to that layer first;
  *           RepDistiller, mdistiller and torchdistill minimise the mean over all elements, as here, together

@@ -1,7 +1,7 @@
 /*
  * loss.h - what is minimised: a list of terms over taps.  Knows no model.
  *
- * objective.c zscores.c terms.c tapped*.c projector.c feature.c maps.c negatives.c; one file for each row of
+ * objective.c zscores.c terms.c tapped*.c projector.c patches.c feature.c maps.c negatives.c; one file for each row of
  * loss_list.h, whose heads texts.cmake makes a table of
  */
 #ifndef KD_LOSS_INTERNAL_H
@@ -177,32 +177,13 @@ KD_MUST_CHECK kd_status kd_zscores_backward(kd_exec *exec, const kd_tensor *d,
 /* ---- projectors ------------------------------------------------------------------------------- */
 
 /*
- * What brings the student's rows to the width of the teacher's.
- *     linear  y = x W' + b
- *     mlp     y = act(x W' + b) V' + c, `width` between
- * W and b begin uniform within 1 / sqrt(columns of x), as torch.nn.Linear.  The parameters lie in the
- * student's slab behind its own; checkpoints have them, a saved model has not.
+ * kinds, their formulas and options: kd/loss.h.  The parameters lie in the student's slab behind its own;
+ * checkpoints have them, a saved model has not.
  */
-typedef enum kd_projector_kind {
-    KD_PROJECTOR_NONE,
-    KD_PROJECTOR_LINEAR,
-    KD_PROJECTOR_MLP,
-} kd_projector_kind;
-
-typedef struct kd_projector_options {
-    int kind;       /* kd_projector_kind */
-    int normalise;  /* rows made of length 1; bits: 1 before, 2 after */
-    int activation; /* of MLP: 0 GELU, 1 ReLU */
-    int64_t width;  /* 0: twice the teacher's */
-    bool bias, trainable;
-    bool shared; /* one for all layers */
-} kd_projector_options;
-
-extern const kd_option kd_projector_rows[];
-
 typedef struct kd_projector {
     const kd_projector_options *options;
     int64_t in, middle, out;
+    int64_t kernel[2];      /* of CONV: height, width */
     int weight[2], bias[2]; /* parameters; the second of MLP; -1: none */
 } kd_projector;
 
@@ -214,12 +195,16 @@ KD_MUST_CHECK kd_status kd_projector_initialise(const kd_projector *projector, k
 
 /* What it keeps from forward to backward; on the stack. */
 typedef struct kd_projected {
-    kd_tensor x, norm_x;      /* the input, of length 1 */
+    kd_tensor rows;           /* the input; of maps their places */
+    kd_tensor x, norm_x;      /* the same of length 1 */
+    kd_tensor patches;        /* what CONV multiplies: kernel times as large as x */
     kd_tensor middle, active; /* of MLP */
+    kd_tensor product;        /* the last matrix's, before the output's activation */
     kd_tensor raw, norm_y;    /* the output, before it is made of length 1 */
-    kd_tensor y;              /* [N, out] in x's type */
+    kd_tensor y;              /* rows [N, out], or maps [B, out, H', W'], in x's type */
 } kd_projected;
 
+/* x is rows [N, in] or maps [B, in, H, W]; of the two convolutions maps, at least as large as the kernel. */
 KD_MUST_CHECK kd_status kd_projector_forward(kd_projected *saved, kd_exec *exec, const kd_tensor *x,
                                              const kd_slab *slab, const kd_projector *projector);
 

@@ -1,21 +1,25 @@
-#include "loss/loss.h"
+#include "loss/patches.h"
 
 #include <math.h>
 
-enum { BEFORE = 1, AFTER = 2, RELU = 1 };
+enum { BEFORE = 1, AFTER = 2 };
+enum { RELU = 1 }; /* of `activation`, and of `output` less 1, which has none */
 
 static const float least = 1e-12f; /* torch.nn.functional.normalize */
 
 const kd_option kd_projector_rows[] = {
-    { "type", KD_CHOICE, offsetof(kd_projector_options, kind), "none", 0, 0, "none|linear|mlp",
-      "from the student's width to the teacher's" },
+    { "type", KD_CHOICE, offsetof(kd_projector_options, kind), "none", 0, 0,
+      "none|linear|mlp|conv1x1|conv",
+      "from the student's width to the teacher's; conv1x1 and conv: of feature maps" },
     { "width", KD_INT, offsetof(kd_projector_options, width), "0", 0, 1e6, "columns",
       "between the two matrices of mlp; 0: twice the teacher's" },
     { "activation", KD_CHOICE, offsetof(kd_projector_options, activation), "gelu", 0, 0,
       "gelu|relu", "between them" },
+    { "output", KD_CHOICE, offsetof(kd_projector_options, output), "none", 0, 0, "none|gelu|relu",
+      "activation of what comes out; signs of a target are out of its reach" },
     { "bias", KD_BOOL, offsetof(kd_projector_options, bias), "true", 0, 0, "", "of each matrix" },
     { "normalise", KD_CHOICE, offsetof(kd_projector_options, normalise), "none", 0, 0,
-      "none|before|after|both", "rows made of length 1" },
+      "none|before|after|both", "rows, or places of maps, made of length 1" },
     { "shared", KD_BOOL, offsetof(kd_projector_options, shared), "false", 0, 0, "",
       "one for all layers, as TinyBERT has it" },
     { "trainable", KD_BOOL, offsetof(kd_projector_options, trainable), "true", 0, 0, "",
@@ -27,11 +31,27 @@ const kd_option kd_projector_rows[] = {
 
 static int matrices(const kd_projector *p)
 {
-    return p->options->kind == KD_PROJECTOR_MLP ? 2 : p->options->kind == KD_PROJECTOR_LINEAR;
+    const int kind = p->options->kind;
+    return kind == KD_PROJECTOR_MLP ? 2 : kind != KD_PROJECTOR_NONE;
 }
 
-/* Columns that matrix i reads. */
-static int64_t columns_of(const kd_projector *p, int i) { return i == 0 ? p->in : p->middle; }
+static bool convolves(const kd_projector *p) { return p->options->kind == KD_PROJECTOR_CONV; }
+
+static kd_shape weight_shape(const kd_projector *p, int i)
+{
+    const int64_t out = i + 1 < matrices(p) ? p->middle : p->out, in = i == 0 ? p->in : p->middle;
+    if (convolves(p)) return KD_SHAPE(out, in, p->kernel[0], p->kernel[1]);
+    return p->options->kind == KD_PROJECTOR_CONV1X1 ? KD_SHAPE(out, in, 1, 1) : KD_SHAPE(out, in);
+}
+
+/* A weight of any kind, or its gradient, as [out, what it reads]. */
+static kd_tensor as_matrix(kd_tensor weight)
+{
+    int64_t columns = 1;
+    if (!kd_present(&weight)) return weight;
+    for (int d = 1; d < weight.rank; d++) columns *= weight.shape[d];
+    return kd_tensor_of(weight.data, weight.dtype, KD_SHAPE(weight.shape[0], columns));
+}
 
 kd_status kd_projector_declare(kd_projector *p, kd_params *params, const char *name, int block)
 {
@@ -42,13 +62,14 @@ kd_status kd_projector_declare(kd_projector *p, kd_params *params, const char *n
     p->middle = o->width ? o->width : 2 * p->out;
     for (int i = 0; i < 2; i++) p->weight[i] = p->bias[i] = -1;
     for (int i = 0; i < count; i++) {
-        const int64_t out = i + 1 < count ? p->middle : p->out;
+        const kd_shape shape = weight_shape(p, i);
         snprintf(full, sizeof full, "%s.%d.weight", name, i);
-        KD_TRY(kd_params_declare(&p->weight[i], params, full, KD_SHAPE(out, columns_of(p, i)),
-                                 KD_PARAM_EXTRA | decays, block));
+        KD_TRY(
+            kd_params_declare(&p->weight[i], params, full, shape, KD_PARAM_EXTRA | decays, block));
         if (!o->bias) continue;
         snprintf(full, sizeof full, "%s.%d.bias", name, i);
-        KD_TRY(kd_params_declare(&p->bias[i], params, full, KD_SHAPE(out), KD_PARAM_EXTRA, block));
+        KD_TRY(kd_params_declare(&p->bias[i], params, full, KD_SHAPE(shape.dim[0]), KD_PARAM_EXTRA,
+                                 block));
     }
     return KD_OK;
 }
@@ -84,8 +105,9 @@ kd_status kd_projector_initialise(const kd_projector *p, kd_exec *exec, const kd
                                   uint64_t seed)
 {
     for (int i = 0; i < matrices(p); i++) {
-        KD_TRY(draw(exec, slab, p->weight[i], columns_of(p, i), seed));
-        if (p->bias[i] >= 0) KD_TRY(draw(exec, slab, p->bias[i], columns_of(p, i), seed));
+        const kd_tensor weight = as_matrix(kd_slab_weight(slab, p->weight[i]));
+        KD_TRY(draw(exec, slab, p->weight[i], weight.shape[1], seed));
+        if (p->bias[i] >= 0) KD_TRY(draw(exec, slab, p->bias[i], weight.shape[1], seed));
     }
     return KD_OK;
 }
@@ -102,33 +124,68 @@ static kd_status unit_rows(kd_tensor *y, kd_tensor *norm, kd_exec *exec, const k
 static kd_status multiply(kd_tensor *y, kd_exec *exec, const kd_tensor *x, const kd_slab *slab,
                           const kd_projector *p, int i)
 {
-    const kd_tensor weight = kd_slab_weight(slab, p->weight[i]);
+    const kd_tensor weight = as_matrix(kd_slab_weight(slab, p->weight[i]));
     const kd_tensor bias = kd_slab_weight(slab, p->bias[i]);
     const kd_tensor columns = kd_tensor_transposed(&weight);
     KD_TRY(kd_push(y, exec, "projector output", x->dtype, KD_SHAPE(x->shape[0], weight.shape[0])));
     return KD_RUN(exec, matmul, .y = y, .a = x, .b = &columns, .bias = &bias);
 }
 
+static kd_status activate(kd_tensor *y, kd_exec *exec, const kd_tensor *x, int activation)
+{
+    KD_TRY(kd_push(y, exec, "projector activation", x->dtype, kd_shape_of(x)));
+    return activation == RELU ? KD_RUN(exec, relu, .y = y, .x = x)
+                              : KD_RUN(exec, gelu, .y = y, .x = x, .tanh_form = false);
+}
+
+static kd_patch_shape patch_shape(const kd_projector *p, const kd_tensor *maps)
+{
+    const int64_t *s = maps->shape;
+    return (kd_patch_shape){ s[0], s[1], s[2], s[3], { p->kernel[0], p->kernel[1] } };
+}
+
+/* What the matrices make of s->x. */
+static kd_status project(kd_projected *s, kd_exec *exec, const kd_tensor *x, const kd_slab *slab,
+                         const kd_projector *p)
+{
+    const int last = matrices(p) - 1;
+    const kd_tensor *read = &s->x;
+    if (convolves(p)) {
+        const kd_patch_shape shape = patch_shape(p, x);
+        KD_TRY(kd_patches_of(&s->patches, exec, read, &shape));
+        read = &s->patches;
+    }
+    if (last == 1) {
+        KD_TRY(multiply(&s->middle, exec, read, slab, p, 0));
+        KD_TRY(activate(&s->active, exec, &s->middle, p->options->activation));
+        read = &s->active;
+    }
+    KD_TRY(multiply(&s->product, exec, read, slab, p, last));
+    s->raw = s->product;
+    return p->options->output ? activate(&s->raw, exec, &s->product, p->options->output - 1)
+                              : KD_OK;
+}
+
 kd_status kd_projector_forward(kd_projected *s, kd_exec *exec, const kd_tensor *x,
                                const kd_slab *slab, const kd_projector *p)
 {
-    const int count = matrices(p), normalise = p->options->normalise;
-    *s = (kd_projected){ .x = *x };
-    if (normalise & BEFORE) KD_TRY(unit_rows(&s->x, &s->norm_x, exec, x));
+    const int normalise = p->options->normalise;
+    *s = (kd_projected){ .rows = *x };
+    if (x->rank == 4) KD_TRY(kd_places_of(&s->rows, exec, x));
+    s->x = s->rows;
+    if (normalise & BEFORE) KD_TRY(unit_rows(&s->x, &s->norm_x, exec, &s->rows));
     s->raw = s->x;
-    if (count == 2) {
-        KD_TRY(multiply(&s->middle, exec, &s->x, slab, p, 0));
-        KD_TRY(
-            kd_push(&s->active, exec, "projector activation", x->dtype, kd_shape_of(&s->middle)));
-        KD_TRY(p->options->activation == RELU
-                   ? KD_RUN(exec, relu, .y = &s->active, .x = &s->middle)
-                   : KD_RUN(exec, gelu, .y = &s->active, .x = &s->middle, .tanh_form = false));
-        KD_TRY(multiply(&s->raw, exec, &s->active, slab, p, 1));
-    } else if (count == 1) {
-        KD_TRY(multiply(&s->raw, exec, &s->x, slab, p, 0));
-    }
+    if (matrices(p) > 0) KD_TRY(project(s, exec, x, slab, p));
     s->y = s->raw;
-    return normalise & AFTER ? unit_rows(&s->y, &s->norm_y, exec, &s->raw) : KD_OK;
+    if (normalise & AFTER) KD_TRY(unit_rows(&s->y, &s->norm_y, exec, &s->raw));
+    if (x->rank != 4) return KD_OK;
+    const kd_tensor rows = s->y;
+    const int64_t fewer[] = { convolves(p) ? p->kernel[0] - 1 : 0,
+                              convolves(p) ? p->kernel[1] - 1 : 0 };
+    return kd_maps_of(
+        &s->y, exec, &rows,
+        KD_SHAPE(x->shape[0], rows.shape[1], x->shape[2] - fewer[0], x->shape[3] - fewer[1]),
+        x->dtype);
 }
 
 /* ---- backward --------------------------------------------------------------------------------- */
@@ -138,8 +195,8 @@ static kd_status multiply_backward(kd_tensor *dx, kd_exec *exec, const kd_tensor
                                    const kd_tensor *x, const kd_slab *slab, const kd_projector *p,
                                    int i)
 {
-    const kd_tensor weight = kd_slab_weight(slab, p->weight[i]);
-    const kd_tensor d_weight = kd_slab_gradient(slab, p->weight[i]);
+    const kd_tensor weight = as_matrix(kd_slab_weight(slab, p->weight[i]));
+    const kd_tensor d_weight = as_matrix(kd_slab_gradient(slab, p->weight[i]));
     const kd_tensor d_bias = kd_slab_gradient(slab, p->bias[i]);
     const kd_tensor d_rows = kd_tensor_transposed(dy);
     if (p->options->trainable) {
@@ -159,39 +216,71 @@ static kd_status unit_backward(kd_tensor *dx, kd_exec *exec, const kd_tensor *dy
     return KD_RUN(exec, normalise_backward, .dx = dx, .dy = dy, .x = x, .norm = norm, .eps = least);
 }
 
+static kd_status activate_backward(kd_tensor *dx, kd_exec *exec, const kd_tensor *dy,
+                                   const kd_tensor *x, int activation)
+{
+    KD_TRY(kd_push(dx, exec, "d projector activation", x->dtype, kd_shape_of(x)));
+    return activation == RELU
+               ? KD_RUN(exec, relu_backward, .dx = dx, .dy = dy, .x = x)
+               : KD_RUN(exec, gelu_backward, .dx = dx, .dy = dy, .x = x, .tanh_form = false);
+}
+
+/* From the gradient of s->raw to that of s->x, which stays unknown unless it is `wanted`. */
+static kd_status project_backward(kd_tensor *d, kd_exec *exec, bool wanted, const kd_tensor *x,
+                                  const kd_projected *s, const kd_slab *slab, const kd_projector *p)
+{
+    const kd_tensor *read = convolves(p) ? &s->patches : &s->x;
+    kd_tensor dy = *d;
+    if (p->options->output) {
+        KD_TRY(activate_backward(d, exec, &dy, &s->product, p->options->output - 1));
+        dy = *d;
+    }
+    if (matrices(p) == 2) {
+        kd_tensor d_active;
+        KD_TRY(multiply_backward(&d_active, exec, &dy, &s->active, slab, p, 1));
+        KD_TRY(activate_backward(&dy, exec, &d_active, &s->middle, p->options->activation));
+    }
+    KD_TRY(multiply_backward(wanted ? d : NULL, exec, &dy, read, slab, p, 0));
+    if (!wanted || !convolves(p)) return KD_OK;
+    const kd_tensor d_patches = *d;
+    const kd_patch_shape shape = patch_shape(p, x);
+    return kd_patches_backward(d, exec, &d_patches, &shape);
+}
+
+/* dx += the gradient of the input from that of s->x. */
+static kd_status give(kd_exec *exec, const kd_tensor *dx, kd_tensor d, const kd_tensor *x,
+                      const kd_projected *s)
+{
+    const bool maps = x->rank == 4;
+    kd_tensor next;
+    if (kd_present(&s->norm_x)) {
+        if (!maps)
+            return KD_RUN(exec, normalise_backward, .dx = dx, .dy = &d, .x = x, .norm = &s->norm_x,
+                          .eps = least);
+        KD_TRY(unit_backward(&next, exec, &d, &s->rows, &s->norm_x));
+        d = next;
+    }
+    if (maps) {
+        KD_TRY(kd_maps_of(&next, exec, &d, kd_shape_of(x), x->dtype));
+        d = next;
+    }
+    return KD_RUN(exec, add, .y = dx, .a = dx, .b = &d);
+}
+
 kd_status kd_projector_backward(kd_exec *exec, const kd_tensor *dx, const kd_tensor *dy,
                                 const kd_tensor *x, const kd_projected *s, const kd_slab *slab,
                                 const kd_projector *p)
 {
-    const int count = matrices(p);
     const kd_mark mark = kd_stack_mark(exec->stack);
-    kd_tensor d = *dy, next = { 0 };
+    kd_tensor d = *dy, next;
+    if (x->rank == 4) KD_TRY(kd_places_of(&d, exec, dy));
     if (kd_present(&s->norm_y)) {
         KD_TRY(unit_backward(&next, exec, &d, &s->raw, &s->norm_y));
         d = next;
     }
-    if (count == 2) {
-        kd_tensor d_middle;
-        KD_TRY(multiply_backward(&next, exec, &d, &s->active, slab, p, 1));
-        KD_TRY(kd_push(&d_middle, exec, "d projector middle", x->dtype, kd_shape_of(&next)));
-        KD_TRY(p->options->activation == RELU
-                   ? KD_RUN(exec, relu_backward, .dx = &d_middle, .dy = &next, .x = &s->middle)
-                   : KD_RUN(exec, gelu_backward, .dx = &d_middle, .dy = &next, .x = &s->middle,
-                            .tanh_form = false));
-        d = d_middle;
-    }
-    if (count) {
-        KD_TRY(multiply_backward(kd_present(dx) ? &next : NULL, exec, &d, &s->x, slab, p, 0));
-        d = next;
-    }
-    if (!kd_present(dx)) {
-        /* A teacher's rows: only the projector learns. */
-    } else if (kd_present(&s->norm_x)) {
-        KD_TRY(KD_RUN(exec, normalise_backward, .dx = dx, .dy = &d, .x = x, .norm = &s->norm_x,
-                      .eps = least));
-    } else {
-        KD_TRY(KD_RUN(exec, add, .y = dx, .a = dx, .b = &d));
-    }
+    const bool wanted = kd_present(dx); /* not of a teacher's: only the projector learns */
+    if (matrices(p) > 0) KD_TRY(project_backward(&d, exec, wanted, x, s, slab, p));
+    if (wanted) KD_TRY(give(exec, dx, d, x, s));
     kd_stack_release(exec->stack, mark);
     return KD_OK;
 }

@@ -21,7 +21,12 @@ static kd_status check_offer(const kd_term *term, const kd_offer *offer)
 {
     const kd_feature_type *type = term->tapped->type;
     const bool features = kd_tapped_form_of(type) == KD_TAPPED_FEATURES;
+    const int projector = term->tapped->projector.kind;
     char text[192];
+    if (projector == KD_PROJECTOR_CONV1X1 || projector == KD_PROJECTOR_CONV)
+        return kd_fail(KD_EINVAL, "loss.%s.projector: %s reads feature maps [B, C, H, W]; %s",
+                       term->name, projector == KD_PROJECTOR_CONV ? "conv" : "conv1x1",
+                       print_offer(text, sizeof text, offer));
     if (!features && offer->heads == 0)
         return kd_fail(KD_EINVAL, "loss.%s: %s needs queries, keys and values; %s", term->name,
                        type->name, print_offer(text, sizeof text, offer));

@@ -1,5 +1,5 @@
 /* One loss over features or relations, from file to file. */
-#include "loss/loss.h"
+#include "verb/loss_projector.h"
 #include "verb/verb.h"
 
 /* ---- the registry ----------------------------------------------------------------------------- */
@@ -38,6 +38,7 @@ typedef struct job {
     kd_device *device;
     kd_stack stack;
     kd_feature_args host;
+    kd_file_projector behind; /* the student's features; they themselves are in `host` */
     int64_t units;
 } job;
 
@@ -77,10 +78,11 @@ static kd_status read_integers(kd_tensor *t, job *j, const kd_read *read)
     return KD_OK;
 }
 
-/* A parameter that nobody has trained yet. */
+/* A parameter that nobody has trained yet; behind a projector the first operand has the teacher's shape. */
 static kd_status begin(kd_tensor *t, job *j, const kd_read *read)
 {
-    const kd_tensor *first = kd_feature_operand(&j->host, j->type->reads[0].name, false);
+    const char *name = j->behind.projector.options ? "teacher" : j->type->reads[0].name;
+    const kd_tensor *first = kd_feature_operand(&j->host, name, false);
     const int64_t n = kd_parameter_elements(j->type, read, first);
     KD_TRY(take(t, j, KD_F32, KD_SHAPE(n)));
     for (int64_t i = 0; i < n; i++) ((float *)t->data)[i] = j->type->begin(j->options);
@@ -113,6 +115,7 @@ static kd_status read_all(job *j, const char *in)
     j->units = kd_feature_operand(&j->host, j->type->reads[0].name, false)->shape[0];
     if (kd_st_find(j->in, "weight"))
         KD_TRY(read_floats(&j->host.weight, j, "weight", 1, "[units]"));
+    KD_TRY(kd_file_projector_read(&j->behind, j->arena, j->in, &j->host.student, &j->host.teacher));
     return take(&j->host.loss, j, KD_F32, KD_SHAPE(j->units));
 }
 
@@ -140,6 +143,23 @@ static kd_status put_operand(kd_feature_args *args, job *j, kd_exec *exec, const
     return KD_RUN(exec, fill, .y = gradient, .value = 0.0f);
 }
 
+/* The loss over what the projector makes of the student's features. */
+static kd_status run_behind(kd_exec *exec, const kd_feature_type *type,
+                            const kd_feature_args *given, const kd_file_projector *behind)
+{
+    const kd_tensor *x = &given->student, *dx = &given->d_student;
+    kd_feature_args args = *given;
+    kd_projected projected;
+    KD_TRY(kd_projector_forward(&projected, exec, x, &behind->slab, &behind->projector));
+    args.student = projected.y;
+    KD_TRY(kd_push(&args.d_student, exec, "d projector output", KD_F32, kd_shape_of(&projected.y)));
+    KD_TRY(KD_RUN(exec, fill, .y = &args.d_student, .value = 0.0f));
+    KD_TRY(kd_feature_run(exec, type, &args));
+    KD_TRY(kd_projector_backward(exec, dx, &args.d_student, x, &projected, &behind->slab,
+                                 &behind->projector));
+    return kd_file_projector_fetch(behind, exec);
+}
+
 /* Scale 1: the gradient is that of the sum of the units' losses. */
 static kd_status run(job *j)
 {
@@ -151,7 +171,8 @@ static kd_status run(job *j)
     KD_TRY(put(&args.weight, &exec, "weight", &j->host.weight));
     KD_TRY(put(&args.scale, &exec, "scale", &scale));
     KD_TRY(kd_push(&args.loss, &exec, "loss", KD_F32, KD_SHAPE(j->units)));
-    KD_TRY(kd_feature_run(&exec, j->type, &args));
+    KD_TRY(j->behind.projector.options ? run_behind(&exec, j->type, &args, &j->behind)
+                                       : kd_feature_run(&exec, j->type, &args));
     KD_TRY(get(&j->host.loss, &exec, &args.loss));
     for (const kd_read *r = j->type->reads; r->name; r++) {
         const kd_tensor *value = kd_feature_operand(&j->host, r->name, false);
@@ -168,6 +189,7 @@ static kd_status run(job *j)
 static kd_status plan_and_run(job *j, const char *device)
 {
     KD_TRY(kd_device_open(&j->device, device ? device : "cpu"));
+    KD_TRY(kd_file_projector_open(&j->behind, j->device));
     j->stack = (kd_stack){ .planning = true };
     KD_TRY(run(j));
     KD_TRY(kd_stack_open(&j->stack, j->device));
@@ -200,6 +222,12 @@ static kd_status visit_results(job *j, visitor visit)
         KD_TRY(kd_arena_format(&gradient, j->arena, "d_%s", r->name));
         KD_TRY(visit(j->out, gradient, kd_feature_operand(&j->host, r->name, true)));
     }
+    for (int i = 0; i < j->behind.params.count; i++) {
+        const char *gradient;
+        if (!kd_present(&j->behind.gradients[i])) continue;
+        KD_TRY(kd_arena_format(&gradient, j->arena, "d_%s", j->behind.params.items[i].name));
+        KD_TRY(visit(j->out, gradient, &j->behind.gradients[i]));
+    }
     return KD_OK;
 }
 
@@ -215,12 +243,13 @@ static kd_status write_all(job *j, const char *out)
 }
 
 kd_status kd_feature_file(int loss, const char *in, const char *out, const void *options,
-                          const char *device)
+                          const kd_projector_options *projector, const char *device)
 {
     kd_feature_info info;
     KD_TRY(kd_feature_describe(&info, loss));
     job j = { .type = kd_feature_types[loss], .options = options };
     kd_status status;
+    KD_TRY(kd_file_projector_choose(&j.behind, j.type, projector));
     KD_TRY_GOTO(kd_arena_create(&j.arena), status, done);
     KD_TRY_GOTO(read_all(&j, in), status, done);
     KD_TRY_GOTO(plan_and_run(&j, device), status, done);
@@ -228,6 +257,7 @@ kd_status kd_feature_file(int loss, const char *in, const char *out, const void 
 done:
     kd_st_writer_abort(j.out);
     if (j.device) kd_stack_close(&j.stack, j.device);
+    kd_file_projector_close(&j.behind);
     kd_device_close(j.device);
     kd_st_close(j.in);
     kd_arena_destroy(j.arena);

@@ -2,7 +2,7 @@
  * verb.h - what the command does besides training; declared for users in kd/model.h, kd/generate.h,
  * kd/loss.h, kd/checkpoint.h and kd/kd.h.
  *
- * logits.c generate.c loss.c loss_feature.c inspect.c init.c list.c checkpoint.c integers.c
+ * logits.c generate.c loss.c loss_feature.c loss_projector.c inspect.c init.c list.c checkpoint.c integers.c
  */
 #ifndef KD_VERB_H
 #define KD_VERB_H

@@ -88,9 +88,16 @@ static inline void write_text(const char *path, const char *text)
 typedef struct column {
     const char *name;
     kd_dtype dtype;
-    int64_t shape[2]; /* second 0: one dimension */
+    int64_t shape[4]; /* 0: that was all */
     const void *data;
 } column;
+
+static inline int32_t rank_of(const column *c)
+{
+    int32_t rank = 0;
+    while (rank < 4 && c->shape[rank]) rank++;
+    return rank;
+}
 
 static inline void write_file(const char *path, const column *columns, int count)
 {
@@ -98,11 +105,12 @@ static inline void write_file(const char *path, const column *columns, int count
     cr_assert_eq(kd_st_writer_create(&w, path), KD_OK, "%s", kd_last_error());
     for (int i = 0; i < count; i++)
         cr_assert_eq(kd_st_writer_declare(w, columns[i].name, columns[i].dtype,
-                                          columns[i].shape[1] ? 2 : 1, columns[i].shape),
+                                          rank_of(&columns[i]), columns[i].shape),
                      KD_OK);
     cr_assert_eq(kd_st_writer_begin(w), KD_OK);
     for (int i = 0; i < count; i++) {
-        const int64_t n = columns[i].shape[0] * (columns[i].shape[1] ? columns[i].shape[1] : 1);
+        int64_t n = 1;
+        for (int k = 0; k < rank_of(&columns[i]); k++) n *= columns[i].shape[k];
         cr_assert_eq(kd_st_writer_write(w, columns[i].name, columns[i].data,
                                         (size_t)n * kd_dtype_size(columns[i].dtype)),
                      KD_OK);

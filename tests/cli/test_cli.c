@@ -33,6 +33,12 @@ Test(cli, says_what_is_wrong_and_with_which_code, .init = setup, .fini = teardow
         { "loss kl --in x --out y --beta=0", 2, NULL, "--beta: unknown option" },
         { "loss jsd --in x --out y --beta=2", 2, NULL, "--beta: expected float, 0 to 1" },
         { "loss kl --in none --out y", 3, NULL, "none" },
+        { "loss --help", 0, "may stand behind a projector", NULL },
+        { "loss hint --help", 0, "none|linear|mlp|conv1x1|conv, default none", NULL },
+        { "loss hint --in x --out y --projector.tpye conv", 2, NULL, "nearest: projector.type" },
+        { "loss cosine --in x --out y --projector.type conv", 2, NULL, "expected linear or mlp" },
+        { "loss attention_kl --in x --out y --projector.type linear", 2, NULL,
+          "no rows or maps that a projector could widen" },
         { "logits --model golden/models/qwen2 --tokens none --out y", 3, NULL, "none" },
         { "logits --model none --tokens none --out y", 3, NULL, "none" },
         { "logits --model golden/models/qwen2 --tokens golden/rows.safetensors --out y", 3, NULL,
@@ -181,4 +187,49 @@ Test(cli, loss_gives_the_numbers_of_the_formulas, .init = setup, .fini = teardow
         expect_values(cases[i].line, "loss", cases[i].loss, 3);
         expect_values(cases[i].line, "d_student", cases[i].gradient, 9);
     }
+}
+
+/* A 1x1 convolution whose numbers can be written down: of two places (1, 2) and (3, -1) it makes x - y + 1/2 and
+ * 2 x; ReLU holds back the first place of the first. */
+Test(cli, loss_takes_a_projector, .init = setup, .fini = teardown)
+{
+    const float student[] = { 1, 3, 2, -1 }, teacher[] = { 0, 0.5F, 2, 2 };
+    const float weights[] = { 1, -1, 2, 0 }, bias[] = { 0.5F, 0 };
+    const column columns[] = { { "student", KD_F32, { 1, 2, 1, 2 }, student },
+                               { "teacher", KD_F32, { 1, 2, 1, 2 }, teacher },
+                               { "projector.0.weight", KD_F32, { 2, 2, 1, 1 }, weights },
+                               { "projector.0.bias", KD_F32, { 2 }, bias } };
+    /* Differences: -1/2 and 4 of the first channel, 0 and 4 of the second; ReLU makes the first 0. */
+    const struct {
+        const char *line;
+        double loss, d_student[4], d_weight[4], d_bias[2];
+    } cases[] = {
+        { "--projector.type conv1x1",
+          8.0625,
+          { -0.25, 6, 0.25, -2 },
+          { 5.75, -2.5, 6, -2 },
+          { 1.75, 2 } },
+        { "--projector.type=conv1x1 --projector.output relu",
+          8,
+          { 0, 6, 0, -2 },
+          { 6, -2, 6, -2 },
+          { 2, 2 } },
+    };
+    write_file("in.safetensors", columns, KD_COUNT(columns));
+    for (int i = 0; i < KD_COUNT(cases); i++) {
+        const char *line = cases[i].line;
+        const result r = run("loss hint --in in.safetensors --out out.safetensors %s", line);
+        expect_code(r, 0, line);
+        expect_values(line, "loss", &cases[i].loss, 1);
+        expect_values(line, "d_student", cases[i].d_student, 4);
+        expect_values(line, "d_projector.0.weight", cases[i].d_weight, 4);
+        expect_values(line, "d_projector.0.bias", cases[i].d_bias, 2);
+    }
+    const result r = run("loss hint --in in.safetensors --out out.safetensors "
+                         "--projector.type conv1x1 --no-projector.trainable");
+    kd_st_file *file;
+    expect_code(r, 0, "--no-projector.trainable");
+    cr_assert_eq(kd_st_open(&file, "out.safetensors"), KD_OK);
+    cr_expect(!kd_st_find(file, "d_projector.0.weight") && kd_st_find(file, "d_student"));
+    kd_st_close(file);
 }

@@ -194,6 +194,9 @@ Test(run, distils_a_student_and_reports_it, .init = setup, .fini = teardown)
         { "--loss.a='{type: attention_kl, projector: linear}'",
           "attention_kl reads no rows that a projector could widen" },
         { "--loss.h='{type: cosine, projector: linier}'", "loss.h.projector.type: " },
+        { "--loss.h='{type: cosine, projector: conv1x1}'",
+          "loss.h.projector: conv1x1 reads feature maps [B, C, H, W]; student (Qwen2ForCausalLM) "
+          "offers logits, hidden[0.." },
         { "--loss.h='{type: hidden_msee}'", "nearest: hidden_mse" },
     };
     for (int i = 0; i < KD_COUNT(bad); i++) {

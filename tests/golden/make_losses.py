@@ -8,7 +8,7 @@ hand.  A file is what `kd loss` reads; it has the results under the names that `
 its metadata `options`, YAML of the loss's own, and `tolerance`, which the largest number of a result
 is multiplied with: more than 1e-5 where f32 cannot do better, which the case then says why.  A formula may
 be a pair with the names that have a gradient, and then gives what of its state is renewed beside the
-value: `after.<name>` in the file.
+value: `after.<name>` in the file.  The option `projector` is no option of the loss: YAML of its own in the metadata.
 """
 
 import importlib.util
@@ -28,6 +28,10 @@ def load(group):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.CASES
+
+
+def yaml(options):
+    return "".join(f"{k}: {str(v).lower()}\n" for k, v in options.items())
 
 
 def make(loss, case, options, inputs, formula, tolerance=1e-5):
@@ -53,10 +57,13 @@ def make(loss, case, options, inputs, formula, tolerance=1e-5):
         )
     for name, renewed in state.items():
         stored[f"after.{name}"] = renewed.detach().to(torch.float32)
-    text = "".join(f"{k}: {str(v).lower()}\n" for k, v in options.items())
+    own = {k: v for k, v in options.items() if k != "projector"}
+    metadata = {"options": yaml(own), "tolerance": str(tolerance)}
+    if "projector" in options:
+        metadata["projector"] = yaml(options["projector"])
     stored = {n: t.contiguous() for n, t in stored.items()}
     path = HERE / f"{loss}.{case}.safetensors"
-    safetensors.torch.save_file(stored, path, {"options": text, "tolerance": str(tolerance)})
+    safetensors.torch.save_file(stored, path, metadata)
     path.chmod(0o644)
 
 

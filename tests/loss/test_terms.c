@@ -32,13 +32,14 @@ static kd_status make(kd_term **terms, int *count, kd_arena *arena, const char *
 static const struct {
     const char *loss, *said;
 } said[] = {
-    { "{hidden_mse: {projector: linear}}", "1 hidden_mse = hidden_mse over hidden 4-6, projector, "
-                                           "type linear, width 0, activation gelu, bias true, "
-                                           "normalise none, shared false, trainable true" },
+    { "{hidden_mse: {projector: linear}}",
+      "1 hidden_mse = hidden_mse over hidden 4-6, projector, "
+      "type linear, width 0, activation gelu, output none, bias true, "
+      "normalise none, shared false, trainable true" },
     { "{h: {type: cosine, layers: uniform, projector: {type: mlp, width: 5, activation: relu}, "
       "weight: 0.5}}",
       "0.5 h = cosine over hidden 0-0 1-1 2-3 3-4 4-6, projector, type mlp, width 5, activation "
-      "relu, bias true, "
+      "relu, output none, bias true, "
       "normalise none, shared false, trainable true" },
     /* Block i is mapped as its output, hidden i + 1; and terms over logits come first. */
     { "{a: {type: attention_kl, layers: uniform}, kl: {}}",
@@ -104,6 +105,13 @@ static const struct {
       "query, key and value[0..3]" },
     { "{h: {type: nst}}", &headless,
       "loss.h: nst compares places of feature maps; student (LlamaForCausalLM) offers logits" },
+    { "{h: {type: hint, projector: conv1x1}}", &headless,
+      "loss.h.projector: conv1x1 reads feature maps [B, C, H, W]; student (LlamaForCausalLM) "
+      "offers "
+      "logits, hidden[0..4], query" },
+    { "{h: {type: cosine, projector: {type: conv}}}", &teacher,
+      "loss.h.projector: conv reads feature maps [B, C, H, W]; student (LlamaForCausalLM) offers "
+      "logits, hidden[0..4], query" },
     { "{h: {type: hidden_mse, layers: []}}", &teacher,
       "loss:1: loss.h.layers: found \"\", expected last, uniform, or pairs [student's, "
       "teacher's]" },

@@ -156,7 +156,7 @@ Test(vid, the_parameter_begins_with_the_options_variance)
     for (int i = 0; i < 2; i++) {
         snprintf(out[i], sizeof out[i], "%s.%d", in, i);
         write_file(in, &args, i);
-        test_ok(kd_feature_file(loss, in, out[i], defaults, "cpu"));
+        test_ok(kd_feature_file(loss, in, out[i], defaults, NULL, "cpu"));
         test_golden_open(&got[i], out[i]);
     }
     static const char *const names[] = { "loss", "d_student", "d_log_variance" };

@@ -20,6 +20,11 @@ static void compare(const test_golden *got, const test_golden *want, const char 
     const char *text = kd_st_metadata(want->file, "tolerance");
     cr_assert(text, "%s: no tolerance", file);
     const double tolerance = slack * strtod(text, NULL);
+    for (int64_t t = 0; t < want->file->count; t++) {
+        const char *name = want->file->entries[t].name;
+        cr_assert(strncmp(name, "d_", 2) != 0 || kd_st_find(got->file, name), "%s: no %s", file,
+                  name);
+    }
     for (int64_t t = 0; t < got->file->count; t++) {
         const kd_st_entry *a, *b;
         const char *name = got->file->entries[t].name;
@@ -36,15 +41,14 @@ static void compare(const test_golden *got, const test_golden *want, const char 
     }
 }
 
-/* The file's options as the loss's rows parse them. */
-static void parse_options(void *own, kd_arena *arena, const kd_feature_info *info,
-                          const kd_st_file *file)
+/* The options that the file's metadata has as `key`, empty where there is none, as rows parse them. */
+static void parse_options(void *own, kd_arena *arena, const kd_option *rows, const kd_st_file *file,
+                          const char *key)
 {
-    const char *text = kd_st_metadata(file, "options");
+    const char *text = kd_st_metadata(file, key);
     kd_node *node = NULL;
-    cr_assert(text, "%s: no options", file->path);
-    if (*text) test_ok(kd_yaml_parse(&node, arena, file->path, text, strlen(text)));
-    if (info->options) test_ok(kd_options_parse(own, info->options, arena, node, "options", NULL));
+    if (text && *text) test_ok(kd_yaml_parse(&node, arena, file->path, text, strlen(text)));
+    if (rows) test_ok(kd_options_parse(own, rows, arena, node, key, NULL));
 }
 
 static void check_file(int loss, const char *folder, const char *name, const char *device,
@@ -52,6 +56,7 @@ static void check_file(int loss, const char *folder, const char *name, const cha
 {
     char in[512], out[] = "/tmp/kd-feature-XXXXXX";
     _Alignas(16) unsigned char own[KD_FEATURE_OPTION_BYTES] = { 0 };
+    kd_projector_options projector;
     kd_feature_info info;
     kd_arena *arena;
     test_golden want, got;
@@ -62,8 +67,10 @@ static void check_file(int loss, const char *folder, const char *name, const cha
     test_ok(kd_arena_create(&arena));
     test_ok(kd_feature_describe(&info, loss));
     test_golden_open(&want, in);
-    parse_options(own, arena, &info, want.file);
-    test_ok(kd_feature_file(loss, in, out, own, device));
+    cr_assert(kd_st_metadata(want.file, "options"), "%s: no options", name);
+    parse_options(own, arena, info.options, want.file, "options");
+    parse_options(&projector, arena, kd_projector_rows, want.file, "projector");
+    test_ok(kd_feature_file(loss, in, out, own, &projector, device));
     test_golden_open(&got, out);
     compare(&got, &want, name, slack);
     test_golden_close(&got);

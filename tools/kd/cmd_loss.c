@@ -74,7 +74,8 @@ static void print_losses(FILE *out)
         }
     }
     fprintf(out, "\nor of these, over features and relations (kd list losses --long says which "
-                 "tensors each reads):\n\n");
+                 "tensors each reads; rows or maps `student` may stand behind a projector, see "
+                 "kd loss hint --help):\n\n");
     for (int i = 0; i < kd_feature_count(); i++) {
         kd_feature_info info;
         if (kd_feature_describe(&info, i) == KD_OK)
@@ -91,46 +92,70 @@ static kd_status apply(const kd_args *args, const void *given)
 
 /* ---- features and relations ------------------------------------------------------------------- */
 
-enum { MOST_OPTIONS = 16 };
+enum { MOST_OPTIONS = 32 };
 
 typedef struct feature_options {
     const char *in, *out, *device;
     int number;
+    kd_projector_options projector;
     alignas(16) unsigned char own[KD_FEATURE_OPTION_BYTES]; /* by the loss's rows */
 } feature_options;
 
 static const kd_option feature_rows[] = {
     { "in", KD_STRING, offsetof(feature_options, in), NULL, 0, 0, "",
-      "safetensors file with what the loss reads and, as wanted, `weight` [units]" },
+      "safetensors file with what the loss reads and, as wanted, `weight` [units] and a "
+      "projector's "
+      "`projector.0.weight`, `projector.0.bias`, `projector.1.weight`, ..." },
     { "out", KD_STRING, offsetof(feature_options, out), NULL, 0, 0, "",
       "safetensors file that is written: f32 `loss` [units] and gradients, `d_student`" },
     { "device", KD_STRING, offsetof(feature_options, device), "auto", 0, 0, "",
       "auto, cpu, cuda, cuda:1" },
+    { 0 },
 };
 
 static kd_status apply_feature(const kd_args *args, const void *given)
 {
     const feature_options *o = given;
     (void)args;
-    return kd_feature_file(o->number, o->in, o->out, o->own, o->device);
+    return kd_feature_file(o->number, o->in, o->out, o->own, &o->projector, o->device);
+}
+
+/* `from` behind what is in `rows`, into the memory at `offset` of feature_options. */
+static kd_status add_rows(kd_option *rows, int *count, const kd_option *from, size_t offset)
+{
+    for (const kd_option *row = from; row && row->name; row++) {
+        if (*count == MOST_OPTIONS)
+            return kd_fail(KD_EINTERNAL, "a loss with more than %d options", MOST_OPTIONS);
+        rows[*count] = *row;
+        rows[(*count)++].offset += offset;
+    }
+    return KD_OK;
+}
+
+/* The projector's, which are called by what they are of. */
+static kd_status add_projector_rows(kd_option *rows, int *count, char names[MOST_OPTIONS][48])
+{
+    const int first = *count;
+    KD_TRY(add_rows(rows, count, kd_projector_rows, offsetof(feature_options, projector)));
+    for (int i = first; i < *count; i++) {
+        snprintf(names[i], sizeof names[i], "projector.%s", rows[i].name);
+        rows[i].name = names[i];
+    }
+    return KD_OK;
 }
 
 static kd_status feature_loss(int number, int argc, char **argv)
 {
-    enum { COMMON = sizeof feature_rows / sizeof feature_rows[0] };
-    kd_option rows[COMMON + MOST_OPTIONS + 1] = { { 0 } };
+    kd_option rows[MOST_OPTIONS + 1] = { { 0 } };
+    char names[MOST_OPTIONS][48];
     const cmd_spec spec = { rows, 1, 1, "the name of a loss", false, NULL };
     feature_options o = { .number = number };
     kd_feature_info info;
-    int count = COMMON;
+    int count = 0;
     KD_TRY(kd_feature_describe(&info, number));
-    memcpy(rows, feature_rows, sizeof feature_rows);
-    for (const kd_option *own = info.options; own && own->name; own++) {
-        if (count == COMMON + MOST_OPTIONS)
-            return kd_fail(KD_EINTERNAL, "%s has more than %d options", info.name, MOST_OPTIONS);
-        rows[count] = *own;
-        rows[count++].offset += offsetof(feature_options, own);
-    }
+    KD_TRY(add_rows(rows, &count, feature_rows, 0));
+    KD_TRY(add_rows(rows, &count, info.options, offsetof(feature_options, own)));
+    KD_TRY(add_projector_rows(rows, &count, names));
     return cmd_run(&spec, &o, apply_feature, argc, argv);
 }
 
