@@ -76,7 +76,8 @@ typedef struct kd_plan_entry {
     double bytes;
 } kd_plan_entry;
 
-/* What a run would take, from config.json alone: no weights, no data, no such device. */
+/* What a run would take, from config.json alone: no weights, no data (but how many samples there are,
+ * where a loss keeps banks of them), no such device. */
 typedef struct kd_estimate {
     char student[96], teacher[96];
     int64_t student_parameters, teacher_parameters; /* teacher 0: none */

@@ -22,7 +22,8 @@
  *           with both banks.
  * Odd cases A row no longer than 1e-12 has v = 0 and no gradient.  Of a sample that a batch has twice, each is scored,
  *           and the last of weight other than 0 renews the bank.  What is not finite renews neither bank nor Z.
- *           A sample of weight 0 is not read: not its ids, not for Z.  Splitting a batch renews the banks in between.
+ *           A sample of weight 0 is not read: not its ids, not for Z.  Splitting a batch renews the banks in between, and
+ *           makes Z of the first part.
  * Numbers   f32: exp(1 / T) is 1.6e6.  Each term is a sigmoid of M v / T - log Z - log(c + eps), which no score overflows.
  * Cost      A gather of K + 1 rows of D numbers for each sample and side, once, and as many again for an unknown Z.
  * Negatives are drawn outside (kd_crd_negatives): from other classes where labels are known, with replacement.

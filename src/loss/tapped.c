@@ -164,7 +164,9 @@ kd_status kd_tapped_parse(kd_tapped **out, kd_arena *arena, const kd_node *node,
     KD_TRY(kd_arena_format(&inner, arena, "%s.projector", path));
     KD_TRY(parse_projector(t, arena, node, inner));
     /* Two models are as wide as each other by chance: what banks hold is projected unless said. */
-    if (t->dimension && !kd_node_find(node, "projector")) t->projector.kind = KD_PROJECTOR_LINEAR;
+    const kd_node *given = kd_node_find(node, "projector");
+    if (t->dimension && (!given || (given->kind == KD_NODE_MAP && !kd_node_find(given, "type"))))
+        t->projector.kind = KD_PROJECTOR_LINEAR;
     t->kind = KD_TAP_HIDDEN;
     if (form == KD_TAPPED_MAPS) t->kind = KD_TAP_QUERY;
     if (form == KD_TAPPED_HEADS) t->kind = attention_kinds[own.of];

@@ -144,7 +144,7 @@ typedef struct rows {
     const kd_tensor *x, *dx;
     const kd_projector *projector; /* NULL: as they are */
     kd_projected projected;
-    kd_tensor dy;
+    kd_tensor dy, converted;
 } rows;
 
 static kd_status project(rows *r, kd_exec *exec, const kd_slab *slab)
@@ -152,6 +152,11 @@ static kd_status project(rows *r, kd_exec *exec, const kd_slab *slab)
     r->projected = (kd_projected){ .y = *r->x };
     r->dy = *r->dx;
     if (!r->projector) return KD_OK;
+    if (r->x->dtype != slab->dtype) { /* a teacher's */
+        KD_TRY(kd_push(&r->converted, exec, "teacher rows", slab->dtype, kd_shape_of(r->x)));
+        KD_TRY(KD_RUN(exec, copy, .y = &r->converted, .x = r->x));
+        r->x = &r->converted;
+    }
     KD_TRY(kd_projector_forward(&r->projected, exec, r->x, slab, r->projector));
     KD_TRY(kd_push(&r->dy, exec, "d projector output", r->x->dtype, kd_shape_of(&r->projected.y)));
     return KD_RUN(exec, fill, .y = &r->dy, .value = 0.0f);

@@ -37,7 +37,8 @@ kd_tensor kd_tensor_of(void *data, kd_dtype dtype, kd_shape shape)
     for (int32_t i = shape.rank - 1; i >= 0; i--) {
         t.shape[i] = shape.dim[i];
         t.stride[i] = stride;
-        stride *= shape.dim[i];
+        /* Only beside a dimension of 0, where no element has an address. */
+        if (!kd_mul_i64(&stride, stride, shape.dim[i])) stride = 0;
     }
     return t;
 }
@@ -45,6 +46,8 @@ kd_tensor kd_tensor_of(void *data, kd_dtype dtype, kd_shape shape)
 int64_t kd_tensor_elements(const kd_tensor *t)
 {
     int64_t n = 1;
+    for (int32_t i = 0; i < t->rank; i++)
+        if (t->shape[i] == 0) return 0; /* what the others would make may overflow */
     for (int32_t i = 0; i < t->rank; i++) n *= t->shape[i];
     return n;
 }
@@ -57,7 +60,8 @@ size_t kd_tensor_bytes(const kd_tensor *t)
 int64_t kd_tensor_rows(const kd_tensor *t)
 {
     int64_t n = 1;
-    for (int32_t i = 0; i + 1 < t->rank; i++) n *= t->shape[i];
+    for (int32_t i = 0; i + 1 < t->rank; i++)
+        if (!kd_mul_i64(&n, n, t->shape[i])) return 0; /* of no columns */
     return n;
 }
 
@@ -66,6 +70,7 @@ int64_t kd_tensor_columns(const kd_tensor *t) { return t->rank ? t->shape[t->ran
 bool kd_tensor_contiguous(const kd_tensor *t)
 {
     int64_t stride = 1;
+    if (kd_tensor_elements(t) == 0) return true;
     for (int32_t i = t->rank - 1; i >= 0; i--) {
         if (t->shape[i] != 1 && t->stride[i] != stride) return false;
         stride *= t->shape[i];

@@ -1,5 +1,5 @@
-/* What a run would take, from config.json alone: the plan of the real step on a device that need not
- * be here. */
+/* What a run would take, from config.json alone (and the samples that a loss keeps banks of): the plan of
+ * the real step on a device that need not be here. */
 #include "train/session.h"
 
 #include <math.h>

@@ -8,25 +8,24 @@ static const double usable_share = 0.92;
 
 /* ---- vocabularies ----------------------------------------------------------------------------- */
 
-/* Whether logits of both are of the same things, as far as config.json says. */
-static kd_status check_pair(const kd_model *a, const kd_model *b)
+kd_status kd_check_pair(const char *label, const kd_config *x, const char *other,
+                        const kd_config *y)
 {
-    const kd_config *x = &a->config, *y = &b->config;
     const json_t *names = json_object_get(x->raw, "id2label");
     const json_t *others = json_object_get(y->raw, "id2label");
     if (!x->inputs && !y->inputs) return KD_OK;
     if (!x->inputs || !y->inputs)
-        return kd_fail(KD_EINVAL, "%s (%s) reads %s, %s (%s) %s; they cannot be in one run",
-                       a->label, x->architecture, x->inputs ? "samples" : "tokens", b->label,
-                       y->architecture, y->inputs ? "samples" : "tokens");
+        return kd_fail(KD_EINVAL, "%s (%s) reads %s, %s (%s) %s; they cannot be in one run", label,
+                       x->architecture, x->inputs ? "samples" : "tokens", other, y->architecture,
+                       y->inputs ? "samples" : "tokens");
     if (x->inputs != y->inputs || x->vocabulary != y->vocabulary)
         return kd_fail(KD_EFORMAT,
                        "%s has samples of %lld numbers and %lld classes, %s of %lld and %lld",
-                       a->label, (long long)x->inputs, (long long)x->vocabulary, b->label,
+                       label, (long long)x->inputs, (long long)x->vocabulary, other,
                        (long long)y->inputs, (long long)y->vocabulary);
     if (json_is_object(names) && json_is_object(others) && !json_equal(names, others))
-        return kd_fail(KD_EFORMAT, "%s and %s name their classes differently (id2label)", a->label,
-                       b->label);
+        return kd_fail(KD_EFORMAT, "%s and %s name their classes differently (id2label)", label,
+                       other);
     return KD_OK;
 }
 
@@ -34,7 +33,9 @@ kd_status kd_common_tokenizer(kd_tokenizer_info *common, int64_t *classes, kd_mo
                               int count)
 {
     const char *first = NULL;
-    for (int m = 1; m < count; m++) KD_TRY(check_pair(models[0], models[m]));
+    for (int m = 1; m < count; m++)
+        KD_TRY(kd_check_pair(models[0]->label, &models[0]->config, models[m]->label,
+                             &models[m]->config));
     *common = (kd_tokenizer_info){ 0 };
     *classes = INT64_MAX;
     for (int m = 0; m < count; m++) {
@@ -62,76 +63,6 @@ kd_status kd_common_tokenizer(kd_tokenizer_info *common, int64_t *classes, kd_mo
 }
 
 /* ---- planning --------------------------------------------------------------------------------- */
-
-/* All classes of the training samples, which banks have a row for. */
-static kd_status read_classes(int32_t **labels, int64_t *count, const kd_run *run,
-                              const kd_samples_options *options)
-{
-    int32_t *all = NULL;
-    int64_t n = 0;
-    for (int i = 0; i < run->data.sources; i++) {
-        kd_samples *samples;
-        int32_t *longer;
-        KD_TRY(kd_samples_open(&samples, run->data.train[i], options));
-        const int64_t first = n;
-        n += kd_samples_count(samples);
-        kd_status status = KD_ARENA_ARRAY(&longer, run->arena, n);
-        if (first && status == KD_OK) memcpy(longer, all, (size_t)first * sizeof *all);
-        all = longer;
-        for (int64_t k = first; k < n && status == KD_OK; k++)
-            status = kd_samples_read(NULL, &all[k], samples, k - first);
-        kd_samples_close(samples);
-        KD_TRY(status);
-    }
-    *labels = all;
-    *count = n;
-    return KD_OK;
-}
-
-/* Losses that keep banks meet the data: how many samples there are, and which are of one class. */
-static kd_status give_data(kd_run *run, const kd_offer *offer, int64_t classes)
-{
-    const kd_samples_options options = { offer->widths[0], classes };
-    const int32_t first = 0;
-    kd_crd_classes *data;
-    int32_t *labels = NULL;
-    int64_t count = 0;
-    if (!kd_terms_keep_banks(run->terms, run->term_count)) return KD_OK;
-    KD_TRY(KD_ARENA_ARRAY(&data, run->arena, 1));
-    KD_TRY(read_classes(&labels, &count, run, &options));
-    KD_TRY(kd_crd_classes_make(data, run->arena, labels, count));
-    KD_TRY(kd_crd_negatives(NULL, data, &first, 1, 0, 0, 0)); /* that there are any */
-    kd_terms_give_data(run->terms, run->term_count, data);
-    return KD_OK;
-}
-
-static bool has_taps(const kd_run *run)
-{
-    for (int i = 0; i < run->term_count; i++)
-        if (run->terms[i].tapped) return true;
-    return false;
-}
-
-/* Terms over taps meet what every config.json offers, before any model is opened. */
-static kd_status bind_terms(kd_run *run)
-{
-    kd_offer offers[KD_MAX_MODELS];
-    int64_t classes = 0;
-    if (run->bound || !has_taps(run)) return KD_OK;
-    for (int m = 0; m < run->model_count; m++) {
-        kd_config config = { 0 };
-        KD_TRY(kd_config_read(&config, run->arena, run->models[m].model));
-        const kd_status status =
-            kd_model_offer(&offers[m], run->arena, &config, run->models[m].label);
-        classes = config.vocabulary;
-        json_decref(config.raw);
-        KD_TRY(status);
-    }
-    KD_TRY(kd_terms_bind(run->terms, run->term_count, run->arena, offers));
-    KD_TRY(give_data(run, &offers[0], classes));
-    run->bound = true;
-    return KD_OK;
-}
 
 typedef struct extension {
     const kd_run *run;
@@ -314,7 +245,7 @@ kd_status kd_session_plan(kd_session *s, kd_run *run, kd_device *device, int64_t
     s->memory = info.memory;
     if (!s->comm) KD_TRY(kd_comm_solo(&s->comm));
     if (!s->arena) KD_TRY(kd_arena_create(&s->arena));
-    KD_TRY(bind_terms(run));
+    KD_TRY(kd_bind_terms(run));
     KD_TRY(open_models(s, true));
     KD_TRY(kd_common_tokenizer(&s->tokenizer, &s->classes, s->models, s->count));
     if (s->tokenizer.present) /* the model that it is of closes before the session */
@@ -364,11 +295,19 @@ static kd_status open_data(kd_session *s)
     return KD_OK;
 }
 
-static double bank_bytes(const kd_session *s)
+/* "; banks take 1.5 GB, negatives 268 MB: loss.NAME.dimension and negatives"; "" without banks. */
+static void print_banks(char *text, size_t size, const kd_session *s)
 {
-    double bytes = 0;
+    char banks[32], negatives[32];
+    double bytes = 0, drawn = 0;
     for (int m = 0; m < s->count; m++) bytes += 4.0 * (double)s->models[m]->slab.params.states;
-    return bytes;
+    for (int i = 0; i < s->run->term_count; i++)
+        drawn += (double)kd_tensor_bytes(&s->step.negatives[i]);
+    *text = '\0';
+    if (bytes > 0)
+        snprintf(text, size, "; banks take %s and negatives %s: loss.NAME.dimension, negatives",
+                 kd_format_bytes(banks, sizeof banks, bytes),
+                 kd_format_bytes(negatives, sizeof negatives, drawn));
 }
 
 /* Names the largest micro-batch that would fit, after `why`.  The models are planning ones. */
@@ -378,14 +317,12 @@ static kd_status refuse_size(kd_session *s, const char *why)
     const char *phase = s->step.stack.peak_phase;
     const int64_t micro = s->micro;
     char needed[32], usable[32], memory[32], largest[64] = "not even one sample fits";
-    char banks[96] = "", size[32];
+    char banks[128];
     kd_session_log_plan(s);
+    print_banks(banks, sizeof banks, s);
     KD_TRY(plan_largest(s, micro - 1));
     if (s->micro < micro && fits(s))
         snprintf(largest, sizeof largest, "batch.micro: %lld fits", (long long)s->micro);
-    if (bank_bytes(s) > 0)
-        snprintf(banks, sizeof banks, "; banks take %s, and loss.NAME.dimension less",
-                 kd_format_bytes(size, sizeof size, bank_bytes(s)));
     return kd_fail(
         KD_ENOMEM,
         "%sthe run needs %s, most of it at %s, with batch.micro %lld, and may fill %s of "
@@ -470,7 +407,13 @@ static void warn_of_relations(const kd_session *s)
 {
     for (int i = 0; i < s->run->term_count && s->accumulate > 1; i++) {
         const kd_term *term = &s->run->terms[i];
-        if (term->tapped && term->tapped->type->relates)
+        if (term->tapped && term->tapped->dimension)
+            kd_log(
+                KD_LOG_WARN,
+                "loss.%s renews its banks after each of the %lld micro-batches of an update, and "
+                "makes Z of the first; batch.micro says how many samples one has",
+                term->name, (long long)s->accumulate);
+        else if (term->tapped && term->tapped->type->relates)
             kd_log(KD_LOG_WARN,
                    "loss.%s relates the %lld samples of a micro-batch, not the %lld of an update; "
                    "batch.micro says how many",

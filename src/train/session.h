@@ -27,6 +27,15 @@ typedef struct kd_session {
     bool agreed;          /* all ranks know that they stop */
 } kd_session;
 
+/* Terms over taps meet what every config.json offers, before any model is opened; those that keep banks
+ * meet the training samples, which are read for that. */
+KD_MUST_CHECK kd_status kd_bind_terms(kd_run *run);
+
+/* Whether logits of both are of the same things, as far as config.json says; KD_EINVAL where one is of
+ * samples, KD_EFORMAT where sizes or names of classes differ. */
+KD_MUST_CHECK kd_status kd_check_pair(const char *label, const kd_config *config, const char *other,
+                                      const kd_config *others);
+
 /* Reads every config.json, checks vocabularies, settles micro and chunk and plans memory; opens no
  * weights, and data only where `reads_data` lets it count the tokens of an epoch.  `micro` 0: as the
  * run says. */

@@ -35,6 +35,7 @@ kd_status kd_step_upload(kd_step *step, const kd_micro_batch *micro)
 kd_status kd_step_draw(kd_step *step, const kd_micro_batch *micro)
 {
     const int64_t n = step->rows, at = step->objective.ranks.rank * n;
+    const bool in_place = step->device->type == &kd_device_cpu;
     if (!kd_present(&step->samples) || kd_planning(&step->exec)) return KD_OK;
     const kd_tensor samples = kd_tensor_slice(&step->samples, 0, at, n);
     KD_TRY(kd_upload(&step->exec, &samples, micro->samples));
@@ -42,9 +43,12 @@ kd_status kd_step_draw(kd_step *step, const kd_micro_batch *micro)
         const kd_tapped *t = step->objective.terms[i].tapped;
         if (!kd_present(&step->negatives[i])) continue;
         const kd_tensor own = kd_tensor_slice(&step->negatives[i], 0, at, n);
-        KD_TRY(kd_crd_negatives(step->host_negatives, t->data, micro->samples, n, t->negatives,
-                                step->seed, step->index));
-        KD_TRY(kd_upload(&step->exec, &own, step->host_negatives));
+        int32_t *to = in_place ? own.data : step->host_negatives;
+        KD_TRY(kd_crd_negatives(to, t->data, micro->samples, n, t->negatives, step->seed,
+                                step->index));
+        /* They fill the memory that uploads pass through, where the wait for room knows no timeout. */
+        if (step->passing) KD_TRY(kd_comm_wait(step->comm, step->device, step->passed));
+        if (!in_place) KD_TRY(kd_upload(&step->exec, &own, to));
     }
     return KD_OK;
 }
@@ -200,6 +204,7 @@ static int64_t key_of(const kd_step *step, bool last)
 static kd_status may_go_on(kd_step *step)
 {
     double nothing = 0.0;
+    if (kd_present(&step->samples)) return KD_OK; /* banks that are renewed cannot be taken back */
     return step->comm->type->join ? KD_OK : kd_comm_agree(step->comm, &nothing);
 }
 
@@ -219,6 +224,8 @@ static kd_status run(kd_step *step, const kd_step_batch *batch, int64_t index)
         KD_TRY(kd_step_upload(step, &batch->micro[i]));
         KD_TRY(kd_step_draw(step, &batch->micro[i]));
         KD_TRY(kd_step_play(step, key_of(step, last), kd_step_passes, last));
+        if (step->passed) KD_TRY(kd_event_record(&step->exec, step->passed));
+        step->passing = step->passed != NULL;
         kd_stack_release(&step->stack, mark);
     }
     KD_TRY(kd_step_play(step, UPDATE, update, true));

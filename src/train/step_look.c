@@ -1,6 +1,6 @@
 /*
- * Where a step stopped being finite.  A step that stopped its run moved nothing, so it can be taken
- * again, one micro-batch and one term at a time, with a look at everything on the way: logits of each
+ * Where a step stopped being finite.  A step that stopped its run moved nothing (but banks, which are not
+ * saved then), so it can be taken again, one micro-batch and one term at a time, with a look at everything on the way: logits of each
  * model, each row's loss and gradient of each term, gradients of parameters.  Ranks look at their own
  * rows, then tell each other what they found.
  */

@@ -167,6 +167,7 @@ static kd_status plan(kd_step *step, const kd_step_options *options)
     KD_TRY(kd_terms_request(options->terms, options->term_count, taps));
     open_measures(step);
     step->target_rows = kd_ceil_div(options->rows, chunk) * chunk;
+    KD_TRY(KD_ARENA_ARRAY(&step->negatives, step->arena, options->term_count));
     KD_TRY(KD_ARENA_ARRAY(&step->host_rows, step->arena, step->target_rows));
     KD_TRY(KD_ARENA_ARRAY(&step->host_labels, step->arena, step->target_rows));
     KD_TRY(KD_ARENA_ARRAY(&step->host_weight, step->arena, step->rows));
@@ -209,9 +210,10 @@ kd_status kd_step_open(kd_step *step)
     int64_t most = 0;
     KD_TRY(kd_stack_open(&step->fixed, step->device));
     KD_TRY(take_fixed(step));
-    for (int i = 0; i < step->objective.count; i++)
+    for (int i = 0; i < step->objective.count && step->device->type != &kd_device_cpu; i++)
         if (kd_present(&step->negatives[i])) most = kd_max_i64(most, step->negatives[i].shape[1]);
     KD_TRY(KD_ARENA_ARRAY(&step->host_negatives, step->arena, step->rows * most));
+    if (kd_present(&step->samples)) KD_TRY(kd_event_create(&step->passed, step->device));
     KD_TRY(kd_device_alloc_host(&pending, step->device, 2 * KD_MAX_MODELS * sizeof *step->pending));
     step->pending = pending;
     for (int i = 0; i < 2; i++) KD_TRY(kd_event_create(&step->done[i], step->device));
@@ -226,6 +228,7 @@ void kd_step_close(kd_step *step)
     kd_stack_close(&step->stack, step->device);
     kd_stack_close(&step->fixed, step->device);
     for (int i = 0; i < 2; i++) kd_event_destroy(step->device, step->done[i]);
+    kd_event_destroy(step->device, step->passed);
     kd_device_release_host(step->device, step->pending);
     kd_arena_destroy(step->arena);
     *step = (kd_step){ 0 };

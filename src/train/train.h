@@ -1,7 +1,7 @@
 /*
  * train.h - the training run: configuration, step, evaluation, checkpoints, metrics.
  *
- * run.c (sections of a run file) session.c (opens what a run names) step*.c trainer.c evaluate.c
+ * run.c (sections of a run file) session.c (opens what a run names) bind.c step*.c trainer.c evaluate.c
  * profile.c checkpoint_*.c manifest.c output.c (their own header: checkpoint.h) metrics.c
  * tensorboard.c estimate.c ranks.c
  */
@@ -96,12 +96,14 @@ typedef struct kd_step {
     uint64_t seed;       /* of what it draws */
     kd_batch batch;      /* device copies of the micro-batch in hand */
     kd_targets targets;
-    kd_tensor samples, negatives[KD_MAX_TERMS]; /* of it, as kd_tapped_batch has them */
-    int32_t *host_negatives;                    /* [rows, most] */
-    int32_t *host_rows, *host_labels;           /* [target_rows] */
-    float *host_weight;                         /* [rows] */
-    float *host_values; /* [count, 6, target_rows]: measured values per row */
-    float *host_logits; /* some rows of them; NULL: no certainty is measured */
+    kd_tensor samples, *negatives;    /* of it, as kd_tapped_batch has them: [objective.count] */
+    int32_t *host_negatives;          /* [rows, most], where the device has memory of its own */
+    kd_event *passed;                 /* when banks are as the last micro-batch left them */
+    bool passing;                     /* there was one */
+    int32_t *host_rows, *host_labels; /* [target_rows] */
+    float *host_weight;               /* [rows] */
+    float *host_values;               /* [count, 6, target_rows]: measured values per row */
+    float *host_logits;               /* some rows of them; NULL: no certainty is measured */
     kd_arena *arena;
     kd_stack fixed;            /* scalars, totals, batch tensors: as long as the step lives */
     kd_step_result results[2]; /* of the last two steps */

@@ -329,6 +329,8 @@ static kd_status find_logits(const kd_st_entry **entry, const file_job *job, con
     if (e->rank != 2 || (e->dtype != KD_F32 && e->dtype != KD_BF16 && e->dtype != KD_F16))
         return kd_fail(KD_EFORMAT, "%s: %s is %s of rank %d; expected f32, bf16 or f16 [n, V]",
                        job->in->path, name, e->dtype_name, (int)e->rank);
+    if (e->shape[1] < 1)
+        return kd_fail(KD_EFORMAT, "%s: %s has no columns; expected [n, V]", job->in->path, name);
     if (job->student && e->shape[0] != job->student->shape[0])
         return kd_fail(KD_EFORMAT, "%s: %s has %lld rows, student %lld", job->in->path, name,
                        (long long)e->shape[0], (long long)job->student->shape[0]);
@@ -416,12 +418,12 @@ static kd_status open_job(file_job *job, const kd_row_type *type, const char *in
     else if (type->teacher)
         KD_TRY(find_logits(&job->teacher, job, "teacher"));
     const int64_t row_bytes = kd_max_i64(job->student->shape[1], 1) * (int64_t)sizeof(float);
-    job->chunk = kd_min_i64(kd_max_i64(CHUNK_BYTES / row_bytes, 1), kd_max_i64(job->rows, 1));
+    job->chunk = kd_min_i64(kd_max_i64(CHUNK_BYTES / row_bytes, 1), job->rows);
     KD_TRY(read_labels(job, type->label));
     KD_TRY(read_floats(&job->all.weight, job, "weight", 0));
     KD_TRY(take_rows(&job->part.student, job, job->student));
     if (job->teacher) KD_TRY(take_rows(&job->part.teacher, job, job->teacher));
-    KD_TRY(KD_ARENA_ARRAY(&loss, job->arena, job->chunk));
+    KD_TRY(KD_ARENA_ARRAY(&loss, job->arena, kd_max_i64(job->chunk, 1)));
     job->part.loss = kd_tensor_of(loss, KD_F32, KD_SHAPE(job->chunk));
     return KD_OK;
 }

@@ -53,12 +53,22 @@ static kd_status take(kd_tensor *t, job *j, kd_dtype dtype, kd_shape shape)
     return KD_OK;
 }
 
+/* Beside a dimension of 0 the others may be anything, and a file without data ask for any memory. */
+static kd_status check_filled(const job *j, const kd_st_entry *e)
+{
+    char shape[128];
+    if (e->elements > 0) return KD_OK;
+    return kd_fail(KD_EFORMAT, "%s: %s is %s; expected no dimension of 0", j->in->path, e->name,
+                   kd_shape_text(shape, sizeof shape, e->rank, e->shape));
+}
+
 static kd_status read_floats(kd_tensor *t, job *j, const char *name, int rank, const char *shape)
 {
     const kd_st_entry *e = kd_st_find(j->in, name);
     if (e->rank != rank || (e->dtype != KD_F32 && e->dtype != KD_BF16 && e->dtype != KD_F16))
         return kd_fail(KD_EFORMAT, "%s: %s is %s of rank %d; expected f32, bf16 or f16 %s",
                        j->in->path, name, e->dtype_name, (int)e->rank, shape);
+    KD_TRY(check_filled(j, e));
     kd_shape s = { rank, { 0 } };
     for (int i = 0; i < rank; i++) s.dim[i] = e->shape[i];
     KD_TRY(take(t, j, KD_F32, s));
@@ -72,6 +82,7 @@ static kd_status read_integers(kd_tensor *t, job *j, const kd_read *read)
     int32_t *values;
     int64_t count;
     KD_TRY(kd_verb_integers(&values, &count, j->arena, j->in, read->name, rank));
+    KD_TRY(check_filled(j, e));
     kd_shape s = { rank, { 0 } };
     for (int i = 0; i < rank; i++) s.dim[i] = e->shape[i];
     *t = kd_tensor_of(values, KD_I32, s);

@@ -9,6 +9,7 @@ Several files in one input: each but the last has its length (u32, little-endian
 import glob
 import json
 import os
+import re
 import struct
 import sys
 
@@ -168,8 +169,45 @@ def tokenizer():
     yield framed(b"", next(files("tokenizer/unigram/tokenizer.json")))
 
 
+def names_in(header, macro):
+    with open(os.path.join(GOLDEN, "..", "..", "src", header), encoding="utf-8") as file:
+        return re.findall(rf"^{macro}\((\w+)", file.read(), re.MULTILINE)
+
+
+def without_answers(content):
+    """A golden file without what the loss gives."""
+    length = struct.unpack("<Q", content[:8])[0]
+    entries = []
+    for name, entry in json.loads(content[8 : 8 + length]).items():
+        if name != "__metadata__" and name != "loss" and not name.startswith("d_"):
+            begin, end = entry["data_offsets"]
+            entries.append((name, entry["dtype"], entry["shape"], content[8 + length + begin : 8 + length + end]))
+    return tensors(entries)
+
+
+def loss():
+    rows, features = names_in("ops/row_list.h", "KD_ROW"), names_in("loss/loss_list.h", "KD_FEATURE")
+    z = struct.pack("<10f", *range(10))
+    both = [("student", "F32", [2, 5], z), ("teacher", "BF16", [2, 5], bytes(range(20)))]
+    more = [("labels", "I64", [2], struct.pack("<2q", 3, -100)), ("weight", "F32", [2], struct.pack("<2f", 1, 0.5))]
+    topk = [both[0], ("teacher_ids", "I32", [2, 2], struct.pack("<4i", 0, 1, 2, 4)),
+            ("teacher_logprobs", "F32", [2, 2], struct.pack("<4f", -1, -2, -1, -3))]  # fmt: skip
+    for number in range(len(rows)):
+        yield framed(bytes([number]), tensors(both + more))
+        yield framed(bytes([number, 0, 2, 0, 1, 4]), tensors(both + more))
+        yield framed(bytes([number, 0, 1, number % 3]), tensors(topk + more))
+    kinds = ["none", "linear", "mlp", "conv1x1", "conv"]
+    for path in sorted(glob.glob(os.path.join(GOLDEN, "losses/*.safetensors"))):
+        name = os.path.basename(path).split(".")[0]
+        projector = next((k for k in reversed(kinds) if f"projector_{k}" in path), "none")
+        with open(path, "rb") as file:
+            content = without_answers(file.read())
+        if name in features and len(content) < 4000:
+            yield framed(bytes([len(rows) + features.index(name), kinds.index(projector)]), content)
+
+
 def main():
-    for make in (safetensors, index, config, yaml, data, manifest, tokenizer):
+    for make in (safetensors, index, config, yaml, data, manifest, tokenizer, loss):
         folder = os.path.join(sys.argv[1], make.__name__)
         os.makedirs(folder, exist_ok=True)
         for i, content in enumerate(make()):

@@ -297,8 +297,10 @@ Test(banks, larger_than_the_memory_are_refused_before_anything_is_allocated)
     const int64_t sample = 8 * 2 * 1024 * (int64_t)sizeof(float);
     snprintf(file, sizeof file, "%s", write_many(folder, (int64_t)info.memory / sample + 1));
     (void)test_log();
-    test_refusal(train_on(file, folder, "x", loss, "f32"), KD_ENOMEM,
-                 "not even one sample fits|; banks take |and loss.NAME.dimension less", loss);
+    test_refusal(
+        train_on(file, folder, "x", loss, "f32"), KD_ENOMEM,
+        "not even one sample fits|; banks take | and negatives |: loss.NAME.dimension, negatives",
+        loss);
     kd_log_redirect(NULL, NULL);
     test_ok(kd_dir_remove(folder));
 }
