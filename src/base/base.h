@@ -73,7 +73,8 @@ KD_MUST_CHECK kd_status kd_file_copy(const char *to, const char *from); /* likew
 
 /* The same in parts: a new file beside `path`, which nobody else has; then, when all is written, fsync,
  * close, rename onto `path` and fsync of the folder.  `fd` is closed and, on failure, the staging file
- * removed; who gives up before does both.  A process that dies leaves a name of this kind. */
+ * removed; who gives up before does both.  A process that dies leaves a name of this kind.  KD_EINVAL
+ * where a device or a pipe would be replaced. */
 KD_MUST_CHECK kd_status kd_file_stage(char staging[PATH_MAX], int *fd, const char *path);
 KD_MUST_CHECK kd_status kd_file_publish(int fd, const char *staging, const char *path);
 bool kd_file_is_staging(const char *name);

@@ -184,6 +184,9 @@ bool kd_file_is_staging(const char *name)
 kd_status kd_file_stage(char staging[PATH_MAX], int *fd, const char *path)
 {
     static atomic_uint serial;
+    struct stat there;
+    if (stat(path, &there) == 0 && !S_ISREG(there.st_mode) && !S_ISDIR(there.st_mode))
+        return kd_fail(KD_EINVAL, "%s: not a regular file; writing would replace it", path);
     for (int attempt = 0; attempt < 1000; attempt++) {
         const unsigned number = atomic_fetch_add(&serial, 1);
         const int length =

@@ -187,6 +187,9 @@ typedef struct kd_projector {
     int weight[2], bias[2]; /* parameters; the second of MLP; -1: none */
 } kd_projector;
 
+/* KD_EINVAL, after `path`, for an option that the kind has no use for. */
+KD_MUST_CHECK kd_status kd_projector_check(const kd_projector_options *options, const char *path);
+
 /* `name` is of its parameters. */
 KD_MUST_CHECK kd_status kd_projector_declare(kd_projector *projector, kd_params *params,
                                              const char *name, int block);

@@ -5,7 +5,7 @@
  *     d maps[b, c, v, u]        = sum over i, j of d patches[b, v - i, u - j][c, i, j]
  *
  * A product sums over c, i and j at once and in f32 whatever the maps' type; it costs a copy h w times the maps, made
- * by h w copies of shifted maps.
+ * by h w copies of shifted maps, and the backward pass its gradient of the same size.
  */
 #include "loss/patches.h"
 

@@ -27,6 +27,17 @@ const kd_option kd_projector_rows[] = {
     { 0 },
 };
 
+kd_status kd_projector_check(const kd_projector_options *o, const char *path)
+{
+    if (o->kind == KD_PROJECTOR_NONE && o->output)
+        return kd_fail(KD_EINVAL,
+                       "%s.output: nothing comes out of type none; expected another type", path);
+    if (o->kind != KD_PROJECTOR_MLP && o->width)
+        return kd_fail(KD_EINVAL, "%s.width: %lld, but only mlp has something between", path,
+                       (long long)o->width);
+    return KD_OK;
+}
+
 /* ---- parameters ------------------------------------------------------------------------------- */
 
 static int matrices(const kd_projector *p)

@@ -167,6 +167,7 @@ kd_status kd_tapped_parse(kd_tapped **out, kd_arena *arena, const kd_node *node,
     const kd_node *given = kd_node_find(node, "projector");
     if (t->dimension && (!given || (given->kind == KD_NODE_MAP && !kd_node_find(given, "type"))))
         t->projector.kind = KD_PROJECTOR_LINEAR;
+    KD_TRY(kd_projector_check(&t->projector, inner));
     t->kind = KD_TAP_HIDDEN;
     if (form == KD_TAPPED_MAPS) t->kind = KD_TAP_QUERY;
     if (form == KD_TAPPED_HEADS) t->kind = attention_kinds[own.of];

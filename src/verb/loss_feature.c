@@ -119,6 +119,16 @@ static kd_status read_operand(job *j, const kd_read *read)
     return take(kd_feature_operand(&j->host, read->name, true), j, KD_F32, kd_shape_of(t));
 }
 
+/* A projector's products go over all rows: what a unit of weight 0 holds may be anything. */
+static void clear_unread(const job *j)
+{
+    const kd_tensor *weight = &j->host.weight;
+    for (int64_t i = 0; kd_present(weight) && i < kd_min_i64(j->units, weight->shape[0]); i++) {
+        const kd_tensor unit = kd_tensor_slice(&j->host.student, 0, i, 1);
+        if (((const float *)weight->data)[i] == 0.0f) memset(unit.data, 0, kd_tensor_bytes(&unit));
+    }
+}
+
 static kd_status read_all(job *j, const char *in)
 {
     KD_TRY(kd_st_open(&j->in, in));
@@ -127,6 +137,7 @@ static kd_status read_all(job *j, const char *in)
     if (kd_st_find(j->in, "weight"))
         KD_TRY(read_floats(&j->host.weight, j, "weight", 1, "[units]"));
     KD_TRY(kd_file_projector_read(&j->behind, j->arena, j->in, &j->host.student, &j->host.teacher));
+    if (j->behind.projector.options) clear_unread(j);
     return take(&j->host.loss, j, KD_F32, KD_SHAPE(j->units));
 }
 

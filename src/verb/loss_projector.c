@@ -10,7 +10,9 @@ kd_status kd_file_projector_choose(kd_file_projector *p, const kd_feature_type *
 {
     const kd_read *first = &type->reads[0];
     const int rank = kd_read_rank(first);
-    if (!options || (options->kind == KD_PROJECTOR_NONE && !options->normalise)) return KD_OK;
+    if (!options) return KD_OK;
+    KD_TRY(kd_projector_check(options, "projector"));
+    if (options->kind == KD_PROJECTOR_NONE && !options->normalise) return KD_OK;
     if (strcmp(first->name, "student") != 0 || rank == 3)
         return kd_fail(KD_EINVAL,
                        "%s reads no rows or maps that a projector could widen, but %s %s",
@@ -26,18 +28,6 @@ kd_status kd_file_projector_choose(kd_file_projector *p, const kd_feature_type *
 
 /* ---- parameters ------------------------------------------------------------------------------- */
 
-/* Only the number of samples may be 0, so that no product of others overflows that a file has shown. */
-static kd_status check_sizes(const kd_st_file *file, const kd_tensor *t, const char *name)
-{
-    char text[96];
-    for (int d = 1; d < t->rank; d++)
-        if (t->shape[d] < 1 || t->shape[d] > INT32_MAX)
-            return kd_fail(KD_EFORMAT, "%s: %s is %s; a projector wants dimension %d from 1 to %d",
-                           file->path, name, kd_tensor_print(text, sizeof text, t), d,
-                           (int)INT32_MAX);
-    return KD_OK;
-}
-
 /* Which kernel makes the student's places the teacher's. */
 static kd_status find_kernel(kd_projector *p, const kd_st_file *file, const kd_tensor *student,
                              const kd_tensor *teacher)
@@ -52,8 +42,10 @@ static kd_status find_kernel(kd_projector *p, const kd_st_file *file, const kd_t
     return kd_fail(KD_EFORMAT, "%s: student is %s and teacher %s; %s", file->path,
                    kd_tensor_print(found, sizeof found, student),
                    kd_tensor_print(expected, sizeof expected, teacher),
-                   grows ? "expected a student of at least as many rows and columns of places"
-                         : "expected equal height and width, or a projector of type conv");
+                   p->options->kind == KD_PROJECTOR_CONV
+                       ? "expected a student of at least as many rows and columns of places"
+                       : "expected equal height and width, or a larger student and a projector of "
+                         "type conv");
 }
 
 static kd_status take(kd_tensor *t, kd_arena *arena, kd_shape shape)
@@ -90,8 +82,9 @@ kd_status kd_file_projector_read(kd_file_projector *p, kd_arena *arena, const kd
 {
     kd_projector *projector = &p->projector;
     if (!projector->options) return KD_OK;
-    KD_TRY(check_sizes(file, student, "student"));
-    KD_TRY(check_sizes(file, teacher, "teacher"));
+    if (student->shape[0] != teacher->shape[0])
+        return kd_fail(KD_EFORMAT, "%s: student has %lld rows or samples, teacher %lld", file->path,
+                       (long long)student->shape[0], (long long)teacher->shape[0]);
     projector->in = student->shape[1];
     projector->out = teacher->shape[1];
     if (student->rank == 4) KD_TRY(find_kernel(projector, file, student, teacher));

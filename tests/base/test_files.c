@@ -118,6 +118,15 @@ Test(files, find_tells_absent_from_irregular, .init = setup, .fini = teardown)
     }
 }
 
+Test(files, atomic_write_replaces_no_device_or_pipe, .init = setup, .fini = teardown)
+{
+    struct stat there;
+    cr_assert_eq(mkfifo(in_dir("fifo"), 0600), 0);
+    cr_expect_eq(kd_file_write_atomic(in_dir("fifo"), "x", 1), KD_EINVAL);
+    expect_message("fifo: not a regular file; writing would replace it");
+    cr_expect(stat(in_dir("fifo"), &there) == 0 && S_ISFIFO(there.st_mode));
+}
+
 Test(files, atomic_write_replaces_or_leaves_alone, .init = setup, .fini = teardown)
 {
     const char *path = in_dir("file");

@@ -43,8 +43,8 @@ static kd_status run_rows(const how *h, const char *in, const char *out)
     static const double temperatures[] = { 1, 0.5, 4, 1e-3, 1e6 };
     kd_loss_info info;
     fuzz_ok(kd_loss_describe(&info, h->loss));
-    const kd_loss_options options = { .temperature = temperatures[h->temperature %
-                                                                  KD_COUNT(temperatures)],
+    const kd_loss_options options = { .temperature =
+                                          temperatures[h->temperature % KD_COUNT(temperatures)],
                                       .t_squared = h->temperature & 64,
                                       .option = info.option_default,
                                       .option2 = info.option2_default,

@@ -8,6 +8,7 @@
 #include "support/refusal.h"
 #include "support/support.h"
 
+#include <fcntl.h>
 #include <math.h>
 #include <stdlib.h>
 #include <unistd.h>
@@ -335,8 +336,7 @@ static const struct {
       { { "student", 4, { 2, 3, 4, 4 } }, { "teacher", 4, { 2, 5, 4, 2 } } },
       KD_EFORMAT,
       "student is f32 [2, 3, 4, 4] and teacher f32 [2, 5, 4, 2]; expected equal height and width, "
-      "or a "
-      "projector of type conv" },
+      "or a larger student and a projector of type conv" },
     { "hint",
       "{type: linear}",
       { { "student", 4, { 2, 3, 4, 4 } }, { "teacher", 4, { 2, 5, 2, 2 } } },
@@ -374,20 +374,29 @@ static const struct {
       "{type: linear}",
       { { "student", 2, { 2, 0 } }, { "teacher", 2, { 2, 5 } } },
       KD_EFORMAT,
-      "student is f32 [2, 0]; a projector wants dimension 1 from 1 to 2147483647" },
+      "student is [2, 0]; expected no dimension of 0" },
     { "hint",
       "{type: conv}",
       { { "student", 4, { 2, 3, 4, 4 } }, { "teacher", 4, { 2, 5, 0, 4 } } },
       KD_EFORMAT,
-      "teacher is f32 [2, 5, 0, 4]; a projector wants dimension 2 from 1" },
-    /* What the projector makes of it is then the loss's to refuse. */
+      "teacher is [2, 5, 0, 4]; expected no dimension of 0" },
     { "cosine",
       "{type: linear, bias: false}",
       { { "student", 2, { 2, 3 } },
         { "teacher", 2, { 4, 5 } },
         { "projector.0.weight", 2, { 5, 3 } } },
+      KD_EFORMAT,
+      "student has 2 rows or samples, teacher 4" },
+    { "cosine",
+      "{type: linear, width: 4}",
+      { { "student", 2, { 2, 3 } }, { "teacher", 2, { 2, 5 } } },
       KD_EINVAL,
-      "cosine: |teacher|[4, 5]|[2, 5]" },
+      "projector.width: 4, but only mlp has something between" },
+    { "cosine",
+      "{normalise: after, output: relu}",
+      { { "student", 2, { 2, 5 } }, { "teacher", 2, { 2, 5 } } },
+      KD_EINVAL,
+      "projector.output: nothing comes out of type none" },
 };
 
 Test(projector, files_that_do_not_go_together_are_refused)
@@ -402,11 +411,63 @@ Test(projector, files_that_do_not_go_together_are_refused)
     }
 }
 
+/* Of a unit of weight 0 nothing is read, whatever it holds. */
+Test(projector, units_of_weight_0_are_not_read)
+{
+    static const char *const projectors[] = { "{type: linear}", "{type: mlp, normalise: both}" };
+    static const float weight[3] = { 1, 0, 1 }, nan_row[2] = { NAN, INFINITY };
+    const column columns[] = {
+        { "student", 2, { 3, 2 } },       { "teacher", 2, { 3, 5 } },
+        { "weight", 1, { 3 } },           { "projector.0.weight", 2, { 5, 2 } },
+        { "projector.0.bias", 1, { 5 } }, { 0 }
+    };
+    const column wider[] = { { "student", 2, { 3, 2 } },
+                             { "teacher", 2, { 3, 5 } },
+                             { "weight", 1, { 3 } },
+                             { "projector.0.weight", 2, { 10, 2 } },
+                             { "projector.0.bias", 1, { 10 } },
+                             { "projector.1.weight", 2, { 5, 10 } },
+                             { "projector.1.bias", 1, { 5 } },
+                             { 0 } };
+    for (int i = 0; i < KD_COUNT(projectors); i++) {
+        char path[] = "/tmp/kd-projector-XXXXXX", out[64];
+        kd_projector_options options;
+        kd_st_file *file;
+        kd_arena *arena;
+        const int fd = mkstemp(path);
+        snprintf(out, sizeof out, "%s.out", path);
+        close(fd);
+        write_file(path, i ? wider : columns);
+        test_ok(kd_st_open(&file, path));
+        const int again = open(path, O_WRONLY);
+        cr_assert(pwrite(again, nan_row, sizeof nan_row,
+                         kd_st_find(file, "student")->offset + (off_t)sizeof nan_row) > 0);
+        cr_assert(pwrite(again, weight, sizeof weight, kd_st_find(file, "weight")->offset) > 0);
+        close(again);
+        kd_st_close(file);
+        test_ok(kd_arena_create(&arena));
+        parse(&options, arena, projectors[i]);
+        test_ok(kd_feature_file(kd_feature_find("hidden_mse"), path, out, NULL, &options, "cpu"));
+        kd_arena_destroy(arena);
+        test_ok(kd_st_open(&file, out));
+        for (int64_t e = 0; e < file->count; e++) {
+            float values[32];
+            const kd_st_entry *entry = &file->entries[e];
+            test_ok(kd_st_read(values, KD_F32, file, entry, 0, entry->elements));
+            for (int64_t k = 0; k < entry->elements; k++)
+                cr_expect(isfinite(values[k]), "%s: %s[%lld]", projectors[i], entry->name,
+                          (long long)k);
+        }
+        kd_st_close(file);
+        cr_assert(unlink(path) == 0 && unlink(out) == 0);
+    }
+}
+
 /* The shapes that come out are those of what went in, behind the projector those of the teacher; VID's own parameter
- * begins with the teacher's channels, and a batch of no samples is one. */
+ * begins with the teacher's channels, and a batch may be one sample. */
 Test(projector, a_files_results_have_its_shapes)
 {
-    static const int64_t samples[] = { 2, 0 };
+    static const int64_t samples[] = { 2, 1 };
     for (int i = 0; i < KD_COUNT(samples); i++) {
         const column columns[] = { { "student", 4, { samples[i], 3, 4, 5 } },
                                    { "teacher", 4, { samples[i], 6, 2, 2 } },

@@ -9,6 +9,7 @@
 #include "support/training.h"
 
 #include <math.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -31,21 +32,21 @@ static const test_lesson_options options = {
     .rows = SAMPLES,
 };
 
-static void open_loader(kd_loader **loader)
-{
-    const kd_loader_options o = { .files = { FILES "samples.safetensors" },
-                                  .weights = { 1 },
-                                  .sources = 1,
-                                  .vocabulary = CLASSES,
-                                  .inputs = INPUTS,
-                                  .sequence = 1,
-                                  .step_samples = SAMPLES,
-                                  .micro_samples = SAMPLES,
-                                  .ranks = 1,
-                                  .seed = 5,
-                                  .shuffle = true };
-    test_ok(kd_loader_open(loader, &o));
-}
+static const kd_loader_options sample_data = {
+    .files = { FILES "samples.safetensors" },
+    .weights = { 1 },
+    .sources = 1,
+    .vocabulary = CLASSES,
+    .inputs = INPUTS,
+    .sequence = 1,
+    .step_samples = SAMPLES,
+    .micro_samples = SAMPLES,
+    .ranks = 1,
+    .seed = 5,
+    .shuffle = true,
+};
+
+static void open_loader(kd_loader **loader) { test_ok(kd_loader_open(loader, &sample_data)); }
 
 static float *numbers(const test_lesson *lesson, const char *name, bool gradient)
 {
@@ -205,6 +206,79 @@ Test(banks, a_step_has_the_value_of_the_definition_and_renews_the_rows_of_its_sa
     kd_loader_close(loader);
 }
 
+/* ---- stopping --------------------------------------------------------------------------------- */
+
+static const kd_comm_type *solo;
+
+/* The ranks agree to begin a step; then somebody asks to stop. */
+static kd_status agree_and_ask(kd_comm *comm, double *values, int count)
+{
+    KD_TRY(solo->all_reduce_host(comm, values, count));
+    return raise(SIGTERM) == 0 ? KD_OK : kd_fail(KD_EINTERNAL, "no signal");
+}
+
+/* A checkpoint has the banks of whole steps alone. */
+Test(banks, a_step_that_was_begun_is_taken_whole)
+{
+    kd_stop_install();
+    for (int keeps = 0; keeps < 2; keeps++) {
+        test_lesson_options o = options;
+        kd_loader_options d = sample_data;
+        const kd_step_batch *batch;
+        kd_comm_type asking;
+        kd_loader *loader;
+        kd_comm *comm;
+        test_lesson lesson;
+        test_ok(kd_comm_solo(&comm));
+        solo = comm->type;
+        asking = *solo;
+        asking.all_reduce_host = agree_and_ask;
+        comm->type = &asking;
+        o.comm = comm;
+        o.rows = d.micro_samples = SAMPLES / 3;
+        if (!keeps) o.loss = "{ce: {}}";
+        test_ok(kd_loader_open(&loader, &d));
+        test_ok(test_lesson_open(&lesson, &o));
+        test_ok(kd_loader_next(&batch, loader, NULL));
+        kd_stop_reset();
+        cr_expect_eq(kd_step_run(&lesson.step, batch, 0), keeps ? KD_OK : KD_ESTOPPED);
+        kd_stop_reset();
+        test_lesson_close(&lesson);
+        kd_loader_close(loader);
+        comm->type = solo;
+        kd_comm_close(comm);
+    }
+}
+
+/* ---- many terms ------------------------------------------------------------------------------- */
+
+/* More than one student may have, since there are two. */
+Test(banks, of_many_terms_of_many_students)
+{
+    char loss[1024] = "{crd: {dimension: 3, negatives: 8}";
+    for (int i = 0; i < 14; i++)
+        (void)snprintf(loss + strlen(loss), sizeof loss - strlen(loss), ", t%d: {type: %s}", i,
+                       i < 6 ? "kl" : "pkt");
+    (void)snprintf(loss + strlen(loss), sizeof loss - strlen(loss), "}");
+    test_lesson_options o = options;
+    const kd_step_batch *batch;
+    kd_loader *loader;
+    test_lesson lesson;
+    kd_step_result result;
+    o.models[2] = o.models[1];
+    o.count = 3;
+    o.loss = loss;
+    open_loader(&loader);
+    test_ok(test_lesson_open(&lesson, &o));
+    test_ok(kd_loader_next(&batch, loader, NULL));
+    test_ok(test_lesson_step(&lesson, &result, batch, 0));
+    for (int m = 1; m <= 2; m++)
+        cr_expect(isfinite(result.student[m].loss) && result.student[m].term[14] > 0, "student %d",
+                  m);
+    test_lesson_close(&lesson);
+    kd_loader_close(loader);
+}
+
 /* ---- runs ------------------------------------------------------------------------------------- */
 
 static kd_status train_on(const char *file, const char *folder, const char *out, const char *loss,
@@ -247,6 +321,31 @@ Test(banks, a_run_resumed_goes_on_with_the_banks_that_it_had)
         test_died(died, 4, 7);
         test_ok(train(folder, names[1], loss, dtypes[i]));
         for (int step = 4; step <= 7; step++) test_same_checkpoint(whole, died, step);
+    }
+    kd_log_redirect(NULL, NULL);
+    test_ok(kd_dir_remove(folder));
+}
+
+Test(banks, a_teacher_may_have_another_type)
+{
+    static const char loss[] = "{dimension: 3, negatives: 8, weight: 0.5}";
+    static const char *const types[][2] = { { "f32", "bf16" }, { "bf16", "f32" } };
+    const char *folder = test_folder();
+    (void)test_log();
+    for (int i = 0; i < KD_COUNT(types); i++) {
+        const char *settings[][2] = { { "teacher.model", FILES "teacher" },
+                                      { "teacher.dtype", types[i][0] },
+                                      { "student.model", FILES "gelu" },
+                                      { "loss.crd", loss },
+                                      { "batch.samples", "4" },
+                                      { "run.steps", "2" } };
+        const test_training c = { .dtype = types[i][1],
+                                  .train = FILES "samples.safetensors",
+                                  .valid = FILES "samples.safetensors",
+                                  .folder = folder,
+                                  .settings = settings,
+                                  .setting_count = KD_COUNT(settings) };
+        test_ok(test_train(&c, types[i][0]));
     }
     kd_log_redirect(NULL, NULL);
     test_ok(kd_dir_remove(folder));
