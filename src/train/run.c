@@ -87,8 +87,8 @@ static const kd_option checkpoint_rows[] = {
       "\"500 steps\", \"30 min\" or never; one more at the end and at a signal" },
     { "keep", KD_INT, offsetof(kd_checkpoint_section, keep), "2", 1, 1e6, "checkpoints",
       "newest that stay" },
-    { "keep_best", KD_STRING, offsetof(kd_checkpoint_section, keep_best), "none", 0, 0, "",
-      "valid.kl or valid.ppl: its lowest stays too" },
+    { "keep_best", KD_CHOICE, offsetof(kd_checkpoint_section, keep_best), "none", 0, 0,
+      "none|valid.kl|valid.ppl|valid.accuracy", "that of the lowest, or most accurate, stays too" },
     { 0 },
 };
 

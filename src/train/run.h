@@ -38,10 +38,12 @@ typedef struct kd_run_section {
     bool deterministic, tf32, tensorboard;
 } kd_run_section;
 
+typedef enum kd_keep_best { KD_BEST_NONE, KD_BEST_KL, KD_BEST_PPL, KD_BEST_ACCURACY } kd_keep_best;
+
 typedef struct kd_checkpoint_section {
     const char *every; /* "500 steps", "30 min", "never" */
     int64_t keep;
-    const char *keep_best; /* "valid.kl", "valid.ppl", "none" */
+    int keep_best; /* kd_keep_best */
 } kd_checkpoint_section;
 
 typedef struct kd_eval_section {

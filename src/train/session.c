@@ -205,6 +205,21 @@ static kd_status settle_samples(kd_session *s)
     return kd_fail(KD_EINVAL, "data.sequence: 1 token has no next one; expected at least 2");
 }
 
+/* That there is something to keep the best of. */
+static kd_status check_best(const kd_session *s)
+{
+    const int best = s->run->checkpoint.keep_best;
+    const char *missing = NULL;
+    bool teacher = false;
+    for (int m = 0; m < s->count; m++) teacher |= !s->models[m]->slab.trainable;
+    if (best == KD_BEST_KL && !teacher) missing = "a teacher";
+    if (best == KD_BEST_ACCURACY && !s->inputs) missing = "models of samples";
+    if (best != KD_BEST_NONE && !*s->run->data.valid) missing = "data.valid";
+    if (!missing) return KD_OK;
+    return kd_fail(KD_EINVAL, "run.checkpoint.keep_best: the run has none of it without %s",
+                   missing);
+}
+
 static kd_status count_samples(kd_session *s, const char *file)
 {
     const kd_samples_options options = { s->inputs, s->classes };
@@ -251,6 +266,7 @@ kd_status kd_session_plan(kd_session *s, kd_run *run, kd_device *device, int64_t
     if (s->tokenizer.present) /* the model that it is of closes before the session */
         KD_TRY(kd_arena_string(&s->tokenizer.dir, s->arena, s->tokenizer.dir));
     KD_TRY(settle_samples(s));
+    KD_TRY(check_best(s));
     if (s->reads_data && run->run.epochs > 0.0) KD_TRY(count_tokens(s));
     KD_TRY(kd_run_length(&s->steps, &s->step_samples, run, s->train_tokens));
     return plan_micro(s, micro);

@@ -183,15 +183,8 @@ static kd_status open_scores(trainer *t)
 
 static kd_status open_trainer(trainer *t, kd_run *run)
 {
-    const char *best = NULL;
     KD_TRY(kd_session_open(&t->session, run));
     t->out = run->run.out;
-    best = run->checkpoint.keep_best;
-    if (strcmp(best, "none") != 0 && strcmp(best, "valid.kl") != 0 &&
-        strcmp(best, "valid.ppl") != 0)
-        return kd_fail(KD_EINVAL,
-                       "run.checkpoint.keep_best: \"%s\"; expected valid.kl, valid.ppl or none",
-                       best);
     KD_TRY(kd_run_interval(&t->save_every.steps, &t->save_every.seconds, run->checkpoint.every,
                            "run.checkpoint.every"));
     KD_TRY(kd_run_interval(&t->evaluate_every.steps, &t->evaluate_every.seconds, run->eval.every,
@@ -360,10 +353,14 @@ static kd_status report_evaluation(trainer *t, int m)
     if (model != t->students[0]) return KD_OK;
     KD_TRY(take_logged(t));
     KD_TRY(add_history(t, t->progress.step, evaluation_record(&nll, &kl, &accuracy)));
-    const char *metric = t->session.run->checkpoint.keep_best;
-    const double value = strcmp(metric, "valid.kl") == 0 ? kl.mean : ppl;
-    if (strcmp(metric, "none") == 0 || !isfinite(value)) return KD_OK;
-    if (t->progress.best_step >= 0 && value >= t->progress.best) return KD_OK;
+    const double values[] = { [KD_BEST_NONE] = NAN,
+                              [KD_BEST_KL] = kl.mean,
+                              [KD_BEST_PPL] = ppl,
+                              [KD_BEST_ACCURACY] = accuracy.mean };
+    const int best = t->session.run->checkpoint.keep_best;
+    const double value = values[best], sign = best == KD_BEST_ACCURACY ? -1 : 1;
+    if (!isfinite(value)) return KD_OK;
+    if (t->progress.best_step >= 0 && sign * value >= sign * t->progress.best) return KD_OK;
     t->progress.best = value;
     t->progress.best_step = t->progress.step;
     return KD_OK;

@@ -4,6 +4,7 @@
  */
 #include "support/golden.h"
 #include "support/lesson.h"
+#include "support/refusal.h"
 #include "support/students.h"
 #include "support/training.h"
 
@@ -439,6 +440,62 @@ Test(samples, a_run_resumed_is_the_run_and_its_model_opens)
     cr_assert(isfinite(row->kl.mean) && isfinite(row->same_top.mean), "no teacher");
     const double right = row->accuracy.mean * MANY;
     cr_assert(right > MANY / 2.0 && fabs(right - round(right)) < 1e-9, "%g samples right", right);
+    kd_log_redirect(NULL, NULL);
+    test_ok(kd_dir_remove(folder));
+}
+
+/* The first of the most accurate. */
+static int most_accurate(const char *metrics)
+{
+    double best = -1, value;
+    int step = 0, at = 0;
+    for (const char *line = metrics; line && *line; line = strchr(line, '\n')) {
+        if (*line == '\n') line++;
+        const char *accuracy = strstr(line, "\"accuracy\":"), *end = strchr(line, '\n');
+        const char *number = strstr(line, "\"step\":");
+        if (!accuracy || !number || (end && accuracy > end)) continue;
+        cr_assert(sscanf(accuracy, "\"accuracy\":%lf", &value) == 1);
+        cr_assert(sscanf(number, "\"step\":%d", &step) == 1);
+        if (value > best) best = value, at = step;
+    }
+    return at;
+}
+
+Test(samples, the_most_accurate_checkpoint_stays)
+{
+    const char *folder = test_folder();
+    char data[512], out[512], teacher[512], best[64];
+    snprintf(data, sizeof data, "%s", write_samples(folder, "data", &(sample_file){ .label = 0 }));
+    snprintf(teacher, sizeof teacher, "%s", write_model(folder, "teacher", "[9, 4]"));
+    const char *student = write_model(folder, "student", "[5]");
+    const char *settings[][2] = {
+        { "teacher.model", teacher },   { "student.model", student },
+        { "optim.lr", "0.3" },          { "batch.micro", "8" },
+        { "batch.samples", "8" },       { "eval.every", "1 steps" },
+        { "run.checkpoint.keep", "1" }, { "run.checkpoint.keep_best", "valid.accuracy" },
+        { "run.steps", "12" }
+    };
+    test_training c = { .dtype = "f32",
+                        .train = data,
+                        .valid = data,
+                        .folder = folder,
+                        .settings = settings,
+                        .setting_count = KD_COUNT(settings) };
+    (void)test_log();
+    test_ok(test_train(&c, "out"));
+    snprintf(out, sizeof out, "%s", test_path(folder, "out"));
+    char *metrics = test_metrics(out, true);
+    const int step = most_accurate(metrics);
+    cr_assert(step > 0 && step < 12, "the best is the last of %s", metrics);
+    for (int i = 1; i <= 12; i++) {
+        snprintf(best, sizeof best, "checkpoint-%06d", i);
+        cr_expect_eq(kd_dir_exists(test_path(out, best)), i == step || i == 12, "%s, best %d", best,
+                     step);
+    }
+    free(metrics);
+    c.valid = "";
+    test_refusal(test_train(&c, "other"), KD_EINVAL,
+                 "run.checkpoint.keep_best: the run has none of it without data.valid", "blind");
     kd_log_redirect(NULL, NULL);
     test_ok(kd_dir_remove(folder));
 }
