@@ -175,6 +175,8 @@ static void put_tiles(FILE *out, const kd_left *left)
     number_tile(out, "held-out perplexity", exp(nll), "%.4g");
     number_tile(out, "held-out same top",
                 100.0 * kd_series_last(kd_split_find(&model->valid, "same_top")), "%.1f %%");
+    number_tile(out, "held-out accuracy",
+                100.0 * kd_series_last(kd_split_find(&model->valid, "accuracy")), "%.1f %%");
     fputs("</div>\n", out);
 }
 

@@ -224,11 +224,18 @@ static void draw_agreement(FILE *out, const kd_curves *model)
                     .unit = "held-out KL to the teacher, T 1, nats per token",
                     .x_name = "step",
                     .from_zero = true };
+    kd_chart right = { .title = model->label,
+                       .unit = "held-out samples whose likeliest class is their own, %",
+                       .x_name = "step",
+                       .from_zero = true,
+                       .scale = 100.0 };
     add_line(&same, "train", kd_split_find(&model->train, "same_top"), 0, false);
     add_valid(&same, "valid", &model->valid, "same_top", NULL);
     add_valid(&kl, "valid", &model->valid, "kl", "kl_error");
+    add_valid(&right, "valid", &model->valid, "accuracy", NULL);
     draw_some(out, &same);
     draw_some(out, &kl);
+    draw_some(out, &right);
 }
 
 void kd_report_agreement(FILE *out, const kd_left *left)

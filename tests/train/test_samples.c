@@ -8,6 +8,7 @@
 #include "support/students.h"
 #include "support/training.h"
 
+#include <kd/checkpoint.h>
 #include <kd/trainer.h>
 
 #include <math.h>
@@ -440,6 +441,15 @@ Test(samples, a_run_resumed_is_the_run_and_its_model_opens)
     cr_assert(isfinite(row->kl.mean) && isfinite(row->same_top.mean), "no teacher");
     const double right = row->accuracy.mean * MANY;
     cr_assert(right > MANY / 2.0 && fabs(right - round(right)) < 1e-9, "%g samples right", right);
+
+    char *page;
+    size_t bytes;
+    const char *path = test_path(folder, "report.html");
+    test_ok(kd_report_write(path, whole));
+    test_ok(kd_file_read(&page, &bytes, path, 1 << 24));
+    cr_expect(strstr(page, "held-out accuracy") &&
+              strstr(page, "held-out samples whose likeliest class is their own, %"));
+    free(page);
     kd_log_redirect(NULL, NULL);
     test_ok(kd_dir_remove(folder));
 }
