@@ -3,8 +3,9 @@
  *
  * The host writes one half while the device may still read the other.  A half is taken again when
  * the event after its last copy has passed; that is where an upload may wait.  In a run it does not:
- * a half holds the inputs of dozens of micro-batches, and the host is at most a step ahead.  Weights
- * pass in pieces, where the wait is the transfer itself.
+ * a half holds the inputs of dozens of micro-batches, and the host is at most a step ahead; what is
+ * larger (the negatives of crd) comes when the passes before it are over (kd_step_draw), since here
+ * nobody watches the other ranks.  Weights pass in pieces, where the wait is the transfer itself.
  */
 #include "device/cuda.h"
 

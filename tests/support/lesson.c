@@ -379,3 +379,56 @@ void test_near_gradient(const float *got, const kd_model *got_model, const float
                       (long long)(k / a->shape.dim[a->shape.rank - 1]));
     }
 }
+
+/* ---- slopes ----------------------------------------------------------------------------------- */
+
+typedef struct slope {
+    const test_lesson_options *options;
+    const kd_loader_options *data;
+    const char *param;
+    int element;
+    void (*prepare)(const test_lesson *lesson);
+    double value, gradient; /* of the element; the step's, of it */
+} slope;
+
+/* The loss of a step with `by` more in the element. */
+static double loss_at(slope *s, double by)
+{
+    const int m = s->options->count - 1;
+    const kd_step_batch *batch;
+    kd_step_result result;
+    kd_loader *loader;
+    test_lesson lesson;
+    int param = 0;
+    test_ok(kd_loader_open(&loader, s->data));
+    test_ok(test_lesson_open(&lesson, s->options));
+    const kd_slab *slab = &lesson.models[m]->slab;
+    test_ok(test_find_param(&param, slab, s->param));
+    if (s->prepare) s->prepare(&lesson);
+    const kd_tensor weight = kd_slab_weight(slab, param), d = kd_slab_gradient(slab, param);
+    float *at = (float *)weight.data + s->element;
+    s->value = (double)*at;
+    *at = (float)(s->value + by);
+    test_ok(kd_loader_next(&batch, loader, NULL));
+    test_ok(test_lesson_step(&lesson, &result, batch, 0));
+    s->gradient = (double)((const float *)d.data)[s->element];
+    test_lesson_close(&lesson);
+    kd_loader_close(loader);
+    return result.student[m].loss;
+}
+
+void test_lesson_slope(const test_lesson_options *options, const kd_loader_options *data,
+                       const char *param, int element, double slack,
+                       void (*prepare)(const test_lesson *lesson))
+{
+    slope s = {
+        .options = options, .data = data, .param = param, .element = element, .prepare = prepare
+    };
+    (void)loss_at(&s, 0);
+    const double h = 0.01 * fmax(fabs(s.value), 0.3), gradient = s.gradient;
+    const double rise = (loss_at(&s, h) - loss_at(&s, -h)) / (2 * h);
+    cr_expect(fabs(gradient) > 1e-6, "%s, %s: no gradient", options->loss, param);
+    cr_expect(fabs(gradient - rise) <= 0.01 * fabs(rise) + slack,
+              "%s, %s: gradient %.6g, the value rises by %.6g", options->loss, param, gradient,
+              rise);
+}

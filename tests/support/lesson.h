@@ -92,6 +92,14 @@ float *test_lesson_gradient(const test_lesson *lesson, int model);
 /* All bits that training moves (weights, masters, moments, states) of all trained models; freed by free(). */
 unsigned char *test_lesson_bits(const test_lesson *lesson, size_t *bytes);
 
+/*
+ * Fails unless element `element` of a parameter of the last model has as its gradient what the loss of a
+ * step over `data` rises by, within 1 % and `slack`.  `prepare` (may be NULL) is called before each step.
+ */
+void test_lesson_slope(const test_lesson_options *options, const kd_loader_options *data,
+                       const char *param, int element, double slack,
+                       void (*prepare)(const test_lesson *lesson));
+
 /* Fails, naming the case by `fmt` and the parameter, unless |got - want| <= most |want| for each
  * parameter in the Euclidean norm over the elements that `want` has: those of `model`, whose
  * vocabulary may be smaller than that of `got_model`, where gradients must be zero. */

@@ -71,38 +71,16 @@ static const struct {
     { "loss.crd.0.teacher.0.bias", 0 },
 };
 
-static double loss_at(int i, double by, double *gradient, double *element)
+static void know_partition(const test_lesson *lesson)
 {
-    const kd_step_batch *batch;
-    kd_loader *loader;
-    test_lesson lesson;
-    kd_step_result result;
-    open_loader(&loader);
-    test_ok(test_lesson_open(&lesson, &options));
-    memcpy(numbers(&lesson, "loss.crd.0.partition", false), partition, sizeof partition);
-    float *at = numbers(&lesson, trained[i].param, false) + trained[i].element;
-    *element = (double)*at;
-    *at = (float)((double)*at + by);
-    test_ok(kd_loader_next(&batch, loader, NULL));
-    test_ok(test_lesson_step(&lesson, &result, batch, 0));
-    *gradient = (double)numbers(&lesson, trained[i].param, true)[trained[i].element];
-    test_lesson_close(&lesson);
-    kd_loader_close(loader);
-    return result.student[1].loss;
+    memcpy(numbers(lesson, "loss.crd.0.partition", false), partition, sizeof partition);
 }
 
 Test(banks, what_is_trained_has_the_gradient_of_the_value)
 {
-    for (int i = 0; i < KD_COUNT(trained); i++) {
-        double gradient, other, element, same;
-        (void)loss_at(i, 0, &gradient, &element);
-        const double h = 0.01 * fmax(fabs(element), 0.3);
-        const double rise = loss_at(i, h, &other, &same) - loss_at(i, -h, &other, &same);
-        const double slope = rise / (2 * h);
-        cr_expect(fabs(gradient) > 1e-6, "%s: no gradient", trained[i].param);
-        cr_expect(fabs(gradient - slope) <= 0.01 * fabs(slope) + 1e-4,
-                  "%s: gradient %.6g, the value rises by %.6g", trained[i].param, gradient, slope);
-    }
+    for (int i = 0; i < KD_COUNT(trained); i++)
+        test_lesson_slope(&options, &sample_data, trained[i].param, trained[i].element, 1e-4,
+                          know_partition);
 }
 
 /* ---- the value, and what is renewed ----------------------------------------------------------- */
@@ -174,7 +152,7 @@ Test(banks, a_step_has_the_value_of_the_definition_and_renews_the_rows_of_its_sa
     kd_step_result result;
     open_loader(&loader);
     test_ok(test_lesson_open(&lesson, &options));
-    memcpy(numbers(&lesson, "loss.crd.0.partition", false), partition, sizeof partition);
+    know_partition(&lesson);
     for (int s = 0; s < 2; s++)
         memcpy(before[s], numbers(&lesson, names[s], false), sizeof before[s]);
     test_ok(kd_loader_next(&batch, loader, NULL));
