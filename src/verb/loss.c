@@ -484,11 +484,12 @@ kd_status kd_loss_file(int loss, const char *in, const char *out, const kd_loss_
     /* The plan sees the largest chunk; labels and weights only have to be there. */
     kd_loss_tensors shapes = job.part;
     take_part(&shapes, &job.all, 0, kd_min_i64(job.chunk, job.rows));
-    if (job.rows > 0) KD_TRY_GOTO(open_applier(&a, loss, options, &shapes), status, done);
+    if (job.rows > 0)
+        KD_TRY_GOTO(kd_verb_of_file(in, open_applier(&a, loss, options, &shapes)), status, done);
     KD_TRY_GOTO(kd_st_writer_create(&job.out, out), status, done);
     KD_TRY_GOTO(declare(&job), status, done);
     for (int64_t at = 0; at < job.rows; at += job.chunk)
-        KD_TRY_GOTO(run_chunk(&job, &a, at), status, done);
+        KD_TRY_GOTO(kd_verb_of_file(in, run_chunk(&job, &a, at)), status, done);
     status = kd_st_writer_close(job.out);
     job.out = NULL;
 done:

@@ -274,7 +274,7 @@ kd_status kd_feature_file(int loss, const char *in, const char *out, const void 
     KD_TRY(kd_file_projector_choose(&j.behind, j.type, projector));
     KD_TRY_GOTO(kd_arena_create(&j.arena), status, done);
     KD_TRY_GOTO(read_all(&j, in), status, done);
-    KD_TRY_GOTO(plan_and_run(&j, device), status, done);
+    KD_TRY_GOTO(kd_verb_of_file(in, plan_and_run(&j, device)), status, done);
     status = write_all(&j, out);
 done:
     kd_st_writer_abort(j.out);

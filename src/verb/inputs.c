@@ -1,3 +1,4 @@
+/* What verbs read of files given by the user, and how what they refuse names the file. */
 #include "verb/verb.h"
 
 static kd_status integers(int32_t **values, int64_t *count, kd_arena *arena, const kd_st_file *file,
@@ -11,6 +12,12 @@ static kd_status integers(int32_t **values, int64_t *count, kd_arena *arena, con
     KD_TRY(KD_ARENA_ARRAY(values, arena, kd_max_i64(entry->elements, 1)));
     *count = entry->elements;
     return kd_st_read_integers(*values, file, entry, least, most);
+}
+
+kd_status kd_verb_of_file(const char *path, kd_status status)
+{
+    if (status != KD_EINVAL && status != KD_ENOTSUP) return status;
+    return kd_fail(status, "%s: %s", path, kd_last_error());
 }
 
 kd_status kd_verb_integers(int32_t **values, int64_t *count, kd_arena *arena,
