@@ -43,8 +43,42 @@ const char *fuzz_path(const char *name)
     return path;
 }
 
+/* What the files have: a mutation changes one of several, and opening is most of what a run costs. */
+typedef struct written {
+    char name[40];
+    uint8_t *data;
+    size_t bytes;
+} written;
+
+static written *find_written(const char *name)
+{
+    static written all[8];
+    int i = 0;
+    while (i + 1 < KD_COUNT(all) && all[i].name[0] && strcmp(all[i].name, name) != 0) i++;
+    if (strcmp(all[i].name, name) == 0) return &all[i];
+    free(all[i].data);
+    all[i] = (written){ .data = NULL };
+    snprintf(all[i].name, sizeof all[i].name, "%s", name);
+    return &all[i];
+}
+
+void fuzz_remove(const char *name)
+{
+    written *w = find_written(name);
+    free(w->data);
+    *w = (written){ .data = NULL };
+    (void)unlink(fuzz_path(name));
+}
+
 void fuzz_write(const char *name, const void *data, size_t bytes)
 {
+    written *w = find_written(name);
+    if (w->data && w->bytes == bytes && memcmp(w->data, data, bytes) == 0) return;
+    free(w->data);
+    w->data = malloc(bytes + 1);
+    fuzz_require(w->data, "no memory");
+    memcpy(w->data, data, bytes);
+    w->bytes = bytes;
     const char *path = fuzz_path(name);
     const int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
     fuzz_require(fd >= 0, "%s: cannot be written", path);

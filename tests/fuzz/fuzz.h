@@ -66,6 +66,7 @@ void fuzz_mutate_yaml(fuzz_text *text);
 const char *fuzz_folder(void);
 const char *fuzz_path(const char *name);
 void fuzz_write(const char *name, const void *data, size_t bytes);
+void fuzz_remove(const char *name); /* one that fuzz_write made; it may not be there */
 void fuzz_write_parts(const fuzz_slot *slots, const fuzz_part *parts, int count);
 
 /* ---- verdicts --------------------------------------------------------------------------------- */

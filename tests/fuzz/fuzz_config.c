@@ -5,7 +5,6 @@
 #include "format/format.h"
 
 #include <math.h>
-#include <unistd.h>
 
 static const fuzz_slot slots[] = { { "config.json", FUZZ_JSON },
                                    { "generation_config.json", FUZZ_JSON } };
@@ -100,7 +99,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (parts[1].bytes)
         fuzz_write(slots[1].name, parts[1].data, parts[1].bytes);
     else
-        (void)unlink(fuzz_path(slots[1].name));
+        fuzz_remove(slots[1].name);
     fuzz_ok(kd_arena_create(&arena));
     fuzz_begin();
     if (fuzz_accepted(kd_config_read(&c, arena, fuzz_folder()), KD_EFORMAT, KD_ENOTSUP,

@@ -99,7 +99,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     fuzz_part parts[FUZZ_MAX_SLOTS];
     write_others();
     fuzz_split(parts, slots, KD_COUNT(slots), data, size);
-    fuzz_write_parts(slots, parts, KD_COUNT(slots));
+    fuzz_write_parts(slots + 1, parts + 1, KD_COUNT(slots) - 1);
     write_manifest(&parts[0]);
     fuzz_begin();
     if (fuzz_accepted(kd_manifest_check(fuzz_folder(), true), KD_EFORMAT, KD_EFORMAT,
