@@ -40,7 +40,7 @@ void test_damage_close(test_damage *d)
 void test_xor_byte(const char *path, int64_t at, unsigned mask)
 {
     const int fd = open(path, O_RDWR | O_CLOEXEC);
-    unsigned char byte;
+    unsigned char byte = 0;
     cr_assert(fd >= 0 && pread(fd, &byte, 1, at) == 1, "%s: byte %lld", path, (long long)at);
     byte = (unsigned char)(byte ^ mask);
     cr_assert(pwrite(fd, &byte, 1, at) == 1);
