@@ -85,8 +85,8 @@ static kd_status initialise_terms(const kd_session *s, int m)
 
 static kd_status open_models(kd_session *s, bool planning)
 {
-    for (s->count = 0; s->count < s->run->model_count; s->count++) {
-        const int m = s->count;
+    s->count = 0;
+    for (int m = 0; m < s->run->model_count; m++) {
         const kd_model_section *section = &s->run->models[m];
         extension more = { s->run, m };
         const kd_model_options options = { .label = section->label,
@@ -98,6 +98,7 @@ static kd_status open_models(kd_session *s, bool planning)
                                            .extend = section->trainable ? extend : NULL,
                                            .context = &more };
         KD_TRY(kd_model_open(&s->models[m], s->device, section->model, &options));
+        s->count = m + 1;
         if (!planning) KD_TRY(initialise_terms(s, m));
     }
     return KD_OK;

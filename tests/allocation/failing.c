@@ -158,6 +158,22 @@ static const char run_yaml[] =
     "run: {steps: 2, out: out, log_every: 1, checkpoint: {every: 1 steps, keep: 2,"
     " keep_best: valid.kl}}\n";
 
+/* Classifiers of samples: a loss that keeps banks, and one behind a projector. */
+static const char samples_config[] =
+    "{\"model_type\": \"mlp\", \"architectures\": [\"MLPForClassification\"], \"input_size\": 3,"
+    " \"hidden_sizes\": [4], \"num_labels\": 3, \"hidden_act\": \"relu\"}";
+
+static const char samples_yaml[] =
+    "teacher: {model: judge}\n"
+    "student: {model: pupil, dtype: bf16}\n"
+    "data: {train: samples.safetensors, valid: samples.safetensors}\n"
+    "loss: {ce: {}, crd: {dimension: 2, negatives: 3}, hint: {projector: mlp}}\n"
+    "optim: {lr: 3e-3}\n"
+    "batch: {samples: 4, micro: 1}\n"
+    "eval: {every: 2 steps}\n"
+    "run: {steps: 2, out: out, log_every: 1, checkpoint: {every: 1 steps,"
+    " keep_best: valid.accuracy}}\n";
+
 enum { TOKENS = 80 };
 
 static void write_tokens(const char *path, uint64_t seed)
@@ -173,6 +189,29 @@ static void write_tokens(const char *path, uint64_t seed)
     test_ok(kd_st_writer_begin(w));
     test_ok(kd_st_writer_write(w, "tokens", tokens, sizeof tokens));
     test_ok(kd_st_writer_write(w, "documents", borders, sizeof borders));
+    test_ok(kd_st_writer_close(w));
+}
+
+/* Also student and teacher of a loss over features, and the parameters of its projector. */
+static void write_samples(const char *path)
+{
+    static const char *const names[] = { "inputs", "student", "teacher", "projector.0.weight",
+                                         "projector.0.bias" };
+    const int64_t shapes[][2] = { { 6, 3 }, { 6, 3 }, { 6, 2 }, { 2, 3 }, { 2, 0 } }, six = 6;
+    const uint8_t labels[6] = { 0, 1, 2, 0, 1, 2 };
+    float numbers[18];
+    kd_st_writer *w;
+    for (int i = 0; i < 18; i++) numbers[i] = (float)kd_random_normal(9, 0, (uint64_t)i);
+    test_ok(kd_st_writer_create(&w, path));
+    test_ok(kd_st_writer_declare(w, "labels", KD_U8, 1, &six));
+    for (int i = 0; i < KD_COUNT(names); i++)
+        test_ok(kd_st_writer_declare(w, names[i], KD_F32, shapes[i][1] ? 2 : 1, shapes[i]));
+    test_ok(kd_st_writer_begin(w));
+    test_ok(kd_st_writer_write(w, "labels", labels, sizeof labels));
+    for (int i = 0; i < KD_COUNT(names); i++)
+        test_ok(kd_st_writer_write(w, names[i], numbers,
+                                   (size_t)(shapes[i][0] * kd_max_i64(shapes[i][1], 1)) *
+                                       sizeof *numbers));
     test_ok(kd_st_writer_close(w));
 }
 
@@ -239,6 +278,9 @@ static void prepare(const char *folder)
     write_text("config.json", config_json);
     write_text("lines.jsonl", lines_json);
     write_text("run.yaml", run_yaml);
+    write_text("samples.json", samples_config);
+    write_text("samples.yaml", samples_yaml);
+    write_samples("samples.safetensors");
     write_tokens("tokens.safetensors", 1);
     write_tokens("valid.safetensors", 2);
     write_logits("logits.safetensors");
@@ -248,6 +290,9 @@ static void prepare(const char *folder)
                        &calls) == 0,
               "%s", err.text);
     cr_assert(run_line("init --teacher teacher --layers 1 --out student", &never, &calls) == 0);
+    cr_assert(run_line("init --config samples.json --out judge", &never, &calls) == 0, "%s",
+              err.text);
+    cr_assert(run_line("init --config samples.json --seed 2 --out pupil", &never, &calls) == 0);
     cr_assert(run_line("train run.yaml --run.steps=1 --run.out=begun", &never, &calls) == 0, "%s",
               err.text);
     /* As if it had been stopped after its checkpoint. */
@@ -442,6 +487,10 @@ static const scene scenes[] = {
       reset_made, NULL, "made", true, NULL },
     { TEST_FAILING_VERBS, true, "loss jsd --in logits.safetensors --out made", reset_made, NULL,
       "made", true, NULL },
+    { TEST_FAILING_VERBS, false,
+      "loss hidden_mse --projector.type linear --in samples.safetensors --out made", reset_made,
+      NULL, "made", true, NULL },
+    { TEST_FAILING_VERBS, false, "estimate samples.yaml --json", NULL, NULL, NULL, true, NULL },
     { TEST_FAILING_VERBS, false, "init --teacher teacher --layers 1 --out made", reset_made,
       "made/config.json", "made/model.safetensors", true, NULL },
     { TEST_FAILING_VERBS, false,
@@ -452,6 +501,8 @@ static const scene scenes[] = {
     { TEST_FAILING_VERBS, false, "list losses", NULL, NULL, NULL, true, NULL },
     { TEST_FAILING_VERBS, false, "env", NULL, NULL, NULL, false, NULL },
     { TEST_FAILING_TRAIN, true, "train run.yaml", reset_fresh, "out/config.json",
+      "out/model.safetensors", true, check_fresh },
+    { TEST_FAILING_TRAIN, false, "train samples.yaml", reset_fresh, "out/config.json",
       "out/model.safetensors", true, check_fresh },
     { TEST_FAILING_RESUME, true, "train run.yaml", reset_begun, "out/config.json",
       "out/model.safetensors", true, check_begun },
