@@ -90,10 +90,22 @@ KD_OP(relation_lse, OUT(lse) IN(a) IN(b) IN(cu) ARG(kd_scoring, scores) ARG(floa
 KD_OP(relation, OUT(loss) INOUT(da) INOUT(db) IN(a) IN(b) IN(teacher_a) IN(teacher_b) IN(lse)
                     IN(teacher_lse) IN(cu) IN(weight) IN(scale) ARG(kd_relation, relation))
 
-/* y[n] = table[ids[n]] (+ add[n]); ids i32 in [0, V); add or absent, may be y.     embedding.c */
-KD_OP(embedding, OUT(y) IN(table) IN(ids) IN(add))
-/* dtable[ids[n]] += dy[n], f32, same order of additions whatever the threads. */
-KD_OP(embedding_backward, INOUT(dtable) IN(dy) IN(ids))
+/* y[n] = table[ids[n]] (+ add[n]), ids i32 [N] in [0, V); or, with factor f32 [N,K] and ids [N,K],
+ * y[n] = sum over k of factor[n,k] table[ids[n,k]] (+ add[n]).  add or absent, may be y.  embedding.c */
+KD_OP(embedding, OUT(y) IN(table) IN(ids) IN(factor) IN(add))
+/* dtable[ids[n]] += dy[n], or dtable[ids[n,k]] += factor[n,k] dy[n]; f32, same order of additions whatever
+ * the threads. */
+KD_OP(embedding_backward, INOUT(dtable) IN(dy) IN(ids) IN(factor))
+/* y[n,k] = x[n] table[ids[n,k]] (+ bias[ids[n,k]]): a factor's gradient, and the logits of K classes a
+ * row.  y f32 [N,K]; x [N,D] of table's type [V,D]; bias [V], f32 or bf16, or absent. */
+KD_OP(embedding_products, OUT(y) IN(x) IN(table) IN(ids) IN(bias))
+
+/* The K largest of the first `classes` of a row of logits [N,V], largest first, of equal ones the first:
+ * ids i32 [N,K]; log_p f32 [N,K] of the softmax over all `classes` of logits / temperature.  A row
+ * labelled -1 is not read: ids 0 to K - 1, log_p 0.  labels i32 [N] or absent; K at most `classes` and
+ * KD_MAX_TOP.                                                                   top_classes.c */
+KD_OP(top_classes,
+      OUT(ids) OUT(log_p) IN(logits) IN(labels) ARG(int64_t, classes) ARG(float, temperature))
 
 /*                                                                                elementwise.c */
 KD_OP(fill, OUT(y) ARG(float, value))

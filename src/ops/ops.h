@@ -104,6 +104,7 @@ typedef enum kd_distance {
     KD_DISTANCE_COUNT
 } kd_distance;
 
+enum { KD_MAX_TOP = 1024 };      /* classes of a row that top_classes takes */
 enum { KD_MAX_CONTRAST = 1024 }; /* columns of a row that contrast takes */
 
 /* ---- what changes from step to step; lives in device memory ----------------------------------- */
