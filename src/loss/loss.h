@@ -1,7 +1,7 @@
 /*
  * loss.h - what is minimised: a list of terms over taps.  Knows no model.
  *
- * objective.c zscores.c terms.c tapped*.c projector.c patches.c feature.c maps.c negatives.c; one file for each row of
+ * objective.c head.c logit_view.c zscores.c terms.c tapped*.c projector.c patches.c feature.c maps.c negatives.c; one file for each row of
  * loss_list.h, whose heads texts.cmake makes a table of
  */
 #ifndef KD_LOSS_INTERNAL_H
@@ -37,13 +37,38 @@ typedef struct kd_term {
     kd_tapped *tapped;      /* over taps instead, and so; or NULL */
 } kd_term;
 
+/* What of both models' logits the terms over them see in training.  Evaluation sees all classes, in f32. */
+typedef enum kd_others {
+    KD_OTHERS_TAIL,         /* together one class, of both */
+    KD_OTHERS_RENORMALISED, /* of probability 0 under the teacher; the student's softmax has them */
+    KD_OTHERS_RESTRICTED,   /* not there: both softmaxes are over the K */
+} kd_others;
+
+typedef struct kd_logit_view {
+    bool f32;         /* else in the models' type */
+    int64_t top_k;    /* of the teacher's classes the largest; 0: all */
+    kd_others others; /* what the other classes are then */
+} kd_logit_view;
+
 /* `loss:` of a run file: name -> {type, weight, temperature, t_squared, the type's option}.  Each
  * term is made once per student, those over logits before those over z-scores of them and these
  * before those over taps; its teacher is teachers[0], or, without a teacher, the other student (mutual learning).  `alpha: a` stands for
- * ce (1 - a) and kl a; `logits: f32` sets *f32_logits. */
-KD_MUST_CHECK kd_status kd_terms_parse(kd_term **terms, int *count, bool *f32_logits,
+ * ce (1 - a) and kl a; `logits` and `top_k` are kd_logit_view. */
+KD_MUST_CHECK kd_status kd_terms_parse(kd_term **terms, int *count, kd_logit_view *logits,
                                        kd_arena *arena, const kd_node *loss, const int *students,
                                        int student_count, const int *teachers, int teacher_count);
+
+/* Of `loss` with such terms, KD_EINVAL where one cannot be computed from the K classes: logit_view.c. */
+KD_MUST_CHECK kd_status kd_logit_view_parse(kd_logit_view *logits, kd_arena *arena,
+                                            const kd_node *loss);
+KD_MUST_CHECK kd_status kd_logit_view_check(const kd_logit_view *logits, const kd_node *loss,
+                                            const kd_term *terms, int count);
+bool kd_logit_view_has(
+    const char *key); /* whether a key of `loss` is no term's name but one of these */
+KD_MUST_CHECK kd_status kd_logit_view_json(json_t *loss, const kd_logit_view *logits);
+KD_MUST_CHECK kd_status kd_logit_view_print(const char **text, kd_arena *arena,
+                                            const kd_logit_view *logits);
+void kd_logit_view_help(void *file);
 
 /* The kind called `type`, "forward_kl" or short "kl"; KD_EINVAL names the nearest. */
 KD_MUST_CHECK kd_status kd_term_kind(kd_row_kind *kind, const char *type);
@@ -54,7 +79,7 @@ KD_MUST_CHECK kd_status kd_terms_print(const char **text, kd_arena *arena, const
 
 /* `root` gets "loss", from which kd_terms_parse makes the same terms. */
 KD_MUST_CHECK kd_status kd_terms_json(json_t *root, const kd_term *terms, int count,
-                                      bool f32_logits);
+                                      const kd_logit_view *logits);
 
 /* Options of every term on `file`, a FILE *. */
 void kd_terms_help(void *file);
@@ -299,9 +324,9 @@ typedef struct kd_objective {
     int count;
     int64_t chunk;   /* rows of the head at a time */
     int64_t classes; /* columns of every softmax: padding is outside */
-    bool f32_logits; /* also in training; else they are in the models' type */
-    kd_watch watch;  /* of what is measured; see NULL: nobody */
-    kd_peers ranks;  /* size 0: there is one */
+    kd_logit_view logits;
+    kd_watch watch; /* of what is measured; see NULL: nobody */
+    kd_peers ranks; /* size 0: there is one */
 } kd_objective;
 
 /*

@@ -42,17 +42,6 @@ static const kd_option weight_rows[] = {
     { 0 },
 };
 
-/* Of the whole loss, beside its terms. */
-typedef struct loss_options {
-    int logits; /* 1: f32 */
-} loss_options;
-
-static const kd_option loss_rows[] = {
-    { "logits", KD_CHOICE, offsetof(loss_options, logits), "model", 0, 0, "model|f32",
-      "type of both models' logits in training; model: as they compute" },
-    { 0 },
-};
-
 /* Short names that run files use. */
 static const char *const aliases[][2] = { { "ce", "cross_entropy" }, { "kl", "forward_kl" } };
 
@@ -200,7 +189,7 @@ static kd_status expand_alpha(kd_node *loss, kd_arena *arena)
     } o;
     static const kd_option rows[] = { { "alpha", KD_FLOAT, 0, NULL, 0, 1, "", "share of kl" },
                                       { 0 } };
-    static const char *const others[] = { "ce", "kl", "logits", NULL };
+    static const char *const others[] = { "ce", "kl", "logits", "top_k", NULL };
     char text[32];
     KD_TRY(kd_options_parse(&o, rows, arena, loss, "loss", others));
     snprintf(text, sizeof text, "%.17g", 1.0 - o.alpha);
@@ -224,26 +213,6 @@ static kd_status give_teacher(kd_term *term, const kd_node *node, int s, const i
     return KD_OK;
 }
 
-/* Every other key is a term's name. */
-static kd_status parse_logits(bool *f32_logits, kd_arena *arena, const kd_node *loss)
-{
-    const char **others;
-    int count = 0;
-    loss_options o;
-    KD_TRY(KD_ARENA_ARRAY(&others, arena, (int64_t)kd_node_count(loss) + 1));
-    for (const kd_node *node = loss->child; node; node = node->next)
-        if (strcmp(node->key, "logits") != 0) others[count++] = node->key;
-    others[count] = NULL;
-    KD_TRY(kd_options_parse(&o, loss_rows, arena, loss, "loss", others));
-    *f32_logits = o.logits == 1;
-    return KD_OK;
-}
-
-static bool is_term(const kd_node *node)
-{
-    return strcmp(node->key, "alpha") != 0 && strcmp(node->key, "logits") != 0;
-}
-
 /* The order of scalars and totals. */
 static kd_status rows_first(kd_term *terms, int count, kd_arena *arena)
 {
@@ -257,7 +226,7 @@ static kd_status rows_first(kd_term *terms, int count, kd_arena *arena)
     return KD_OK;
 }
 
-kd_status kd_terms_parse(kd_term **terms, int *count, bool *f32_logits, kd_arena *arena,
+kd_status kd_terms_parse(kd_term **terms, int *count, kd_logit_view *logits, kd_arena *arena,
                          const kd_node *loss, const int *students, int student_count,
                          const int *teachers, int teacher_count)
 {
@@ -267,12 +236,12 @@ kd_status kd_terms_parse(kd_term **terms, int *count, bool *f32_logits, kd_arena
     KD_TRY(KD_ARENA_ARRAY(&expanded, arena, 1));
     *expanded = (kd_node){ .kind = KD_NODE_MAP, .source = loss->source, .line = loss->line };
     KD_TRY(kd_node_merge(expanded, loss, arena));
-    KD_TRY(parse_logits(f32_logits, arena, expanded));
+    KD_TRY(kd_logit_view_parse(logits, arena, expanded));
     KD_TRY(expand_alpha(expanded, arena));
     KD_TRY(KD_ARENA_ARRAY(terms, arena, (int64_t)kd_node_count(expanded) * student_count));
     *count = 0;
     for (const kd_node *node = expanded->child; node; node = node->next) {
-        if (!is_term(node)) continue;
+        if (kd_logit_view_has(node->key) || strcmp(node->key, "alpha") == 0) continue;
         for (int s = 0; s < student_count; s++) {
             kd_term *term = &(*terms)[(*count)++];
             KD_TRY(check_name(node));
@@ -284,6 +253,7 @@ kd_status kd_terms_parse(kd_term **terms, int *count, bool *f32_logits, kd_arena
     if (*count > KD_MAX_TERMS * student_count)
         return kd_fail(KD_EINVAL, "loss: %d terms; at most %d", *count / student_count,
                        KD_MAX_TERMS);
+    KD_TRY(kd_logit_view_check(logits, expanded, *terms, *count));
     return rows_first(*terms, *count, arena);
 }
 
@@ -348,11 +318,11 @@ static bool row_json(json_t *one, const kd_term *term)
     return ok;
 }
 
-kd_status kd_terms_json(json_t *root, const kd_term *terms, int count, bool f32_logits)
+kd_status kd_terms_json(json_t *root, const kd_term *terms, int count, const kd_logit_view *logits)
 {
     json_t *loss = json_object();
     bool ok = json_object_set_new(root, "loss", loss) == 0;
-    ok = ok && json_object_set_new(loss, "logits", json_string(f32_logits ? "f32" : "model")) == 0;
+    if (ok) KD_TRY(kd_logit_view_json(loss, logits));
     for (int i = 0; ok && i < count; i++) {
         json_t *one = json_object();
         /* The same term of a second student has the same name and the same text. */
@@ -366,7 +336,7 @@ kd_status kd_terms_json(json_t *root, const kd_term *terms, int count, bool f32_
 
 void kd_terms_help(void *file)
 {
-    kd_options_help(file, "loss", loss_rows);
+    kd_logit_view_help(file);
     kd_options_help(file, "loss.NAME", weight_rows);
     kd_options_help(file, "loss.NAME", term_rows);
     for (int i = 0; i < KD_ROW_COUNT; i++) {

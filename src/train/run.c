@@ -206,7 +206,7 @@ static kd_status parse_terms(kd_run *run)
             teachers[teacher_count++] = i;
     }
     if (student_count == 0) return kd_fail(KD_EINVAL, "no model of the run is trainable");
-    return kd_terms_parse(&run->terms, &run->term_count, &run->f32_logits, run->arena,
+    return kd_terms_parse(&run->terms, &run->term_count, &run->logits, run->arena,
                           kd_node_find(run->root, "loss"), students, student_count, teachers,
                           teacher_count);
 }
@@ -428,7 +428,7 @@ static kd_status effective(json_t **out, kd_run *run)
     KD_TRY_GOTO(kd_run_parse(run), status, failed);
     KD_TRY_GOTO(put_models(root, run), status, failed);
     KD_TRY_GOTO(put_data(root, run), status, failed);
-    KD_TRY_GOTO(kd_terms_json(root, run->terms, run->term_count, run->f32_logits), status, failed);
+    KD_TRY_GOTO(kd_terms_json(root, run->terms, run->term_count, &run->logits), status, failed);
     KD_TRY_GOTO(put_section(root, "optim", &run->optim, kd_optim_rows), status, failed);
     KD_TRY_GOTO(put_section(root, "batch", &run->batch, batch_rows), status, failed);
     KD_TRY_GOTO(put_section(root, "run", &run->run, run_rows), status, failed);

@@ -65,7 +65,7 @@ struct kd_run {
     kd_term *terms;
     int term_count;
     bool bound; /* the terms to the models' layers */
-    bool f32_logits;
+    kd_logit_view logits;
     kd_data_section data;
     kd_optim_options optim;
     kd_batch_section batch;

@@ -122,7 +122,7 @@ static kd_status plan_step(kd_session *s, int64_t micro)
                                       .classes = s->classes,
                                       .rows = micro * s->run->data.sequence,
                                       .inputs = s->inputs,
-                                      .f32_logits = s->run->f32_logits,
+                                      .logits = s->run->logits,
                                       .chunk = s->run->batch.chunk,
                                       .optim = s->run->optim,
                                       .steps = s->steps,
@@ -466,10 +466,11 @@ kd_status kd_session_log(const kd_session *s, const char *out)
                kd_format_count(a, sizeof a, s->train_tokens),
                kd_format_count(b, sizeof b, s->train_documents), 100.0 * s->train_scored);
     for (int m = 0; m < s->count; m++) {
-        const char *terms;
+        const char *terms, *seen;
         if (!s->models[m]->slab.trainable) continue;
         KD_TRY(kd_terms_print(&terms, s->arena, s->run->terms, s->run->term_count, m));
-        kd_log(KD_LOG_INFO, "loss      %s; mean over the global count of %s", terms,
+        KD_TRY(kd_logit_view_print(&seen, s->arena, &s->run->logits));
+        kd_log(KD_LOG_INFO, "loss      %s%s; mean over the global count of %s", terms, seen,
                s->inputs ? "samples" : "scored tokens");
     }
     warn_of_relations(s);

@@ -97,7 +97,7 @@ static void open_measures(kd_step *step)
                                      .count = n,
                                      .chunk = step->objective.chunk,
                                      .classes = step->objective.classes,
-                                     .f32_logits = true };
+                                     .logits = { .f32 = true } };
 }
 
 static kd_status plan_measures(kd_step *step, const kd_step_options *options,
@@ -128,7 +128,7 @@ static int64_t chunk_of(const kd_step_options *options)
     /* Both logits in f32, and the gradient again in a narrower type; four more for z-scores. */
     bool standard = false;
     for (int i = 0; i < options->term_count; i++) standard |= options->terms[i].standardise;
-    if (options->f32_logits || standard) element = 4 + (element < 4 ? element / 2 : 0);
+    if (options->logits.f32 || standard) element = 4 + (element < 4 ? element / 2 : 0);
     kd_device_info info;
     kd_device_describe(&info, options->device);
     const int64_t row_bytes = vocabulary * (2 * (int64_t)element + (standard ? 16 : 0));
@@ -150,6 +150,9 @@ static kd_status gather(void *context, kd_exec *exec, const kd_tensor *all)
 static kd_status plan(kd_step *step, const kd_step_options *options)
 {
     kd_micro_batch micro;
+    if (options->logits.top_k > options->classes)
+        return kd_fail(KD_EINVAL, "loss.top_k.k: %lld of the %lld classes that the models share",
+                       (long long)options->logits.top_k, (long long)options->classes);
     for (int m = 0; m < options->count; m++) {
         step->members[m].model = options->models[m];
         step->members[m].taps.head.classes = options->classes;
@@ -159,7 +162,7 @@ static kd_status plan(kd_step *step, const kd_step_options *options)
                         .count = options->term_count,
                         .chunk = chunk_of(options),
                         .classes = options->classes,
-                        .f32_logits = options->f32_logits,
+                        .logits = options->logits,
                         .ranks = { step->comm->rank, step->comm->size, gather, step->comm } };
     const int64_t chunk = step->objective.chunk;
     kd_taps *taps[KD_MAX_MODELS];

@@ -122,7 +122,7 @@ typedef struct kd_step_options {
     int term_count;
     int64_t classes, rows;
     int64_t inputs;  /* of a row, where the models are of samples; 0 */
-    bool f32_logits; /* of both models in training; else in their type */
+    kd_logit_view logits;
     bool certainty;  /* measured too: entropy, confidence, correct; of samples in any case */
     bool timing;     /* nothing of that: passes and heads alone */
     int64_t chunk;   /* 0: kd_objective_chunk */

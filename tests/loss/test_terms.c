@@ -17,21 +17,25 @@ static const kd_offer headless = {
     .label = "teacher", .architecture = "MLP", .layers = 2, .widths = narrow, .samples = true
 };
 
-static kd_status make(kd_term **terms, int *count, kd_arena *arena, const char *loss,
-                      const kd_offer *by)
+static kd_status make(kd_term **terms, int *count, kd_logit_view *logits, kd_arena *arena,
+                      const char *loss, const kd_offer *by)
 {
     static const int students[] = { 1 }, teachers[] = { 0 };
     const kd_offer offers[] = { *by, student };
-    bool f32_logits;
     kd_node *node;
     KD_TRY(kd_yaml_parse(&node, arena, "loss", loss, strlen(loss)));
-    KD_TRY(kd_terms_parse(terms, count, &f32_logits, arena, node, students, 1, teachers, 1));
+    KD_TRY(kd_terms_parse(terms, count, logits, arena, node, students, 1, teachers, 1));
     return kd_terms_bind(*terms, *count, arena, offers);
 }
 
 static const struct {
     const char *loss, *said;
 } said[] = {
+    { "{kl: {temperature: 2}, top_k: {k: 64}}",
+      "1 kl = forward_kl, T 2, T^2 on  (the teacher's 64 largest classes, the others tail)" },
+    { "{kl: {}, r: {type: reverse_kl, temperature: 3}, top_k: {k: 5, others: restricted}}",
+      "1 kl = forward_kl, T 1, T^2 on  +  1 r = reverse_kl, T 3, T^2 on  (the teacher's 5 largest "
+      "classes, the others restricted)" },
     { "{hidden_mse: {projector: linear}}",
       "1 hidden_mse = hidden_mse over hidden 4-6, projector, "
       "type linear, width 0, activation gelu, output none, bias true, "
@@ -56,21 +60,26 @@ Test(terms, pair_layers_and_say_so)
     for (int i = 0; i < KD_COUNT(said); i++) {
         kd_arena *arena;
         kd_term *terms;
-        const char *text;
+        kd_logit_view logits, same_logits;
+        const char *text, *seen;
         int count;
         test_ok(kd_arena_create(&arena));
-        test_ok(make(&terms, &count, arena, said[i].loss, &teacher));
+        test_ok(make(&terms, &count, &logits, arena, said[i].loss, &teacher));
         test_ok(kd_terms_print(&text, arena, terms, count, 1));
+        test_ok(kd_logit_view_print(&seen, arena, &logits));
+        test_ok(kd_arena_format(&text, arena, "%s%s", text, seen));
         cr_expect_str_eq(text, said[i].said);
 
         json_t *root = json_object();
         char *again;
         kd_term *others;
         const char *same;
-        test_ok(kd_terms_json(root, terms, count, false));
+        test_ok(kd_terms_json(root, terms, count, &logits));
         test_ok(kd_json_dump(&again, "loss", json_object_get(root, "loss"), JSON_COMPACT));
-        test_ok(make(&others, &count, arena, again, &teacher));
+        test_ok(make(&others, &count, &same_logits, arena, again, &teacher));
         test_ok(kd_terms_print(&same, arena, others, count, 1));
+        test_ok(kd_logit_view_print(&seen, arena, &same_logits));
+        test_ok(kd_arena_format(&same, arena, "%s%s", same, seen));
         cr_expect_str_eq(same, text, "%s", again);
         free(again);
         json_decref(root);
@@ -125,6 +134,22 @@ static const struct {
     { "{h: {type: crd, negatives: 0}}", &headless, "loss:1: loss.h.negatives: " },
     { "{h: {type: pkt, dimension: 8}}", &headless, "loss:1: loss.h.dimension: " },
     { "{h: {type: [kl]}}", &teacher, "loss:1: loss.h: unknown loss \"\"" },
+    { "{kl: {}, top_k: 64}", &teacher, "loss:1: loss.top_k: expected a map such as {k: 64" },
+    { "{kl: {}, top_k: {}}", &teacher, "loss:1: loss.top_k.k: " },
+    { "{kl: {}, top_k: {k: 0}}", &teacher,
+      "loss:1: loss.top_k.k: expected int, 1 to 1024 classes" },
+    { "{kl: {}, top_k: {k: 4, others: zero}}", &teacher,
+      "loss:1: loss.top_k.others: expected choice, tail|renormalised|restricted" },
+    { "{ce: {}, top_k: {k: 4}}", &teacher,
+      "loss:1: loss.top_k: no term reads the teacher's logits" },
+    { "{kl: {standardise: true}, top_k: {k: 4}}", &teacher,
+      "loss:1: loss.top_k: loss.kl compares z-scores" },
+    { "{d: {type: dkd}, top_k: {k: 4}}", &teacher,
+      "loss:1: loss.top_k: loss.d needs every class of the teacher" },
+    { "{kl: {}, r: {type: reverse_kl, temperature: 2}, top_k: {k: 4}}", &teacher,
+      "loss:1: loss.top_k: loss.r has another temperature than the term before" },
+    { "{kl: {}, ce: {}, top_k: {k: 4, others: restricted}}", &teacher,
+      "loss:1: loss.top_k: loss.ce reads every class of the student" },
 };
 
 Test(terms, refuse_what_the_models_cannot_feed)
@@ -132,9 +157,11 @@ Test(terms, refuse_what_the_models_cannot_feed)
     for (int i = 0; i < KD_COUNT(refused); i++) {
         kd_arena *arena;
         kd_term *terms;
+        kd_logit_view logits;
         int count;
         test_ok(kd_arena_create(&arena));
-        cr_expect_eq(make(&terms, &count, arena, refused[i].loss, refused[i].by), KD_EINVAL);
+        cr_expect_eq(make(&terms, &count, &logits, arena, refused[i].loss, refused[i].by),
+                     KD_EINVAL);
         cr_expect(strncmp(kd_last_error(), refused[i].message, strlen(refused[i].message)) == 0,
                   "%s: %s", refused[i].loss, kd_last_error());
         kd_arena_destroy(arena);

@@ -171,7 +171,6 @@ static kd_status parse_terms(test_lesson *l, const test_lesson_options *o)
     int students[TEST_LESSON_MODELS], teachers[TEST_LESSON_MODELS], s = 0, t = 0;
     kd_offer offers[TEST_LESSON_MODELS];
     kd_node *loss;
-    bool f32_logits;
     KD_TRY(kd_yaml_parse(&loss, l->arena, "loss", o->loss, strlen(o->loss)));
     for (int m = 0; m < o->count; m++) {
         const test_pupil *pupil = &o->models[m];
@@ -183,7 +182,7 @@ static kd_status parse_terms(test_lesson *l, const test_lesson_options *o)
         json_decref(config.raw);
         KD_TRY(status);
     }
-    KD_TRY(kd_terms_parse(&l->terms, &l->term_count, &f32_logits, l->arena, loss, students, s,
+    KD_TRY(kd_terms_parse(&l->terms, &l->term_count, &l->logits, l->arena, loss, students, s,
                           teachers, t));
     KD_TRY(kd_terms_bind(l->terms, l->term_count, l->arena, offers));
     kd_terms_give_data(l->terms, l->term_count, o->data);
@@ -192,6 +191,7 @@ static kd_status parse_terms(test_lesson *l, const test_lesson_options *o)
 
 static kd_status open_terms(test_lesson *l, const test_lesson_options *o)
 {
+    l->logits = o->logits;
     if (o->loss) return parse_terms(l, o);
     KD_TRY(KD_ARENA_ARRAY(&l->terms, l->arena, TEST_LESSON_TERMS));
     memcpy(l->terms, o->terms, sizeof o->terms);
@@ -210,7 +210,7 @@ static kd_status open_step(test_lesson *l, const test_lesson_options *o)
                                       .classes = o->classes ? o->classes : CLASSES,
                                       .rows = o->rows,
                                       .inputs = o->inputs,
-                                      .f32_logits = o->f32_logits,
+                                      .logits = l->logits,
                                       .certainty = o->certainty,
                                       .chunk = o->chunk,
                                       .optim = { .type = KD_OPTIM_ADAMW,

@@ -51,6 +51,20 @@ static const char *write_tokens(int classes)
                                                  .borders = 2 });
 }
 
+static const kd_loader_options *head_data(void)
+{
+    static kd_loader_options data = { .weights = { 1 },
+                                      .sources = 1,
+                                      .vocabulary = CLASSES,
+                                      .sequence = SEQUENCE,
+                                      .step_samples = SAMPLES,
+                                      .micro_samples = SAMPLES,
+                                      .ranks = 1,
+                                      .seed = 3 };
+    data.files[0] = write_tokens(CLASSES);
+    return &data;
+}
+
 /* Mean nll of the student's rows as evaluation measures it, which is in f32. */
 static double measured_nll(test_lesson *lesson, const kd_step_batch *batch)
 {
@@ -66,21 +80,12 @@ static double measured_nll(test_lesson *lesson, const kd_step_batch *batch)
  * rounded to 8 bits.  The gradient is the same but for rounding. */
 Test(head, f32_logits_train_on_the_loss_that_evaluation_measures)
 {
-    const kd_loader_options data = { .files = { write_tokens(CLASSES) },
-                                     .weights = { 1 },
-                                     .sources = 1,
-                                     .vocabulary = CLASSES,
-                                     .sequence = SEQUENCE,
-                                     .step_samples = SAMPLES,
-                                     .micro_samples = SAMPLES,
-                                     .ranks = 1,
-                                     .seed = 3 };
     float *gradient[2];
     double loss[2], nll = 0.0;
     test_lesson lesson[2];
     const kd_step_batch *batch;
     kd_loader *loader;
-    test_ok(kd_loader_open(&loader, &data));
+    test_ok(kd_loader_open(&loader, head_data()));
     test_ok(kd_loader_next(&batch, loader, NULL));
     for (int whole = 0; whole < 2; whole++) {
         const test_lesson_options options = {
@@ -90,7 +95,7 @@ Test(head, f32_logits_train_on_the_loss_that_evaluation_measures)
             .dtype = KD_BF16,
             .rows = SAMPLES * SEQUENCE,
             .chunk = 7,
-            .f32_logits = whole,
+            .logits = { .f32 = whole },
         };
         kd_step_result result;
         test_ok(test_lesson_open(&lesson[whole], &options));
@@ -110,6 +115,79 @@ Test(head, f32_logits_train_on_the_loss_that_evaluation_measures)
     }
     kd_loader_close(loader);
     test_text_remove();
+}
+
+static test_lesson_options known_options(const char *loss, bool tied)
+{
+    return (test_lesson_options){
+        .models = { { .seed = 1, .vocabulary = CLASSES },
+                    { .seed = 2, .vocabulary = CLASSES + 3, .tied = tied, .trainable = true } },
+        .count = 2,
+        .loss = loss,
+        .rows = SAMPLES * SEQUENCE,
+        .chunk = 7,
+    };
+}
+
+static const char *const known_losses[] = {
+    "{kl: {temperature: 2}, ce: {weight: 0.3}, top_k: {k: 9, others: tail}}",
+    "{kl: {temperature: 2}, ce: {weight: 0.3}, top_k: {k: 9, others: renormalised}}",
+    "{kl: {temperature: 2}, top_k: {k: 9, others: restricted}}",
+};
+
+/* Of the body and, tied, of the matrix that the head shares with the tokens. */
+Test(head, of_known_classes_has_the_slope_of_its_value)
+{
+    const kd_loader_options *data = head_data();
+    for (int i = 0; i < KD_COUNT(known_losses); i++) {
+        const test_lesson_options options = known_options(known_losses[i], true);
+        test_lesson_slope(&options, data, "blocks.1.mlp_up", 3, 1e-5, NULL);
+        test_lesson_slope(&options, data, "embedding", 24 * 5 + 2, 1e-5, NULL);
+    }
+    test_text_remove();
+}
+
+/* Knowing every class is the dense loss, of the student's body and of its head. */
+Test(head, of_all_classes_known_is_that_of_none_left_out)
+{
+    static const char *const losses[] = {
+        "{kl: {temperature: 2}}",
+        "{kl: {temperature: 2}, top_k: {k: 61, others: tail}}",
+        "{kl: {temperature: 2}, top_k: {k: 61, others: renormalised}}",
+        "{kl: {temperature: 2}, top_k: {k: 61, others: restricted}}",
+    };
+    const kd_step_batch *batch;
+    kd_step_result result[KD_COUNT(losses)];
+    float *gradient[KD_COUNT(losses)];
+    test_lesson lesson[KD_COUNT(losses)];
+    kd_loader *loader;
+    test_ok(kd_loader_open(&loader, head_data()));
+    test_ok(kd_loader_next(&batch, loader, NULL));
+    for (int i = 0; i < KD_COUNT(losses); i++) {
+        const test_lesson_options options = known_options(losses[i], false);
+        test_ok(test_lesson_open(&lesson[i], &options));
+        test_ok(test_lesson_step(&lesson[i], &result[i], batch, 0));
+        gradient[i] = test_lesson_gradient(&lesson[i], 1);
+        const double a = result[i].student[1].loss, b = result[0].student[1].loss;
+        cr_expect(fabs(a - b) <= 1e-5 * b, "%s: %.9g, expected %.9g", losses[i], a, b);
+        cr_expect_eq(result[i].student[1].same_top, result[0].student[1].same_top);
+        test_near_gradient(gradient[i], lesson[i].models[1], gradient[0], lesson[0].models[1], 1e-5,
+                           losses[i]);
+    }
+    for (int i = 0; i < KD_COUNT(losses); i++) {
+        free(gradient[i]);
+        test_lesson_close(&lesson[i]);
+    }
+    kd_loader_close(loader);
+    test_text_remove();
+}
+
+Test(head, of_more_known_classes_than_there_are_is_refused)
+{
+    test_lesson lesson;
+    const test_lesson_options many = known_options("{kl: {}, top_k: {k: 62}}", false);
+    test_refused(test_lesson_open(&lesson, &many), KD_EINVAL,
+                 "loss.top_k.k: 62 of the 61 classes that the models share");
 }
 
 /* Of two classes the likeliest, and whether it is the label, say all. */

@@ -1,0 +1,280 @@
+/*
+ * What the head of a student owes against a teacher of whom the K largest classes are known: value and
+ * gradients of the formulas in double, whatever the chunk; all classes where K is all of them; the dense
+ * values wherever it is measured.
+ */
+#include "loss/loss.h"
+#include "oracle/topk.h"
+#include "support/support.h"
+
+#include <float.h>
+#include <math.h>
+#include <stdlib.h>
+
+enum { ROWS = 10, COUNTED = 7, CLASSES = 23, OWN = 6, ITS = 5, MOST = 3, ROOM = 12 };
+
+static const int32_t counted[COUNTED] = { 8, 0, 3, 4, 9, 6, 1 };
+
+typedef struct head_fixture {
+    test_bench *bench;
+    kd_taps taps[2]; /* the teacher's, the student's */
+    kd_targets targets;
+    kd_tensor totals, scalars;
+    kd_step_scalars values;
+    kd_term terms[MOST];
+    kd_objective objective;
+    kd_row_results results;
+} head_fixture;
+
+static kd_head random_head(test_bench *b, kd_dtype dtype, int64_t width, int64_t vocabulary,
+                           bool bias)
+{
+    kd_head head = { .classes = CLASSES };
+    head.hidden = test_filled(b, dtype, KD_SHAPE(ROWS, width), 1, -1, 1);
+    head.weight = test_filled(b, dtype, KD_SHAPE(vocabulary, width), 0, -2, 2);
+    head.d_weight = test_tensor(b, KD_F32, KD_SHAPE(vocabulary, width), 0);
+    test_fill_constant(&head.d_weight, 0.25);
+    if (!bias) return head;
+    head.bias = test_filled(b, dtype, KD_SHAPE(vocabulary), 0, -1, 1);
+    head.d_bias = test_tensor(b, KD_F32, KD_SHAPE(vocabulary), 0);
+    test_fill_constant(&head.d_bias, 0.5);
+    return head;
+}
+
+static void add_term(head_fixture *f, kd_row_kind kind, double temperature, double weight)
+{
+    f->terms[f->objective.count++] = (kd_term){ .name = kd_row_types[kind].name,
+                                                .kind = kind,
+                                                .weight = { weight, weight, 0 },
+                                                .student = 1,
+                                                .teacher = kd_row_types[kind].teacher ? 0 : -1,
+                                                .temperature = temperature,
+                                                .t_squared = temperature > 1.0,
+                                                .option = kd_row_types[kind].option_default };
+}
+
+/* Two terms over the teacher, and where all of the student's classes are there cross entropy. */
+static void open_fixture(head_fixture *f, test_bench *b, kd_dtype dtype, kd_logit_view view,
+                         int64_t chunk, bool bias)
+{
+    *f = (head_fixture){ .bench = b };
+    b->seed = 5;
+    f->taps[0].head = random_head(b, dtype, ITS, CLASSES + 4, !bias);
+    f->taps[1].head = random_head(b, dtype, OWN, CLASSES + 2, bias);
+    const kd_shape room = KD_SHAPE(ROOM);
+    f->targets = (kd_targets){ test_tensor(b, KD_I32, room, 0), test_tensor(b, KD_I32, room, 0),
+                               test_tensor(b, KD_F32, KD_SHAPE(ROWS), 0), COUNTED };
+    test_fill_constant(&f->targets.rows, -1);
+    test_fill_constant(&f->targets.labels, -1);
+    test_fill_constant(&f->targets.weight, 0);
+    for (int i = 0; i < COUNTED; i++) {
+        test_set(&f->targets.rows, i, counted[i]);
+        test_set(&f->targets.labels, i, (5 * i + 2) % CLASSES);
+        test_set(&f->targets.weight, counted[i], 1);
+    }
+    f->objective =
+        (kd_objective){ .terms = f->terms, .chunk = chunk, .classes = CLASSES, .logits = view };
+    add_term(f, KD_ROW_forward_kl, 2.0, 0.75);
+    add_term(f, KD_ROW_jsd, view.others == KD_OTHERS_TAIL ? 2.0 : 1.5, 0.5);
+    if (view.others != KD_OTHERS_RESTRICTED) add_term(f, KD_ROW_cross_entropy, 1.0, 0.25);
+    kd_objective_scalars(&f->values, &f->objective, 1, 0, COUNTED);
+    f->scalars = kd_tensor_of(&f->values, KD_U8, KD_SHAPE((int64_t)sizeof f->values));
+    f->totals = test_tensor(b, KD_F32, KD_SHAPE(f->objective.count + 1), 0);
+    test_fill_constant(&f->totals, 0);
+    f->results = (kd_row_results){
+        test_tensor(b, KD_F32, KD_SHAPE(f->objective.count, ROOM), 0),
+        test_tensor(b, KD_F32, room, 0),
+    };
+}
+
+static kd_status run_fixture(head_fixture *f, bool train)
+{
+    kd_taps *taps[] = { &f->taps[0], &f->taps[1] };
+    return kd_objective_head(&f->objective, &f->bench->exec, 1, taps, &f->targets, &f->scalars,
+                             &f->totals, &f->results, train);
+}
+
+/* ---- the formulas in double --------------------------------------------------------------------- */
+
+static void logits_of(double *z, const kd_head *head, int64_t row)
+{
+    const int64_t width = head->hidden.shape[1];
+    for (int64_t j = 0; j < CLASSES; j++) {
+        z[j] = kd_present(&head->bias) ? test_get(&head->bias, j) : 0.0;
+        for (int64_t i = 0; i < width; i++)
+            z[j] +=
+                test_get(&head->hidden, row * width + i) * test_get(&head->weight, j * width + i);
+    }
+}
+
+static const double *sorted_by;
+
+static int larger_first(const void *a, const void *b)
+{
+    const double x = sorted_by[(int)*(const double *)a], y = sorted_by[(int)*(const double *)b];
+    return x < y ? 1 : -1;
+}
+
+/* Value and gradient over all classes of a row of one term. */
+static double term_of(double *gradient, const head_fixture *f, const kd_term *term, int64_t label,
+                      const double *z, const double *t)
+{
+    const kd_logit_view *view = &f->objective.logits;
+    const double capture = view->others == KD_OTHERS_TAIL ? 2.0 : 1.0;
+    double ids[CLASSES], log_p[CLASSES], all[CLASSES], own[CLASSES], g[CLASSES];
+    oracle_row row = { .kind = term->kind,
+                       .classes = CLASSES,
+                       .student = z,
+                       .teacher = t,
+                       .label = label,
+                       .temperature = term->temperature,
+                       .option = term->option };
+    for (int j = 0; j < CLASSES; j++) ids[j] = j, gradient[j] = 0.0;
+    sorted_by = t;
+    qsort(ids, CLASSES, sizeof *ids, larger_first);
+    oracle_log_softmax(all, t, CLASSES, capture);
+    for (int64_t k = 0; k < view->top_k; k++) {
+        log_p[k] = all[(int)ids[k]];
+        own[k] = z[(int)ids[k]];
+    }
+    if (term->teacher < 0) {
+        oracle_row_gradient(gradient, &row);
+        return oracle_row_value(&row);
+    }
+    if (view->others != KD_OTHERS_RESTRICTED) {
+        const oracle_topk known = {
+            row,     view->others == KD_OTHERS_TAIL ? KD_TOPK_TAIL : KD_TOPK_RENORMALISED,
+            capture, view->top_k,
+            ids,     log_p,
+            NULL,    NAN
+        };
+        oracle_topk_gradient(gradient, &known);
+        return oracle_topk_value(&known);
+    }
+    row.classes = view->top_k;
+    row.student = own;
+    row.teacher = log_p;
+    oracle_row_gradient(g, &row);
+    for (int64_t k = 0; k < view->top_k; k++) gradient[(int)ids[k]] = g[k];
+    return oracle_row_value(&row);
+}
+
+typedef struct wanted {
+    double total[MOST], hidden[ROWS * OWN], weight[(CLASSES + 2) * OWN], bias[CLASSES + 2];
+} wanted;
+
+static void want_of(wanted *w, const head_fixture *f)
+{
+    const kd_head *head = &f->taps[1].head;
+    *w = (wanted){ .total = { 0 } };
+    for (int i = 0; i < (CLASSES + 2) * OWN; i++) w->weight[i] = 0.25;
+    for (int j = 0; j < CLASSES + 2; j++) w->bias[j] = 0.5;
+    for (int r = 0; r < COUNTED; r++) {
+        double z[CLASSES], t[CLASSES], gradient[CLASSES], g[CLASSES] = { 0 };
+        const int64_t n = counted[r];
+        logits_of(z, head, n);
+        logits_of(t, &f->taps[0].head, n);
+        for (int k = 0; k < f->objective.count; k++) {
+            const kd_term *term = &f->terms[k];
+            const double squared = term->t_squared ? term->temperature * term->temperature : 1.0;
+            w->total[k] += squared * term_of(gradient, f, term,
+                                             (int64_t)test_get(&f->targets.labels, r), z, t);
+            for (int j = 0; j < CLASSES; j++)
+                g[j] += term->weight.to / COUNTED * squared * gradient[j];
+        }
+        for (int j = 0; j < CLASSES; j++) {
+            w->bias[j] += g[j];
+            for (int i = 0; i < OWN; i++) {
+                w->hidden[n * OWN + i] += g[j] * test_get(&head->weight, j * OWN + i);
+                w->weight[j * OWN + i] += g[j] * test_get(&head->hidden, n * OWN + i);
+            }
+        }
+    }
+}
+
+static void check(const kd_tensor *got, const double *want, double slack, const char *name,
+                  const char *what)
+{
+    for (int64_t i = 0; i < kd_tensor_elements(got); i++)
+        cr_assert(fabs(test_get(got, i) - want[i]) <= slack * (1.0 + fabs(want[i])),
+                  "%s: %s[%lld] is %.9g, expected %.9g", name, what, (long long)i, test_get(got, i),
+                  want[i]);
+}
+
+static void check_fixture(head_fixture *f, const char *name)
+{
+    const kd_head *head = &f->taps[1].head;
+    const bool whole = head->hidden.dtype == KD_F32;
+    const kd_tensor totals = kd_tensor_slice(&f->totals, 0, 0, f->objective.count);
+    wanted w;
+    want_of(&w, f);
+    check(&totals, w.total, 1e-4 * (whole ? 0.1 : 1.0), name, "total");
+    check(&head->d_hidden, w.hidden, whole ? 1e-5 : 0x1p-8, name, "d hidden");
+    check(&head->d_weight, w.weight, whole ? 1e-5 : 0x1p-8, name, "d weight");
+    if (kd_present(&head->d_bias)) check(&head->d_bias, w.bias, 1e-5, name, "d bias");
+}
+
+Test(head, of_known_classes_is_the_formula)
+{
+    static const int64_t known[] = { 1, 5, CLASSES }, chunks[] = { 3, 4, ROOM };
+    test_bench b;
+    test_open(&b, 1 << 20);
+    for (int i = 0; i < 36; i++) {
+        const kd_logit_view view = { true, known[i % 3], (kd_others)(i / 3 % 3) };
+        const kd_dtype dtype = i / 9 % 2 ? KD_BF16 : KD_F32;
+        const int mark = test_mark(&b);
+        const kd_mark stack = kd_stack_mark(&b.stack);
+        char name[64];
+        head_fixture f;
+        open_fixture(&f, &b, dtype, view, chunks[i % 4 % 3], i / 18);
+        snprintf(name, sizeof name, "K %d, others %d, %s", (int)view.top_k, (int)view.others,
+                 kd_dtype_name(dtype));
+        test_ok(run_fixture(&f, true));
+        check_fixture(&f, name);
+        kd_stack_release(&b.stack, stack);
+        test_release(&b, mark);
+    }
+    test_close(&b);
+}
+
+/* Rows do not change with the chunk, bit for bit. */
+Test(head, of_known_classes_has_the_same_rows_in_any_chunk)
+{
+    test_bench b;
+    test_open(&b, 1 << 20);
+    for (int others = KD_OTHERS_TAIL; others <= KD_OTHERS_RESTRICTED; others++) {
+        head_fixture f[2];
+        const kd_mark stack = kd_stack_mark(&b.stack);
+        const int mark = test_mark(&b);
+        for (int i = 0; i < 2; i++) {
+            open_fixture(&f[i], &b, KD_F32, (kd_logit_view){ false, 4, (kd_others)others },
+                         i ? 3 : ROOM, true);
+            test_ok(run_fixture(&f[i], true));
+        }
+        test_same_bits(&f[0].results.losses, &f[1].results.losses, "others %d", others);
+        test_same_bits(&f[0].taps[1].head.d_hidden, &f[1].taps[1].head.d_hidden, "others %d",
+                       others);
+        kd_stack_release(&b.stack, stack);
+        test_release(&b, mark);
+    }
+    test_close(&b);
+}
+
+Test(head, measures_all_classes_whatever_is_trained_on)
+{
+    test_bench b;
+    test_open(&b, 1 << 20);
+    for (int others = KD_OTHERS_TAIL; others <= KD_OTHERS_RESTRICTED; others++) {
+        head_fixture f;
+        wanted w;
+        const int mark = test_mark(&b);
+        open_fixture(&f, &b, KD_F32, (kd_logit_view){ false, 4, (kd_others)others }, 4, false);
+        test_ok(run_fixture(&f, false));
+        f.objective.logits = (kd_logit_view){ false, CLASSES, KD_OTHERS_RENORMALISED };
+        want_of(&w, &f);
+        const kd_tensor totals = kd_tensor_slice(&f.totals, 0, 0, f.objective.count);
+        check(&totals, w.total, 1e-5, "measured", "total");
+        test_release(&b, mark);
+    }
+    test_close(&b);
+}
