@@ -26,16 +26,19 @@ static kd_status open_device(kd_device **device, const char *name)
 
 static void describe_models(kd_estimate *e, const kd_session *s)
 {
+    const kd_logit_view *view = &s->run->logits;
     for (int m = 0; m < s->count; m++) {
         const kd_model *model = s->models[m];
         const bool student = model->slab.trainable;
-        const double flops = (double)kd_config_flops(&model->config);
+        double flops = (double)kd_config_flops(&model->config);
         const char *dir = s->run->models[m].model, *slash = strrchr(dir, '/');
         char *name = student ? e->student : e->teacher;
         snprintf(name, sizeof e->student, "%s", slash && slash[1] ? slash + 1 : dir);
         *(student ? &e->student_bytes : &e->teacher_bytes) += (double)kd_model_bytes(model);
         *(student ? &e->student_parameters : &e->teacher_parameters) += model->slab.params.scalars;
         e->bank_bytes += 4.0 * (double)model->slab.params.states;
+        if (student && view->top_k && view->others == KD_OTHERS_RESTRICTED)
+            flops -= 2.0 * (double)((model->config.vocabulary - view->top_k) * model->config.width);
         /* Backward is two forward passes. */
         *(student ? &e->student_flops : &e->teacher_flops) += student ? 3.0 * flops : flops;
         e->vocabulary = kd_max_i64(e->vocabulary, model->config.vocabulary);
