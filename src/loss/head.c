@@ -7,22 +7,27 @@
  */
 #include "loss/loss.h"
 
-/* Terms over rows of one student: over logits, then over z-scores of them. */
+/* Terms over rows of one student: over logits, then over z-scores of them or, where the student is
+ * restricted to what is known of the teacher, over those. */
 typedef struct row_groups {
-    kd_row_terms plain, standard;
+    kd_row_terms plain, standard, known;
     int teacher;        /* the one that they read; -1: none */
     bool top;           /* whether one over logits reads it */
     double temperature; /* of the last that does */
 } row_groups;
 
-static kd_status gather_terms(row_groups *groups, const kd_objective *objective, int student)
+static kd_status gather_terms(row_groups *groups, const kd_objective *objective, int student,
+                              bool restricted)
 {
     *groups = (row_groups){ .teacher = -1 };
     for (int i = 0; i < objective->count; i++) {
         const kd_term *term = &objective->terms[i];
-        kd_row_terms *kinds = term->standardise ? &groups->standard : &groups->plain;
+        const bool known = restricted && kd_row_types[term->kind].teacher;
+        kd_row_terms *kinds = known               ? &groups->known
+                              : term->standardise ? &groups->standard
+                                                  : &groups->plain;
         if (term->student != student || term->tapped) continue;
-        if (groups->plain.count + groups->standard.count == KD_MAX_ROW_TERMS)
+        if (groups->plain.count + groups->standard.count + groups->known.count == KD_MAX_ROW_TERMS)
             return kd_fail(KD_EINVAL, "loss.%s: more than %d row terms for one student", term->name,
                            KD_MAX_ROW_TERMS);
         kinds->kind[kinds->count++] = term->kind;
@@ -32,9 +37,9 @@ static kd_status gather_terms(row_groups *groups, const kd_objective *objective,
                            term->name);
         groups->teacher = term->teacher;
         groups->temperature = term->temperature;
-        groups->top |= !term->standardise;
+        groups->top |= !term->standardise && !known;
     }
-    groups->standard.first = groups->plain.count;
+    groups->standard.first = groups->known.first = groups->plain.count;
     return KD_OK;
 }
 
@@ -62,7 +67,8 @@ typedef struct job {
     kd_dtype dtype;  /* of the logits */
     float capture;   /* the temperature that log_p is of */
     int64_t known;   /* classes of the teacher; 0: all */
-    bool restricted; /* to those, the student too */
+    bool restricted; /* to those, the student too, where a term reads a teacher */
+    bool dense;      /* a term reads every class of the student */
     bool train;
 } job;
 
@@ -92,7 +98,7 @@ static kd_status open_chunk(chunk *c, kd_exec *exec, const job *j, int64_t rows)
     const kd_head *student = j->student, *teacher = j->teacher;
     const kd_dtype own = student->hidden.dtype;
     const kd_shape known = KD_SHAPE(rows, j->known);
-    kd_tensor *logits = j->restricted ? NULL : &c->student;
+    kd_tensor *logits = j->dense ? &c->student : NULL;
     KD_TRY(open_side(&c->student_hidden, logits, exec, student, rows, j->dtype));
     if (teacher)
         KD_TRY(open_side(&c->teacher_hidden, &c->teacher, exec, teacher, rows,
@@ -107,7 +113,7 @@ static kd_status open_chunk(chunk *c, kd_exec *exec, const job *j, int64_t rows)
     }
     if (!j->train) return KD_OK;
     c->d_logits = c->student;
-    if (!j->restricted && j->dtype != own)
+    if (j->dense && j->dtype != own)
         KD_TRY(
             push_logits(&c->d_logits, exec, "d head logits", rows, student->weight.shape[0], own));
     return kd_push(&c->d_hidden, exec, "d head rows", own, kd_shape_of(&c->student_hidden));
@@ -132,8 +138,7 @@ static kd_status head_backward(kd_exec *exec, const chunk *c, const kd_head *hea
     KD_TRY(KD_RUN(exec, matmul_add, .y = &head->d_weight, .a = &d_logits, .b = &c->student_hidden));
     if (kd_present(&head->d_bias))
         KD_TRY(KD_RUN(exec, sum_columns, .y = &head->d_bias, .x = &c->student));
-    KD_TRY(KD_RUN(exec, matmul, .y = &c->d_hidden, .a = &c->d_logits, .b = &head->weight));
-    return KD_RUN(exec, scatter_rows, .y = &head->d_hidden, .x = &c->d_hidden, .rows = &c->rows);
+    return KD_RUN(exec, matmul, .y = &c->d_hidden, .a = &c->d_logits, .b = &head->weight);
 }
 
 /* Terms over the logits themselves, whose gradient takes their place. */
@@ -145,7 +150,7 @@ static kd_status run_plain(kd_exec *exec, const chunk *c, const job *j,
     const int64_t classes = j->objective->classes;
     const kd_tensor losses = kd_tensor_slice(&results->losses, 0, 0, groups->plain.count);
     if (groups->plain.count == 0) return KD_RUN(exec, fill, .y = &c->student, .value = 0.0f);
-    if (j->known)
+    if (j->known && teacher)
         return KD_RUN(exec, row_loss_topk, .student = &c->student, .loss = &losses,
                       .same_top = &results->same_top, .teacher_ids = &c->ids,
                       .teacher_log_p = &c->log_p, .labels = &c->labels, .scalars = j->scalars,
@@ -203,8 +208,8 @@ static kd_status run_dense(kd_exec *exec, const chunk *c, const job *j,
 
 /* ---- the teacher's largest classes alone -------------------------------------------------------- */
 
-/* c->picked holds the gradient. */
-static kd_status picked_backward(kd_exec *exec, const chunk *c, const kd_head *head)
+/* c->picked holds the gradient; `added`: to what d_hidden is. */
+static kd_status picked_backward(kd_exec *exec, const chunk *c, const kd_head *head, bool added)
 {
     KD_TRY(KD_RUN(exec, embedding_backward, .dtable = &head->d_weight, .dy = &c->student_hidden,
                   .ids = &c->ids, .factor = &c->picked));
@@ -215,9 +220,8 @@ static kd_status picked_backward(kd_exec *exec, const chunk *c, const kd_head *h
             kd_tensor_of(c->picked.data, KD_F32, KD_SHAPE(kd_tensor_elements(&c->picked), 1));
         KD_TRY(KD_RUN(exec, embedding_backward, .dtable = &column, .dy = &list, .ids = &c->ids));
     }
-    KD_TRY(KD_RUN(exec, embedding, .y = &c->d_hidden, .table = &head->weight, .ids = &c->ids,
-                  .factor = &c->picked));
-    return KD_RUN(exec, scatter_rows, .y = &head->d_hidden, .x = &c->d_hidden, .rows = &c->rows);
+    return KD_RUN(exec, embedding, .y = &c->d_hidden, .table = &head->weight, .ids = &c->ids,
+                  .factor = &c->picked, .add = added ? &c->d_hidden : NULL);
 }
 
 /* Both softmaxes are over the teacher's largest classes: log p is as good as its logits there, and of the
@@ -227,7 +231,8 @@ static kd_status run_restricted(kd_exec *exec, const chunk *c, const job *j,
 {
     const kd_head *head = j->student;
     const kd_tensor *weights = &j->targets->weight;
-    const kd_tensor losses = kd_tensor_slice(&results->losses, 0, 0, j->groups.plain.count);
+    const kd_row_terms *terms = &j->groups.known;
+    const kd_tensor losses = kd_tensor_slice(&results->losses, 0, terms->first, terms->count);
     const kd_tensor all = kd_tensor_of(weights->data, KD_F32, KD_SHAPE(weights->shape[0], 1));
     const kd_tensor own = kd_tensor_of(c->weight.data, KD_F32, KD_SHAPE(c->weight.shape[0], 1));
     KD_TRY(
@@ -237,8 +242,8 @@ static kd_status run_restricted(kd_exec *exec, const chunk *c, const job *j,
                   .table = &head->weight, .ids = &c->ids, .bias = &head->bias));
     KD_TRY(KD_RUN(exec, row_loss, .student = &c->picked, .loss = &losses,
                   .same_top = &results->same_top, .teacher = &c->log_p, .weight = &c->weight,
-                  .scalars = j->scalars, .terms = &j->groups.plain, .classes = j->known));
-    return picked_backward(exec, c, head);
+                  .scalars = j->scalars, .terms = terms, .classes = j->known));
+    return picked_backward(exec, c, head, j->dense);
 }
 
 /* ---- the chunk loop --------------------------------------------------------------------------- */
@@ -252,7 +257,11 @@ static kd_status run_chunk(kd_exec *exec, const chunk *c, const job *j,
         KD_TRY(KD_RUN(exec, top_classes, .ids = &c->ids, .log_p = &c->log_p, .logits = &c->teacher,
                       .labels = &c->labels, .classes = j->objective->classes,
                       .temperature = j->capture));
-    return j->restricted ? run_restricted(exec, c, j, results) : run_dense(exec, c, j, results);
+    if (j->dense) KD_TRY(run_dense(exec, c, j, results));
+    if (j->restricted) KD_TRY(run_restricted(exec, c, j, results));
+    if (!j->train) return KD_OK;
+    return KD_RUN(exec, scatter_rows, .y = &j->student->d_hidden, .x = &c->d_hidden,
+                  .rows = &c->rows);
 }
 
 /* Row results of the whole micro-batch, where the caller does not bring his own. */
@@ -287,13 +296,15 @@ static kd_status plan_job(job *j, const kd_objective *objective, int student, kd
 {
     const kd_logit_view *logits = &objective->logits;
     *j = (job){ .objective = objective, .student = &taps[student]->head, .train = train };
-    KD_TRY(gather_terms(&j->groups, objective, student));
+    j->restricted = train && logits->top_k && logits->others == KD_OTHERS_RESTRICTED;
+    KD_TRY(gather_terms(&j->groups, objective, student, j->restricted));
+    j->restricted &= j->groups.known.count > 0;
+    j->dense = j->groups.plain.count + j->groups.standard.count > 0;
     if (j->groups.teacher >= 0) j->teacher = &taps[j->groups.teacher]->head;
     const bool whole = !train || logits->f32 || j->groups.standard.count > 0;
     j->dtype = whole ? KD_F32 : j->student->hidden.dtype;
     if (!train || !j->teacher || !logits->top_k) return KD_OK;
     j->known = logits->top_k;
-    j->restricted = logits->others == KD_OTHERS_RESTRICTED;
     j->capture = logits->others == KD_OTHERS_TAIL ? (float)j->groups.temperature : 1.0f;
     return KD_OK;
 }
@@ -311,7 +322,7 @@ kd_status kd_objective_head(const kd_objective *objective, kd_exec *exec, int st
     KD_TRY(plan_job(&j, objective, student, taps, train));
     j.targets = targets;
     j.scalars = scalars;
-    const int terms = j.groups.plain.count + j.groups.standard.count;
+    const int terms = j.groups.plain.count + j.groups.standard.count + j.groups.known.count;
     if (train) {
         KD_TRY(kd_push(&head->d_hidden, exec, "d head hidden", head->hidden.dtype,
                        kd_shape_of(&head->hidden)));

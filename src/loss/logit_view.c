@@ -62,11 +62,7 @@ kd_status kd_logit_view_parse(kd_logit_view *logits, kd_arena *arena, const kd_n
 static const char *hindrance(const kd_logit_view *logits, const kd_term *term, const kd_term *first)
 {
     const kd_row_type *type = &kd_row_types[term->kind];
-    if (!type->teacher)
-        return logits->others == KD_OTHERS_RESTRICTED
-                   ? "reads every class of the student, which restricted does not compute; "
-                     "renormalised does"
-                   : NULL;
+    if (!type->teacher) return NULL;
     if (term->standardise) return "compares z-scores, which all classes are needed for";
     if (type->extra == KD_EXTRA_LOGITS || type->extra == KD_EXTRA_REST)
         return "needs every class of the teacher";
@@ -91,6 +87,14 @@ kd_status kd_logit_view_check(const kd_logit_view *logits, const kd_node *loss,
     }
     if (!first) return kd_node_fail(top, "loss.top_k", "no term reads the teacher's logits");
     return KD_OK;
+}
+
+bool kd_logit_view_is_sparse(const kd_logit_view *logits, const kd_term *terms, int count)
+{
+    bool sparse = logits->top_k && logits->others == KD_OTHERS_RESTRICTED;
+    for (int i = 0; i < count; i++)
+        sparse &= terms[i].tapped || kd_row_types[terms[i].kind].teacher;
+    return sparse;
 }
 
 kd_status kd_logit_view_json(json_t *loss, const kd_logit_view *logits)

@@ -41,7 +41,7 @@ typedef struct kd_term {
 typedef enum kd_others {
     KD_OTHERS_TAIL,         /* together one class, of both */
     KD_OTHERS_RENORMALISED, /* of probability 0 under the teacher; the student's softmax has them */
-    KD_OTHERS_RESTRICTED,   /* not there: both softmaxes are over the K */
+    KD_OTHERS_RESTRICTED, /* not there: both softmaxes are over the K, of terms that read a teacher */
 } kd_others;
 
 typedef struct kd_logit_view {
@@ -63,6 +63,8 @@ KD_MUST_CHECK kd_status kd_logit_view_parse(kd_logit_view *logits, kd_arena *are
                                             const kd_node *loss);
 KD_MUST_CHECK kd_status kd_logit_view_check(const kd_logit_view *logits, const kd_node *loss,
                                             const kd_term *terms, int count);
+/* Whether no term reads every class of the student in training. */
+bool kd_logit_view_is_sparse(const kd_logit_view *logits, const kd_term *terms, int count);
 bool kd_logit_view_has(
     const char *key); /* whether a key of `loss` is no term's name but one of these */
 KD_MUST_CHECK kd_status kd_logit_view_json(json_t *loss, const kd_logit_view *logits);

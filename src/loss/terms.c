@@ -213,15 +213,21 @@ static kd_status give_teacher(kd_term *term, const kd_node *node, int s, const i
     return KD_OK;
 }
 
-/* The order of scalars and totals. */
-static kd_status rows_first(kd_term *terms, int count, kd_arena *arena)
+/* The order of scalars and totals: those that one pass takes lie together. */
+static int group_of(const kd_term *term, const kd_logit_view *logits)
+{
+    const bool known = logits->top_k && kd_row_types[term->kind].teacher;
+    return term->tapped ? 2 : term->standardise || known;
+}
+
+static kd_status rows_first(kd_term *terms, int count, kd_arena *arena, const kd_logit_view *logits)
 {
     kd_term *sorted;
     int n = 0;
     KD_TRY(KD_ARENA_ARRAY(&sorted, arena, count));
     for (int group = 0; group < 3; group++)
         for (int i = 0; i < count; i++)
-            if ((terms[i].tapped ? 2 : terms[i].standardise) == group) sorted[n++] = terms[i];
+            if (group_of(&terms[i], logits) == group) sorted[n++] = terms[i];
     memcpy(terms, sorted, (size_t)count * sizeof *terms);
     return KD_OK;
 }
@@ -254,7 +260,7 @@ kd_status kd_terms_parse(kd_term **terms, int *count, kd_logit_view *logits, kd_
         return kd_fail(KD_EINVAL, "loss: %d terms; at most %d", *count / student_count,
                        KD_MAX_TERMS);
     KD_TRY(kd_logit_view_check(logits, expanded, *terms, *count));
-    return rows_first(*terms, *count, arena);
+    return rows_first(*terms, *count, arena, logits);
 }
 
 /* ---- what the log states ---------------------------------------------------------------------- */

@@ -148,8 +148,6 @@ static const struct {
       "loss:1: loss.top_k: loss.d needs every class of the teacher" },
     { "{kl: {}, r: {type: reverse_kl, temperature: 2}, top_k: {k: 4}}", &teacher,
       "loss:1: loss.top_k: loss.r has another temperature than the term before" },
-    { "{kl: {}, ce: {}, top_k: {k: 4, others: restricted}}", &teacher,
-      "loss:1: loss.top_k: loss.ce reads every class of the student" },
 };
 
 Test(terms, refuse_what_the_models_cannot_feed)

@@ -133,6 +133,7 @@ static const char *const known_losses[] = {
     "{kl: {temperature: 2}, ce: {weight: 0.3}, top_k: {k: 9, others: tail}}",
     "{kl: {temperature: 2}, ce: {weight: 0.3}, top_k: {k: 9, others: renormalised}}",
     "{kl: {temperature: 2}, top_k: {k: 9, others: restricted}}",
+    "{kl: {temperature: 2}, ce: {weight: 0.3}, top_k: {k: 9, others: restricted}}",
 };
 
 /* Of the body and, tied, of the matrix that the head shares with the tokens. */
