@@ -233,6 +233,9 @@ static const char *const flags[][2] = {
     { "--run.checkpoint.every='inf steps'", "run.checkpoint.every: \"inf steps\"; expected" },
     { "--eval.every='0.4 steps'", "eval.every: \"0.4 steps\"; expected" },
     { "--optim.warmup='1e300 steps'", "optim.warmup: \"1e300 steps\"; expected" },
+    { "--loss.top_k.k=1000", "loss.top_k.k: 1000 of the " },
+    { "--loss.top_k.k=1025", "--loss.top_k.k: expected int, 1 to 1024 classes" },
+    { "--loss.top_k.others=tail", "loss.top_k.k: missing: of the teacher" },
     { "--run.stps=2", "--run.stps: unknown option; nearest: steps" },
 };
 

@@ -91,6 +91,7 @@ def yaml():
         b"students: [{model: a}, {model: b}]\nloss: {kl: {}}\ndata: {train: a}\noptim: {type: sgd, lr: 1}\n"
         b"batch: {tokens: 1024}\nrun: {epochs: 2, out: 'o'}\n"
     )
+    yield b"student: {model: s}\nteacher: {model: t}\nloss: {kl: {}, top_k: {k: 4, others: restricted}}\ndata: {train: a}\n"
 
 
 def data():
