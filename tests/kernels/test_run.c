@@ -40,6 +40,10 @@ static const variant variants[] = {
     { "gpt2", "gpt2", KD_F32, KD_RECOMPUTE_NONE, false, 1e-4, 1e-4, NULL },
     { "two students of qwen3", "qwen3", KD_F32, KD_RECOMPUTE_BLOCKS, true, 1e-4, 1e-4, NULL },
     { "over taps", NULL, KD_F32, KD_RECOMPUTE_NONE, false, 1e-4, 1e-4, over_taps },
+    { "largest classes", NULL, KD_F32, KD_RECOMPUTE_NONE, false, 1e-4, 1e-4,
+      "{ce: {}, kl: {temperature: 2}, top_k: {k: 9, others: tail}}" },
+    { "restricted to them", NULL, KD_F32, KD_RECOMPUTE_NONE, false, 1e-4, 1e-4,
+      "{kl: {temperature: 2}, top_k: {k: 9, others: restricted}}" },
     { "over taps in bf16", NULL, KD_BF16, KD_RECOMPUTE_BLOCKS, false, 4e-3, 4e-2, over_taps },
 };
 
