@@ -13,7 +13,7 @@
  *             maximum so far, of the block in double.
  * Same bits   keys are different, so that the k largest are the same in whatever order candidates
  *             came; of atomics, integers only.
- * Shared      34 KiB a block, so that three to six are at work on a multiprocessor.
+ * Shared      34 KiB a block: six are at work on a multiprocessor of sm_90, four on one of sm_80.
  */
 #include "common/row_softmax.cuh"
 

@@ -237,6 +237,10 @@ Test(embedding, refuses_ids_and_shapes_that_do_not_fit)
         KD_EINVAL, "ids: found");
     test_refused(KD_RUN(&b.exec, embedding_backward, .dtable = &dtable, .dy = &y, .ids = &some),
                  KD_EINVAL, "ids: found");
+    const kd_tensor turned = test_filled(&b, KD_I32, KD_SHAPE(COUNT, ROWS), 0, 0, VOCABULARY);
+    test_refused(KD_RUN(&b.exec, embedding_backward, .dtable = &dtable, .dy = &y, .ids = &turned,
+                        .factor = &factor),
+                 KD_EINVAL, "ids: found");
     test_refused(
         KD_RUN(&b.exec, embedding_products, .y = &products, .x = &y, .table = &half, .ids = &some),
         KD_EINVAL, "x: found f32");
