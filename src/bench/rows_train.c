@@ -8,30 +8,70 @@ static bench_work work_moved_rows(const bench_shape *s)
     return (bench_work){ .bytes = 2 * element(s) * dim(s, 0) * dim(s, 1) };
 }
 
-/* dy once, and every row of the table that occurs read and written in f32; at most N rows do. */
-static bench_work work_embedding_backward(const bench_shape *s)
+/* Of K = 1 there is no factor. */
+static bool is_weighted(const bench_shape *s) { return s->dim[3] > 1; }
+
+/* Of a cell NDVK: an element each of N D, `bytes` for each of the rows of the table that occur, of which
+ * there are N K at most; of a factor's entries the id, and the factor or the product.  Two operations
+ * an element that is read: never the floor. */
+static bench_work work_of_entries(const bench_shape *s, double bytes)
 {
-    const double rows = fmin(dim(s, 0), dim(s, 2));
-    return (bench_work){ .bytes = element(s) * dim(s, 0) * dim(s, 1) + 8 * rows * dim(s, 1) };
+    const double entries = dim(s, 0) * dim(s, 3), rows = fmin(entries, dim(s, 2));
+    return (bench_work){ .bytes = dim(s, 1) * (element(s) * dim(s, 0) + bytes * rows) +
+                                  (is_weighted(s) ? 8 * entries : 0) };
 }
+
+static bench_work work_table(const bench_shape *s) { return work_of_entries(s, element(s)); }
+
+/* Rows of the table are read and written, in f32. */
+static bench_work work_embedding_backward(const bench_shape *s) { return work_of_entries(s, 8); }
 
 static const kd_tensor *ids(bench_run *r, int set, int64_t n, int64_t below)
 {
     return kd_bench_filled(r, set, KD_I32, KD_SHAPE(n), 0, (double)below, 9);
 }
 
+/* [N, K] ids of a pattern as long as they are; a list of N where K is 1. */
+static const kd_tensor *entries(bench_run *r, int set, int64_t below)
+{
+    const int64_t n = r->shape->dim[0], k = r->shape->dim[3];
+    int32_t *host;
+    if (!is_weighted(r->shape)) return ids(r, set, n, below);
+    if (r->status == KD_OK) r->status = KD_ARENA_ARRAY(&host, r->arena, n * k);
+    if (r->status != KD_OK) return NULL;
+    for (int64_t i = 0; i < n * k; i++) host[i] = (int32_t)((double)below * kd_bench_hashed(i, 9));
+    return kd_bench_given(r, set, KD_I32, KD_SHAPE(n, k), host);
+}
+
+static const kd_tensor *factor(bench_run *r, int set)
+{
+    const int64_t n = r->shape->dim[0], k = r->shape->dim[3];
+    return is_weighted(r->shape) ? kd_bench_filled(r, set, KD_F32, KD_SHAPE(n, k), -1, 1, 7) : NULL;
+}
+
 static void open_embedding(bench_run *r, int set)
 {
     const int64_t n = r->shape->dim[0], d = r->shape->dim[1], v = r->shape->dim[2];
     ARGS(r, set, embedding, .y = result(r, set, KD_SHAPE(n, d)),
-         .table = values(r, set, KD_SHAPE(v, d), 1), .ids = ids(r, set, n, v));
+         .table = values(r, set, KD_SHAPE(v, d), 1), .ids = entries(r, set, v),
+         .factor = factor(r, set));
 }
 
 static void open_embedding_backward(bench_run *r, int set)
 {
     const int64_t n = r->shape->dim[0], d = r->shape->dim[1], v = r->shape->dim[2];
     ARGS(r, set, embedding_backward, .dtable = kd_bench_zeros(r, set, KD_F32, KD_SHAPE(v, d)),
-         .dy = values(r, set, KD_SHAPE(n, d), 1), .ids = ids(r, set, n, v));
+         .dy = values(r, set, KD_SHAPE(n, d), 1), .ids = entries(r, set, v),
+         .factor = factor(r, set));
+}
+
+static void open_embedding_products(bench_run *r, int set)
+{
+    const int64_t n = r->shape->dim[0], d = r->shape->dim[1], v = r->shape->dim[2];
+    ARGS(r, set, embedding_products,
+         .y = kd_bench_zeros(r, set, KD_F32, KD_SHAPE(n, r->shape->dim[3])),
+         .x = values(r, set, KD_SHAPE(n, d), 2), .table = values(r, set, KD_SHAPE(v, d), 1),
+         .ids = entries(r, set, v));
 }
 
 static void open_gather_rows(bench_run *r, int set)
@@ -49,10 +89,19 @@ static void open_scatter_rows(bench_run *r, int set)
 }
 
 static const bench_shape tables[] = {
-    { BENCH_QUICK, "", KD_F32, { 5, 16, 7 } },
-    { BENCH_GPU, "", KD_BF16, { 16384, 2048, 50304 } },
-    { BENCH_CPU, "", KD_F32, { 1024, 576, 49152 } },
-    { BENCH_CPU, "", KD_BF16, { 1024, 576, 49152 } },
+    { BENCH_QUICK, "", KD_F32, { 5, 16, 7, 1 } },
+    { BENCH_GPU, "", KD_BF16, { 16384, 2048, 50304, 1 } },
+    { BENCH_CPU, "", KD_F32, { 1024, 576, 49152, 1 } },
+    { BENCH_CPU, "", KD_BF16, { 1024, 576, 49152, 1 } },
+    { BENCH_QUICK, "", KD_F32, { 5, 16, 7, 3 } },
+    { BENCH_GPU, "", KD_BF16, { 8192, 2048, 128256, 64 } },
+    { BENCH_CPU, "", KD_F32, { 256, 576, 49152, 64 } },
+};
+
+static const bench_shape sampled_heads[] = {
+    { BENCH_QUICK, "", KD_F32, { 5, 16, 7, 3 } },
+    { BENCH_GPU, "", KD_BF16, { 8192, 2048, 128256, 64 } },
+    { BENCH_CPU, "", KD_F32, { 256, 576, 49152, 64 } },
 };
 
 static const bench_shape chosen[] = {
@@ -254,6 +303,27 @@ static const bench_shape known_classes[] = {
     { BENCH_GPU, "kl", KD_BF16, { 8192, 128256, 64 } },
     { BENCH_GPU, "ce+kl", KD_BF16, { 8192, 128256, 64 } },
     { BENCH_CPU, "ce+kl", KD_F32, { 64, 151936, 64 } },
+};
+
+/* The logits read once; an id and a log p of each class that is taken. */
+static bench_work work_top_classes(const bench_shape *s)
+{
+    return (bench_work){ .bytes = dim(s, 0) * (element(s) * dim(s, 1) + 8 * dim(s, 2)) };
+}
+
+static void open_top_classes(bench_run *r, int set)
+{
+    const int64_t n = r->shape->dim[0], v = r->shape->dim[1], k = r->shape->dim[2];
+    ARGS(r, set, top_classes, .ids = kd_bench_zeros(r, set, KD_I32, KD_SHAPE(n, k)),
+         .log_p = kd_bench_zeros(r, set, KD_F32, KD_SHAPE(n, k)),
+         .logits = kd_bench_filled(r, set, r->shape->dtype, KD_SHAPE(n, v), -4, 4, 2), .classes = v,
+         .temperature = 1);
+}
+
+static const bench_shape taken_classes[] = {
+    { BENCH_QUICK, "", KD_F32, { 3, 50, 4 } },
+    { BENCH_GPU, "", KD_BF16, { 8192, 128256, 64 } },
+    { BENCH_CPU, "", KD_F32, { 256, 49152, 64 } },
 };
 
 /* ---- the head --------------------------------------------------------------------------------- */
@@ -461,8 +531,10 @@ const bench_row kd_bench_rows_train[] = {
     ROW(sum_squares, "n", work_fill, slabs_f32, -1),
     ROW(sum_columns, "ND", work_sum, columns, -1),
     ROW(sum_rows, "RN", work_sum, losses, -1),
-    ROW(embedding, "NDV", work_moved_rows, tables, -1),
-    ROW(embedding_backward, "NDV", work_embedding_backward, tables, -1),
+    ROW(top_classes, "NVK", work_top_classes, taken_classes, -1),
+    ROW(embedding, "NDVK", work_table, tables, -1),
+    ROW(embedding_backward, "NDVK", work_embedding_backward, tables, -1),
+    ROW(embedding_products, "NDVK", work_table, sampled_heads, -1),
     ROW(gather_rows, "NDV", work_moved_rows, chosen, -1),
     ROW(scatter_rows, "NDV", work_moved_rows, chosen, -1),
     ROW(fill, "n", work_fill, slabs, -1),

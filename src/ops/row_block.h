@@ -1,6 +1,6 @@
 /*
  * row_block.h - rows of logits in blocks of classes that stay in the first-level cache, and the row terms
- * over one block.  Internal to row_loss.c, row_loss_topk.c and row_terms.c.
+ * over one block.  Internal to row_loss.c, row_loss_topk.c, row_terms.c and top_classes.c.
  */
 #ifndef KD_OPS_ROW_BLOCK_H
 #define KD_OPS_ROW_BLOCK_H

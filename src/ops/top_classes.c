@@ -20,7 +20,7 @@
 /* What `z` is by its order, +0 and -0 equal; below it the class, the smaller the larger. */
 static uint64_t key_of(float z, int64_t j)
 {
-    const uint32_t bits = kd_float_bits(z + 0.0f);
+    const uint32_t bits = z == 0.0f ? 0u : kd_float_bits(z);
     const uint32_t ordered = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
     return (uint64_t)ordered << 32 | (uint32_t) ~(uint32_t)j;
 }
@@ -94,7 +94,7 @@ static void select_largest(uint64_t *key, int64_t k, kd_row row, int64_t classes
     qsort(key, (size_t)k, sizeof *key, descending);
 }
 
-/* log sum e^(z / T), of the row's largest `max`; NaN where one is NaN or none is alive. */
+/* log sum e^((z - max) / T), of the row's largest `max`; NaN where one is NaN or none is alive. */
 static double log_sum(kd_row row, int64_t classes, float max, float inv_t)
 {
     alignas(64) float buffer[BLOCK], e[BLOCK];
@@ -104,7 +104,7 @@ static double log_sum(kd_row row, int64_t classes, float max, float inv_t)
         for (int i = 0; i < BLOCK; i++) e[i] = kd_vexpf((z[i] - max) * inv_t);
         sum += sum_block(e);
     }
-    return (double)max * (double)inv_t + log(sum);
+    return log(sum);
 }
 
 static void one_row(const kd_top_classes_args *args, int64_t n, uint64_t *key)
@@ -115,14 +115,15 @@ static void one_row(const kd_top_classes_args *args, int64_t n, uint64_t *key)
     const bool read = !ignored(args->labels, NULL, n);
     const kd_row row = kd_row_of(args->logits, n);
     const float inv_t = 1.0f / args->temperature;
-    double lse = 0.0;
+    double max = 0.0, rest = 0.0;
     if (read) {
         select_largest(key, k, row, classes);
-        lse = log_sum(row, classes, row_max(row, classes), inv_t);
+        max = (double)row_max(row, classes);
+        rest = log_sum(row, classes, (float)max, inv_t);
     }
     for (int64_t i = 0; i < k; i++) {
         ids[i] = read ? class_of(key[i]) : (int32_t)i;
-        log_p[i] = read ? (float)((double)logit_of(key[i]) * (double)inv_t - lse) : 0.0f;
+        log_p[i] = read ? (float)(((double)logit_of(key[i]) - max) * (double)inv_t - rest) : 0.0f;
     }
 }
 

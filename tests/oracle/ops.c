@@ -98,18 +98,31 @@ void oracle_rope(double *x, const double *positions, const double *frequencies, 
         }
 }
 
-void oracle_embedding(double *y, const double *table, const double *ids, const double *add,
-                      int64_t rows, int64_t columns)
+void oracle_embedding(double *y, const double *table, const double *ids, const double *factor,
+                      const double *add, int64_t rows, int64_t count, int64_t columns)
 {
-    for (int64_t i = 0; i < rows * columns; i++)
-        y[i] = table[(int64_t)ids[i / columns] * columns + i % columns] + (add ? add[i] : 0);
+    for (int64_t i = 0; i < rows * columns; i++) {
+        y[i] = add ? add[i] : 0;
+        for (int64_t e = i / columns * count; e < (i / columns + 1) * count; e++)
+            y[i] += (factor ? factor[e] : 1) * table[(int64_t)ids[e] * columns + i % columns];
+    }
 }
 
-void oracle_embedding_backward(double *dtable, const double *dy, const double *ids, int64_t rows,
-                               int64_t columns)
+void oracle_embedding_backward(double *dtable, const double *dy, const double *ids,
+                               const double *factor, int64_t rows, int64_t count, int64_t columns)
 {
-    for (int64_t i = 0; i < rows * columns; i++)
-        dtable[(int64_t)ids[i / columns] * columns + i % columns] += dy[i];
+    for (int64_t e = 0; e < rows * count; e++)
+        for (int64_t c = 0; c < columns; c++)
+            dtable[(int64_t)ids[e] * columns + c] +=
+                (factor ? factor[e] : 1) * dy[e / count * columns + c];
+}
+
+void oracle_embedding_products(double *y, const double *x, const double *table, const double *ids,
+                               const double *bias, int64_t rows, int64_t count, int64_t columns)
+{
+    for (int64_t e = 0; e < rows * count; e++)
+        y[e] = oracle_dot(x + e / count * columns, table + (int64_t)ids[e] * columns, columns) +
+               (bias ? bias[(int64_t)ids[e]] : 0);
 }
 
 double oracle_largest(const double *x, int64_t n)

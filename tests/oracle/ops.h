@@ -27,11 +27,15 @@ void oracle_relu_backward(double *dx, const double *dy, const double *x, int64_t
 void oracle_rope(double *x, const double *positions, const double *frequencies, int64_t rows,
                  int64_t heads, int64_t size, int64_t half, double scale, bool backward);
 
-/* y [rows, columns], table [*, columns], ids [rows]; add may be NULL. */
-void oracle_embedding(double *y, const double *table, const double *ids, const double *add,
-                      int64_t rows, int64_t columns);
-void oracle_embedding_backward(double *dtable, const double *dy, const double *ids, int64_t rows,
-                               int64_t columns);
+/* y [rows, columns], table [*, columns], ids and factor [rows, count]; factor, which is 1 then, and add
+ * may be NULL. */
+void oracle_embedding(double *y, const double *table, const double *ids, const double *factor,
+                      const double *add, int64_t rows, int64_t count, int64_t columns);
+void oracle_embedding_backward(double *dtable, const double *dy, const double *ids,
+                               const double *factor, int64_t rows, int64_t count, int64_t columns);
+/* y [rows, count], x [rows, columns]; bias may be NULL. */
+void oracle_embedding_products(double *y, const double *x, const double *table, const double *ids,
+                               const double *bias, int64_t rows, int64_t count, int64_t columns);
 
 /* The largest |x|. */
 double oracle_largest(const double *x, int64_t n);

@@ -371,7 +371,44 @@ def slab(cell, function, operands):
     yield "eager", make
 
 
+def entries(cell):
+    """ids and factors [N, K], of which the ids' pattern is as long as they are."""
+    ids = cell.ids(cell.N * cell.K, cell.V).view(cell.N, cell.K)
+    return ids, cell.filled((cell.N, cell.K), -1, 1, 7)
+
+
+def embedding(cell):
+    def make():
+        table, (ids, factor) = cell.values((cell.V, cell.D), 1), entries(cell)
+        return Run(lambda: void(lambda: F.embedding_bag(ids, table, mode="sum", per_sample_weights=factor)),
+                   table)
+
+    if cell.K == 1:
+        yield from moved_rows(cell)
+    else:
+        yield "eager", make
+
+
+def embedding_products(cell):
+    def make():
+        x, table, (ids, _) = cell.values((cell.N, cell.D), 2), cell.values((cell.V, cell.D), 1), entries(cell)
+        return Run(lambda: void(lambda: torch.einsum("nd,nkd->nk", x, table[ids])), x, table)
+
+    yield "eager", make
+
+
+def top_classes(cell):
+    def make():
+        logits = cell.filled((cell.N, cell.V), -4, 4, 2)
+        return Run(lambda: void(lambda: F.log_softmax(logits, -1, dtype=torch.float32).topk(cell.K)), logits)
+
+    yield "eager", make
+
+
 def embedding_backward(cell):
+    if cell.K > 1:
+        return  # autograd's is that of a sum that it has kept
+
     def make():
         table = cell.values((cell.V, cell.D), 1)
         ids, dy = cell.ids(cell.N, cell.V), cell.values((cell.N, cell.D), 2)
@@ -428,7 +465,9 @@ ROWS = {
     "relu_backward": lambda c: elementwise(c, F.relu, 1, True),
     "attention": lambda c: attention(c, False),
     "attention_backward": lambda c: attention(c, True),
-    "embedding": moved_rows,
+    "embedding": embedding,
+    "embedding_products": embedding_products,
+    "top_classes": top_classes,
     "gather_rows": moved_rows,
     "embedding_backward": embedding_backward,
     "adamw": adamw,
