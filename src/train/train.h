@@ -121,11 +121,11 @@ typedef struct kd_step_options {
     const kd_term *terms; /* bound */
     int term_count;
     int64_t classes, rows;
-    int64_t inputs;  /* of a row, where the models are of samples; 0 */
+    int64_t inputs; /* of a row, where the models are of samples; 0 */
     kd_logit_view logits;
-    bool certainty;  /* measured too: entropy, confidence, correct; of samples in any case */
-    bool timing;     /* nothing of that: passes and heads alone */
-    int64_t chunk;   /* 0: kd_objective_chunk */
+    bool certainty; /* measured too: entropy, confidence, correct; of samples in any case */
+    bool timing;    /* nothing of that: passes and heads alone */
+    int64_t chunk;  /* 0: kd_objective_chunk */
     kd_optim_options optim;
     int64_t steps;
     uint64_t seed;

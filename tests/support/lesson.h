@@ -37,7 +37,7 @@ typedef struct test_lesson_options {
     int64_t classes;            /* 0: 61 */
     int64_t rows;               /* of a micro-batch */
     int64_t inputs;             /* kd_step_options.inputs */
-    kd_logit_view logits;   /* of terms; of `loss` its own */
+    kd_logit_view logits;       /* of terms; of `loss` its own */
     bool certainty;             /* kd_step_options.certainty */
     int64_t chunk;              /* 0: the engine's choice */
     int64_t bucket;             /* least elements of a bucket; 0: the engine's choice */
