@@ -235,8 +235,9 @@ static kd_status run_restricted(kd_exec *exec, const chunk *c, const job *j,
     const kd_tensor losses = kd_tensor_slice(&results->losses, 0, terms->first, terms->count);
     const kd_tensor all = kd_tensor_of(weights->data, KD_F32, KD_SHAPE(weights->shape[0], 1));
     const kd_tensor own = kd_tensor_of(c->weight.data, KD_F32, KD_SHAPE(c->weight.shape[0], 1));
-    KD_TRY(
-        KD_RUN(exec, gather_rows, .y = &c->student_hidden, .x = &head->hidden, .rows = &c->rows));
+    if (!j->dense)
+        KD_TRY(KD_RUN(exec, gather_rows, .y = &c->student_hidden, .x = &head->hidden,
+                      .rows = &c->rows));
     KD_TRY(KD_RUN(exec, gather_rows, .y = &own, .x = &all, .rows = &c->rows));
     KD_TRY(KD_RUN(exec, embedding_products, .y = &c->picked, .x = &c->student_hidden,
                   .table = &head->weight, .ids = &c->ids, .bias = &head->bias));
