@@ -64,7 +64,7 @@ typedef struct job {
     const kd_targets *targets;
     const kd_tensor *scalars;
     row_groups groups;
-    kd_dtype dtype;  /* of the logits */
+    bool whole;      /* logits are f32, else in the models' types */
     float capture;   /* the temperature that log_p is of */
     int64_t known;   /* classes of the teacher; 0: all */
     bool restricted; /* to those, the student too, where a term reads a teacher */
@@ -96,13 +96,13 @@ static kd_status open_side(kd_tensor *hidden, kd_tensor *logits, kd_exec *exec, 
 static kd_status open_chunk(chunk *c, kd_exec *exec, const job *j, int64_t rows)
 {
     const kd_head *student = j->student, *teacher = j->teacher;
-    const kd_dtype own = student->hidden.dtype;
+    const kd_dtype own = student->hidden.dtype, dtype = j->whole ? KD_F32 : own;
     const kd_shape known = KD_SHAPE(rows, j->known);
     kd_tensor *logits = j->dense ? &c->student : NULL;
-    KD_TRY(open_side(&c->student_hidden, logits, exec, student, rows, j->dtype));
+    KD_TRY(open_side(&c->student_hidden, logits, exec, student, rows, dtype));
     if (teacher)
         KD_TRY(open_side(&c->teacher_hidden, &c->teacher, exec, teacher, rows,
-                         j->dtype == KD_F32 ? KD_F32 : teacher->hidden.dtype));
+                         j->whole ? KD_F32 : teacher->hidden.dtype));
     if (j->known) {
         KD_TRY(kd_push(&c->ids, exec, "teacher's classes", KD_I32, known));
         KD_TRY(kd_push(&c->log_p, exec, "teacher's log p", KD_F32, known));
@@ -113,7 +113,7 @@ static kd_status open_chunk(chunk *c, kd_exec *exec, const job *j, int64_t rows)
     }
     if (!j->train) return KD_OK;
     c->d_logits = c->student;
-    if (j->dense && j->dtype != own)
+    if (j->dense && dtype != own)
         KD_TRY(
             push_logits(&c->d_logits, exec, "d head logits", rows, student->weight.shape[0], own));
     return kd_push(&c->d_hidden, exec, "d head rows", own, kd_shape_of(&c->student_hidden));
@@ -241,9 +241,9 @@ static kd_status run_restricted(kd_exec *exec, const chunk *c, const job *j,
     KD_TRY(KD_RUN(exec, gather_rows, .y = &own, .x = &all, .rows = &c->rows));
     KD_TRY(KD_RUN(exec, embedding_products, .y = &c->picked, .x = &c->student_hidden,
                   .table = &head->weight, .ids = &c->ids, .bias = &head->bias));
-    KD_TRY(KD_RUN(exec, row_loss, .student = &c->picked, .loss = &losses,
-                  .same_top = &results->same_top, .teacher = &c->log_p, .weight = &c->weight,
-                  .scalars = j->scalars, .terms = terms, .classes = j->known));
+    KD_TRY(KD_RUN(exec, row_loss, .student = &c->picked, .loss = &losses, .teacher = &c->log_p,
+                  .weight = &c->weight, .scalars = j->scalars, .terms = terms,
+                  .classes = j->known));
     return picked_backward(exec, c, head, j->dense);
 }
 
@@ -302,8 +302,7 @@ static kd_status plan_job(job *j, const kd_objective *objective, int student, kd
     j->restricted &= j->groups.known.count > 0;
     j->dense = j->groups.plain.count + j->groups.standard.count > 0;
     if (j->groups.teacher >= 0) j->teacher = &taps[j->groups.teacher]->head;
-    const bool whole = !train || logits->f32 || j->groups.standard.count > 0;
-    j->dtype = whole ? KD_F32 : j->student->hidden.dtype;
+    j->whole = !train || logits->f32 || j->groups.standard.count > 0;
     if (!train || !j->teacher || !logits->top_k) return KD_OK;
     j->known = logits->top_k;
     j->capture = logits->others == KD_OTHERS_TAIL ? (float)j->groups.temperature : 1.0f;

@@ -58,42 +58,66 @@ kd_status kd_logit_view_parse(kd_logit_view *logits, kd_arena *arena, const kd_n
     return KD_OK;
 }
 
-/* What hinders this term; NULL: nothing. */
-static const char *hindrance(const kd_logit_view *logits, const kd_term *term, const kd_term *first)
+/* Reverse divergences from a teacher who gives a class nothing. */
+static bool is_infinite(const kd_term *term)
+{
+    return term->kind == KD_ROW_reverse_kl || (term->kind == KD_ROW_jsd && term->option == 1.0) ||
+           (term->kind == KD_ROW_skew_reverse_kl && term->option == 0.0);
+}
+
+/* A term that reads the teacher's logits; `first` is the first that does. */
+static kd_status check_term(const kd_logit_view *logits, const kd_node *top, const kd_term *term,
+                            const kd_term *first)
 {
     const kd_row_type *type = &kd_row_types[term->kind];
-    if (!type->teacher) return NULL;
-    if (term->standardise) return "compares z-scores, which all classes are needed for";
+    const char *path = "loss.top_k", *name = term->name;
+    if (term->standardise)
+        return kd_node_fail(top, path,
+                            "loss.%s compares z-scores, which all classes are needed for", name);
     if (type->extra == KD_EXTRA_LOGITS || type->extra == KD_EXTRA_REST)
-        return "needs every class of the teacher";
+        return kd_node_fail(top, path, "loss.%s needs every class of the teacher", name);
     if (logits->others == KD_OTHERS_TAIL && term->temperature != first->temperature)
-        return "has another temperature than the term before: a tail's mass is of one; "
-               "renormalised takes several";
-    return NULL;
+        return kd_node_fail(top, path,
+                            "loss.%s has temperature %g, loss.%s %g: a tail's mass is of one "
+                            "(renormalised and restricted take several)",
+                            name, term->temperature, first->name, first->temperature);
+    if (logits->others == KD_OTHERS_RENORMALISED && is_infinite(term))
+        return kd_node_fail(top, path,
+                            "loss.%s is infinite where the teacher's probability is 0: take "
+                            "others: tail or restricted",
+                            name);
+    return KD_OK;
 }
 
 kd_status kd_logit_view_check(const kd_logit_view *logits, const kd_node *loss,
                               const kd_term *terms, int count)
 {
     const kd_node *top = kd_node_find(loss, "top_k");
-    const kd_term *first = NULL; /* that reads the teacher's logits */
+    const kd_term *first = NULL;
     if (!top) return KD_OK;
+    if (logits->others == KD_OTHERS_RESTRICTED && logits->top_k == 1)
+        return kd_node_fail(top, "loss.top_k.k",
+                            "1, expected 2 or more: a softmax over one class is 1");
     for (int i = 0; i < count; i++) {
         const kd_term *term = &terms[i];
-        if (term->tapped) continue;
-        if (!first && kd_row_types[term->kind].teacher) first = term;
-        const char *why = hindrance(logits, term, first);
-        if (why) return kd_node_fail(top, "loss.top_k", "loss.%s %s", term->name, why);
+        if (term->tapped || !kd_row_types[term->kind].teacher) continue;
+        if (!first) first = term;
+        KD_TRY(check_term(logits, top, term, first));
     }
     if (!first) return kd_node_fail(top, "loss.top_k", "no term reads the teacher's logits");
     return KD_OK;
 }
 
-bool kd_logit_view_is_sparse(const kd_logit_view *logits, const kd_term *terms, int count)
+bool kd_logit_view_is_sparse(const kd_logit_view *logits, const kd_term *terms, int count,
+                             int student)
 {
     bool sparse = logits->top_k && logits->others == KD_OTHERS_RESTRICTED;
-    for (int i = 0; i < count; i++)
-        sparse &= terms[i].tapped || kd_row_types[terms[i].kind].teacher;
+    for (int i = 0; i < count; i++) {
+        const kd_term *term = &terms[i];
+        if (term->tapped) continue;
+        sparse &= term->teacher != student;
+        sparse &= term->student != student || kd_row_types[term->kind].teacher;
+    }
     return sparse;
 }
 

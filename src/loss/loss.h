@@ -63,10 +63,12 @@ KD_MUST_CHECK kd_status kd_logit_view_parse(kd_logit_view *logits, kd_arena *are
                                             const kd_node *loss);
 KD_MUST_CHECK kd_status kd_logit_view_check(const kd_logit_view *logits, const kd_node *loss,
                                             const kd_term *terms, int count);
-/* Whether no term reads every class of the student in training. */
-bool kd_logit_view_is_sparse(const kd_logit_view *logits, const kd_term *terms, int count);
-bool kd_logit_view_has(
-    const char *key); /* whether a key of `loss` is no term's name but one of these */
+/* Whether in training nobody reads every class of the student: neither a term of its own nor one that it
+ * teaches. */
+bool kd_logit_view_is_sparse(const kd_logit_view *logits, const kd_term *terms, int count,
+                             int student);
+/* Whether a key of `loss` is one of these and no term's name. */
+bool kd_logit_view_has(const char *key);
 KD_MUST_CHECK kd_status kd_logit_view_json(json_t *loss, const kd_logit_view *logits);
 KD_MUST_CHECK kd_status kd_logit_view_print(const char **text, kd_arena *arena,
                                             const kd_logit_view *logits);
@@ -367,7 +369,8 @@ typedef struct kd_row_results {
 /*
  * The head of one student against its teacher's, chunk by chunk: logits by matrix product, all row
  * terms in one pass, the gradient in place of the student's logits, then at once its products into
- * head.d_weight and head.d_hidden.  No [N, V] of either model exists.
+ * head.d_weight and head.d_hidden.  No [N, V] of either model exists.  Where the student is restricted to
+ * the teacher's largest classes those terms have a pass of their own, over [N, K].
  *
  * `taps` is indexed by model.  When `train`, head.d_hidden is taken from the stack and stays there.
  * totals f32 [terms + 1] += sums over rows of each row term's loss, and last of same_top.  `rows` (may

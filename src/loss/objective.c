@@ -1,3 +1,4 @@
+/* What an objective says of one student: how many terms, their scalars at a step, and the chunk of its head. */
 #include "loss/loss.h"
 
 double kd_ramp_at(const kd_ramp *ramp, int64_t step)

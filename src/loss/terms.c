@@ -68,7 +68,10 @@ kd_status kd_term_kind(kd_row_kind *kind, const char *type)
 static kd_status find_kind(kd_row_kind *kind, const kd_node *node, const char *path,
                            const char *type)
 {
+    static const char *const keys[] = { "alpha", "logits", "top_k", NULL };
     if (kd_term_kind(kind, type) == KD_OK) return KD_OK;
+    const char *near = node->key && strcmp(node->key, type) == 0 ? kd_nearest(type, keys) : NULL;
+    if (near) return kd_node_fail(node, path, "unknown loss \"%s\"; nearest: %s", type, near);
     return kd_node_fail(node, path, "%s", kd_last_error());
 }
 
@@ -216,7 +219,8 @@ static kd_status give_teacher(kd_term *term, const kd_node *node, int s, const i
 /* The order of scalars and totals: those that one pass takes lie together. */
 static int group_of(const kd_term *term, const kd_logit_view *logits)
 {
-    const bool known = logits->top_k && kd_row_types[term->kind].teacher;
+    const bool known =
+        logits->top_k && logits->others == KD_OTHERS_RESTRICTED && kd_row_types[term->kind].teacher;
     return term->tapped ? 2 : term->standardise || known;
 }
 

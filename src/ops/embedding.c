@@ -55,7 +55,11 @@ kd_status kd_embedding_products_check(const kd_embedding_products_args *args)
     KD_TRY(kd_tensor_expect(args->table, "table", -1, KD_SHAPE(-1, -1)));
     KD_TRY(
         kd_expect_rows_of(args->x, "x", args->table->dtype, KD_SHAPE(-1, args->table->shape[1])));
-    KD_TRY(check_ids(args->ids, args->y, args->x->shape[0]));
+    const int64_t rows = args->x->shape[0];
+    KD_TRY(kd_tensor_expect(args->y, "y", KD_F32, KD_SHAPE(rows, -1)));
+    KD_TRY(kd_expect_list(args->y, "y", KD_F32, rows * args->y->shape[1]));
+    KD_TRY(kd_tensor_expect(args->ids, "ids", KD_I32, kd_shape_of(args->y)));
+    KD_TRY(kd_expect_list(args->ids, "ids", KD_I32, rows * args->y->shape[1]));
     if (!kd_present(args->bias)) return KD_OK;
     KD_TRY(kd_expect_rows(args->bias, "bias"));
     return kd_tensor_expect(args->bias, "bias", -1, KD_SHAPE(args->table->shape[0]));

@@ -37,7 +37,7 @@ static void describe_models(kd_estimate *e, const kd_session *s)
         *(student ? &e->student_bytes : &e->teacher_bytes) += (double)kd_model_bytes(model);
         *(student ? &e->student_parameters : &e->teacher_parameters) += model->slab.params.scalars;
         e->bank_bytes += 4.0 * (double)model->slab.params.states;
-        if (student && kd_logit_view_is_sparse(view, s->run->terms, s->run->term_count))
+        if (student && kd_logit_view_is_sparse(view, s->run->terms, s->run->term_count, m))
             flops -= 2.0 * (double)((model->config.vocabulary - view->top_k) * model->config.width);
         /* Backward is two forward passes. */
         *(student ? &e->student_flops : &e->teacher_flops) += student ? 3.0 * flops : flops;

@@ -251,6 +251,9 @@ static void student_result(kd_student_result *out, const kd_step *step, int m,
     const kd_objective *objective = &step->objective;
     const int terms = kd_objective_terms(objective, m);
     const double per_row = valid > 0 ? 1.0 / valid : 0.0;
+    /* Restricted, nobody knows which of all classes is the student's. */
+    const kd_logit_view *view = &objective->logits;
+    const bool known = !(view->top_k && view->others == KD_OTHERS_RESTRICTED);
     bool teacher = false;
     *out = (kd_student_result){ .gradient_norm = pending->scalars.norm,
                                 .lr = pending->scalars.lr,
@@ -264,7 +267,7 @@ static void student_result(kd_student_result *out, const kd_step *step, int m,
     for (int i = 0; i < objective->count; i++)
         teacher |= objective->terms[i].student == m && objective->terms[i].teacher >= 0 &&
                    !objective->terms[i].tapped;
-    out->same_top = teacher ? pending->totals[terms] * per_row : NAN;
+    out->same_top = teacher && known ? pending->totals[terms] * per_row : NAN;
 }
 
 /* The first term whose sum is not finite; else what the gate saw is the weighted sum. */

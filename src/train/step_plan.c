@@ -151,7 +151,8 @@ static kd_status plan(kd_step *step, const kd_step_options *options)
 {
     kd_micro_batch micro;
     if (options->logits.top_k > options->classes)
-        return kd_fail(KD_EINVAL, "loss.top_k.k: %lld of the %lld classes that the models share",
+        return kd_fail(KD_EINVAL,
+                       "loss.top_k.k: %lld, expected at most %lld: all classes that losses compare",
                        (long long)options->logits.top_k, (long long)options->classes);
     for (int m = 0; m < options->count; m++) {
         step->members[m].model = options->models[m];

@@ -67,31 +67,46 @@ static const json_t *term_of(const kd_left *left, const char *key)
     return json_object_get(json_object_get(left->config, "loss"), key);
 }
 
+/* What the run's terms see of the teacher's logits; NULL: all classes. */
+static const json_t *top_of(const kd_left *left) { return term_of(left, "top_k"); }
+
+static bool reads_teacher(const json_t *term)
+{
+    const char *type = kd_json_text(term, "type");
+    return strcmp(type, "cross_entropy") != 0 && strcmp(type, "z_loss") != 0 &&
+           !json_object_get(term, "layers");
+}
+
 /* Does the term say of the training tokens what `type` at T = 1 says of held-out ones? */
-static bool compares(const json_t *term, const char *type)
+static bool compares(const kd_left *left, const json_t *term, const char *type)
 {
     const double smoothing = kd_json_number(term, "label_smoothing", NULL);
-    return strcmp(kd_json_text(term, "type"), type) == 0 && !(smoothing > 0.0) &&
+    return !(top_of(left) && reads_teacher(term)) &&
+           strcmp(kd_json_text(term, "type"), type) == 0 && !(smoothing > 0.0) &&
            !json_is_true(json_object_get(term, "standardise")) &&
            kd_json_number(term, "temperature", NULL) == 1.0;
 }
 
-static void describe_term(char *text, size_t size, const json_t *term)
+static void describe_term(char *text, size_t size, const kd_left *left, const json_t *term)
 {
-    char weight[48] = "";
+    const json_t *top = reads_teacher(term) ? top_of(left) : NULL;
+    char weight[48] = "", seen[64] = "";
     const json_t *ramp = json_object_get(term, "weight");
     if (json_is_object(ramp))
         snprintf(weight, sizeof weight, ", weight %g to %g", kd_json_number(ramp, "from", NULL),
                  kd_json_number(ramp, "to", NULL));
     else if (json_is_number(ramp))
         snprintf(weight, sizeof weight, ", weight %g", json_number_value(ramp));
+    if (top)
+        snprintf(seen, sizeof seen, " of the %g largest classes, %.16s",
+                 kd_json_number(top, "k", NULL), kd_json_text(top, "others"));
     if (json_object_get(term, "layers")) /* over taps */
         snprintf(text, size, "%.60s%s; mean, summed over layers", kd_json_text(term, "type"),
                  weight);
     else
-        snprintf(text, size, "%.60s%s%s, T %g; nats per token", kd_json_text(term, "type"),
-                 json_is_true(json_object_get(term, "standardise")) ? " of z-scores" : "", weight,
-                 kd_json_number(term, "temperature", NULL));
+        snprintf(text, size, "%.60s%s%s%s, T %g; nats per token", kd_json_text(term, "type"),
+                 json_is_true(json_object_get(term, "standardise")) ? " of z-scores" : "", seen,
+                 weight, kd_json_number(term, "temperature", NULL));
 }
 
 static void draw_term(FILE *out, const kd_left *left, const kd_curves *model, const kd_series *s,
@@ -99,13 +114,13 @@ static void draw_term(FILE *out, const kd_left *left, const kd_curves *model, co
 {
     const json_t *term = term_of(left, s->key);
     char unit[160] = "nats per token";
-    if (term) describe_term(unit, sizeof unit, term);
+    if (term) describe_term(unit, sizeof unit, left, term);
     kd_chart chart = { .title = s->key, .unit = unit, .x_name = "step" };
     add_line(&chart, "train", s, 0, false);
-    if (compares(term, "cross_entropy")) {
+    if (compares(left, term, "cross_entropy")) {
         add_valid(&chart, "valid", &model->valid, "nll", "nll_error");
         shown[0] = true;
-    } else if (compares(term, "forward_kl")) {
+    } else if (compares(left, term, "forward_kl")) {
         add_valid(&chart, "valid", &model->valid, "kl", "kl_error");
         shown[1] = true;
     }

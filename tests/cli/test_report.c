@@ -222,6 +222,31 @@ Test(report, page_is_one_file_of_escaped_text, .init = setup, .fini = teardown)
     cr_expect(kd_file_exists(path), "%s", path);
 }
 
+/* What was compared over some classes stands beside nothing that was measured over all. */
+Test(report, says_which_classes_a_term_saw, .init = setup, .fini = teardown)
+{
+    static const char *const has[] = {
+        "forward_kl of the 64 largest classes, tail, T 1; nats per token",
+        "KL to the teacher, held out", "cross_entropy, T 1; nats per token", NULL
+    };
+    static const char *const lacks[] = { "cross_entropy of the", "<script", NULL };
+    cr_assert(mkdir("run", 0777) == 0 && mkdir("run/checkpoint-000002", 0777) == 0 &&
+              mkdir("run/checkpoint-000002/engine", 0777) == 0);
+    write_text("run/metrics.jsonl",
+               "{\"step\": 0, \"model\": \"student\", \"loss\": 3, \"kl\": 1, \"ce\": 2}\n"
+               "{\"step\": 1, \"model\": \"student\", \"loss\": 2, \"kl\": 1, \"ce\": 1}\n"
+               "{\"step\": 0, \"model\": \"student\", \"split\": \"valid\", \"kl\": 2, "
+               "\"kl_error\": 0.1}\n"
+               "{\"step\": 2, \"model\": \"student\", \"split\": \"valid\", \"kl\": 1, "
+               "\"kl_error\": 0.1}\n");
+    write_text("run/checkpoint-000002/engine/config.json",
+               "{\"loss\": {\"top_k\": {\"k\": 64, \"others\": \"tail\"}, \"ce\": {\"type\": "
+               "\"cross_entropy\", \"temperature\": 1.0}, \"kl\": {\"type\": \"forward_kl\", "
+               "\"temperature\": 1.0}}}");
+    expect_code(run("report run --out page.html"), 0, "report");
+    expect_page("page.html", has, lacks);
+}
+
 Test(report, refuses_what_is_no_run, .init = setup, .fini = teardown)
 {
     cr_assert(mkdir("empty", 0777) == 0 && mkdir("bad", 0777) == 0);

@@ -44,6 +44,10 @@ static const variant variants[] = {
       "{ce: {}, kl: {temperature: 2}, top_k: {k: 9, others: tail}}" },
     { "restricted to them", NULL, KD_F32, KD_RECOMPUTE_NONE, false, 1e-4, 1e-4,
       "{kl: {temperature: 2}, top_k: {k: 9, others: restricted}}" },
+    { "restricted, and all of them beside", "gpt2", KD_F32, KD_RECOMPUTE_BLOCKS, false, 1e-4, 1e-4,
+      "{ce: {weight: 0.3}, kl: {temperature: 2}, top_k: {k: 9, others: restricted}}" },
+    { "each other's largest classes", "qwen3", KD_F32, KD_RECOMPUTE_NONE, true, 1e-4, 1e-4,
+      "{ce: {}, kl: {temperature: 2}, top_k: {k: 9, others: restricted}}" },
     { "over taps in bf16", NULL, KD_BF16, KD_RECOMPUTE_BLOCKS, false, 4e-3, 4e-2, over_taps },
 };
 

@@ -147,7 +147,17 @@ static const struct {
     { "{d: {type: dkd}, top_k: {k: 4}}", &teacher,
       "loss:1: loss.top_k: loss.d needs every class of the teacher" },
     { "{kl: {}, r: {type: reverse_kl, temperature: 2}, top_k: {k: 4}}", &teacher,
-      "loss:1: loss.top_k: loss.r has another temperature than the term before" },
+      "loss:1: loss.top_k: loss.r has temperature 2, loss.kl 1: a tail's mass is of one" },
+    { "{r: {type: reverse_kl}, top_k: {k: 4, others: renormalised}}", &teacher,
+      "loss:1: loss.top_k: loss.r is infinite where the teacher's probability is 0" },
+    { "{r: {type: jsd, beta: 1}, top_k: {k: 4, others: renormalised}}", &teacher,
+      "loss:1: loss.top_k: loss.r is infinite" },
+    { "{r: {type: skew_reverse_kl, lambda: 0}, top_k: {k: 4, others: renormalised}}", &teacher,
+      "loss:1: loss.top_k: loss.r is infinite" },
+    { "{kl: {}, top_k: {k: 1, others: restricted}}", &teacher,
+      "loss:1: loss.top_k.k: 1, expected 2 or more" },
+    { "{kl: {}, topk: {k: 4}}", &teacher,
+      "loss:1: loss.topk: unknown loss \"topk\"; nearest: top_k" },
 };
 
 Test(terms, refuse_what_the_models_cannot_feed)
@@ -164,4 +174,31 @@ Test(terms, refuse_what_the_models_cannot_feed)
                   "%s: %s", refused[i].loss, kd_last_error());
         kd_arena_destroy(arena);
     }
+}
+
+static bool sparse(const char *loss, const kd_term *extra)
+{
+    kd_arena *arena;
+    kd_term *terms, all[8];
+    kd_logit_view logits;
+    int count;
+    test_ok(kd_arena_create(&arena));
+    test_ok(make(&terms, &count, &logits, arena, loss, &teacher));
+    memcpy(all, terms, (size_t)count * sizeof *terms);
+    if (extra) all[count++] = *extra;
+    const bool is = kd_logit_view_is_sparse(&logits, all, count, 1);
+    kd_arena_destroy(arena);
+    return is;
+}
+
+Test(terms, leave_the_dense_head_out_where_nobody_reads_it)
+{
+    const kd_term taught = { .kind = KD_ROW_forward_kl, .student = 0, .teacher = 1 };
+    const kd_term other = { .kind = KD_ROW_cross_entropy, .student = 0, .teacher = -1 };
+    cr_expect(!sparse("{kl: {}}", NULL));
+    cr_expect(!sparse("{kl: {}, top_k: {k: 4}}", NULL));
+    cr_expect(sparse("{kl: {}, top_k: {k: 4, others: restricted}}", NULL));
+    cr_expect(sparse("{kl: {}, top_k: {k: 4, others: restricted}}", &other));
+    cr_expect(!sparse("{kl: {}, top_k: {k: 4, others: restricted}}", &taught));
+    cr_expect(!sparse("{kl: {}, ce: {}, top_k: {k: 4, others: restricted}}", NULL));
 }

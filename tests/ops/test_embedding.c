@@ -231,7 +231,6 @@ Test(embedding, refuses_ids_and_shapes_that_do_not_fit)
 
     const kd_tensor factor = test_filled(&b, KD_F32, KD_SHAPE(ROWS, COUNT), 0, -1, 1);
     const kd_tensor some = test_filled(&b, KD_I32, KD_SHAPE(ROWS, COUNT), 0, 0, VOCABULARY);
-    const kd_tensor products = test_tensor(&b, KD_F32, KD_SHAPE(ROWS, COUNT), 0);
     test_refused(
         KD_RUN(&b.exec, embedding, .y = &y, .table = &table, .ids = &ids, .factor = &factor),
         KD_EINVAL, "ids: found");
@@ -241,12 +240,6 @@ Test(embedding, refuses_ids_and_shapes_that_do_not_fit)
     test_refused(KD_RUN(&b.exec, embedding_backward, .dtable = &dtable, .dy = &y, .ids = &turned,
                         .factor = &factor),
                  KD_EINVAL, "ids: found");
-    test_refused(
-        KD_RUN(&b.exec, embedding_products, .y = &products, .x = &y, .table = &half, .ids = &some),
-        KD_EINVAL, "x: found f32");
-    test_refused(KD_RUN(&b.exec, embedding_products, .y = &products, .x = &y, .table = &table,
-                        .ids = &some, .bias = &factor),
-                 KD_EINVAL, "bias: found");
     test_set(&some, 9, VOCABULARY);
     test_refused(
         KD_RUN(&b.exec, embedding, .y = &y, .table = &table, .ids = &some, .factor = &factor),
@@ -254,9 +247,6 @@ Test(embedding, refuses_ids_and_shapes_that_do_not_fit)
     test_refused(KD_RUN(&b.exec, embedding_backward, .dtable = &dtable, .dy = &y, .ids = &some,
                         .factor = &factor),
                  KD_EINVAL, "ids[9] is 4");
-    test_refused(
-        KD_RUN(&b.exec, embedding_products, .y = &products, .x = &y, .table = &table, .ids = &some),
-        KD_EINVAL, "ids[9] is 4");
     test_same_bits(&dtable, &before, "dtable after a refusal of entries");
 
     const kd_tensor fy = test_untouchable(&y), ft = test_untouchable(&table);
@@ -265,5 +255,34 @@ Test(embedding, refuses_ids_and_shapes_that_do_not_fit)
     kd_exec plan = test_planning(&b, &counting);
     test_ok(KD_RUN(&plan, embedding, .y = &fy, .table = &ft, .ids = &fi, .add = &fy));
     test_ok(KD_RUN(&plan, embedding_backward, .dtable = &fd, .dy = &fy, .ids = &fi));
+    test_close(&b);
+}
+
+Test(embedding, refuses_products_that_do_not_fit)
+{
+    test_bench b;
+    test_open(&b, 0);
+    const kd_tensor table = test_filled(&b, KD_F32, KD_SHAPE(VOCABULARY, COLUMNS), 0, -1, 1);
+    const kd_tensor half = test_filled(&b, KD_BF16, KD_SHAPE(VOCABULARY, COLUMNS), 0, -1, 1);
+    const kd_tensor y = test_filled(&b, KD_F32, KD_SHAPE(ROWS, COLUMNS), 0, 2, 2);
+    const kd_tensor ids = test_filled(&b, KD_I32, KD_SHAPE(ROWS), 0, 0, VOCABULARY);
+    const kd_tensor factor = test_filled(&b, KD_F32, KD_SHAPE(ROWS, COUNT), 0, -1, 1);
+    const kd_tensor some = test_filled(&b, KD_I32, KD_SHAPE(ROWS, COUNT), 0, 0, VOCABULARY);
+    const kd_tensor products = test_tensor(&b, KD_F32, KD_SHAPE(ROWS, COUNT), 0);
+    test_refused(
+        KD_RUN(&b.exec, embedding_products, .y = &products, .x = &y, .table = &half, .ids = &some),
+        KD_EINVAL, "x: found f32");
+    test_refused(KD_RUN(&b.exec, embedding_products, .x = &y, .table = &table, .ids = &some),
+                 KD_EINVAL, "y: absent");
+    test_refused(
+        KD_RUN(&b.exec, embedding_products, .y = &products, .x = &y, .table = &table, .ids = &ids),
+        KD_EINVAL, "ids: found");
+    test_refused(KD_RUN(&b.exec, embedding_products, .y = &products, .x = &y, .table = &table,
+                        .ids = &some, .bias = &factor),
+                 KD_EINVAL, "bias: found");
+    test_set(&some, 9, VOCABULARY);
+    test_refused(
+        KD_RUN(&b.exec, embedding_products, .y = &products, .x = &y, .table = &table, .ids = &some),
+        KD_EINVAL, "ids[9] is 4");
     test_close(&b);
 }

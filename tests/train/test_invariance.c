@@ -204,6 +204,11 @@ static const char over_taps[] =
     " relation: {type: minilm_relation, relation_heads: 2, t_squared: true, temperature: 2},"
     " map: {type: attention_kl, layers: [[1, 2]], weight: 0.5}, scores: {type: attention_mse}}";
 
+static const char largest_classes[] =
+    "{ce: {weight: 0.3}, kl: {temperature: 2}, top_k: {k: 9, others: tail}}";
+static const char restricted_classes[] =
+    "{ce: {weight: 0.3}, kl: {temperature: 2}, top_k: {k: 9, others: restricted}}";
+
 Test(invariance, micro_batches_chunks_ranks_and_buckets_change_no_gradient)
 {
     static const way ways[] = {
@@ -219,12 +224,23 @@ Test(invariance, micro_batches_chunks_ranks_and_buckets_change_no_gradient)
         { "4 ranks of one sample at a time", 1, 5, 4, 1000000 },
     };
     const kd_loader_options data = data_options(write_stream("invariance"));
-    for (int k = 0; k < 2 * KD_COUNT(families); k++) {
-        const int f = k / 2;
-        const char *family = families[f] ? families[f] : "llama";
-        test_lesson_options options = family_options(families[f]);
+    static const struct {
+        const char *family, *loss;
+    } lessons[] = {
+        { NULL, NULL },
+        { "qwen3", NULL },
+        { "gpt2", NULL },
+        { NULL, over_taps },
+        { "qwen3", over_taps },
+        { "gpt2", over_taps },
+        { NULL, largest_classes },
+        { "gpt2", restricted_classes },
+    };
+    for (int k = 0; k < KD_COUNT(lessons); k++) {
+        const char *family = lessons[k].family ? lessons[k].family : "llama";
+        test_lesson_options options = family_options(lessons[k].family);
         test_lesson reference;
-        options.loss = k % 2 ? over_taps : NULL;
+        options.loss = lessons[k].loss;
         open_reference(&reference, options);
         outcome want = step_as(&(way){ "whole", SAMPLES, 0, 1, 0 }, options, data);
         for (int i = 0; i < KD_COUNT(ways); i++) {
