@@ -113,7 +113,7 @@ static void draw_term(FILE *out, const kd_left *left, const kd_curves *model, co
                       bool shown[2])
 {
     const json_t *term = term_of(left, s->key);
-    char unit[160] = "nats per token";
+    char unit[256] = "nats per token";
     if (term) describe_term(unit, sizeof unit, left, term);
     kd_chart chart = { .title = s->key, .unit = unit, .x_name = "step" };
     add_line(&chart, "train", s, 0, false);
