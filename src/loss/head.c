@@ -297,7 +297,7 @@ static kd_status plan_job(job *j, const kd_objective *objective, int student, kd
 {
     const kd_logit_view *logits = &objective->logits;
     *j = (job){ .objective = objective, .student = &taps[student]->head, .train = train };
-    j->restricted = train && logits->top_k && logits->others == KD_OTHERS_RESTRICTED;
+    j->restricted = train && kd_logit_view_restricts(logits);
     KD_TRY(gather_terms(&j->groups, objective, student, j->restricted));
     j->restricted &= j->groups.known.count > 0;
     j->dense = j->groups.plain.count + j->groups.standard.count > 0;

@@ -95,7 +95,7 @@ kd_status kd_logit_view_check(const kd_logit_view *logits, const kd_node *loss,
     const kd_node *top = kd_node_find(loss, "top_k");
     const kd_term *first = NULL;
     if (!top) return KD_OK;
-    if (logits->others == KD_OTHERS_RESTRICTED && logits->top_k == 1)
+    if (kd_logit_view_restricts(logits) && logits->top_k == 1)
         return kd_node_fail(top, "loss.top_k.k",
                             "1, expected 2 or more: a softmax over one class is 1");
     for (int i = 0; i < count; i++) {
@@ -111,7 +111,7 @@ kd_status kd_logit_view_check(const kd_logit_view *logits, const kd_node *loss,
 bool kd_logit_view_is_sparse(const kd_logit_view *logits, const kd_term *terms, int count,
                              int student)
 {
-    bool sparse = logits->top_k && logits->others == KD_OTHERS_RESTRICTED;
+    bool sparse = kd_logit_view_restricts(logits);
     for (int i = 0; i < count; i++) {
         const kd_term *term = &terms[i];
         if (term->tapped) continue;

@@ -63,6 +63,11 @@ KD_MUST_CHECK kd_status kd_logit_view_parse(kd_logit_view *logits, kd_arena *are
                                             const kd_node *loss);
 KD_MUST_CHECK kd_status kd_logit_view_check(const kd_logit_view *logits, const kd_node *loss,
                                             const kd_term *terms, int count);
+/* Whether terms that read a teacher are over its K classes alone in training. */
+static inline bool kd_logit_view_restricts(const kd_logit_view *logits)
+{
+    return logits->top_k > 0 && logits->others == KD_OTHERS_RESTRICTED;
+}
 /* Whether in training nobody reads every class of the student: neither a term of its own nor one that it
  * teaches. */
 bool kd_logit_view_is_sparse(const kd_logit_view *logits, const kd_term *terms, int count,

@@ -219,8 +219,7 @@ static kd_status give_teacher(kd_term *term, const kd_node *node, int s, const i
 /* The order of scalars and totals: those that one pass takes lie together. */
 static int group_of(const kd_term *term, const kd_logit_view *logits)
 {
-    const bool known =
-        logits->top_k && logits->others == KD_OTHERS_RESTRICTED && kd_row_types[term->kind].teacher;
+    const bool known = kd_logit_view_restricts(logits) && kd_row_types[term->kind].teacher;
     return term->tapped ? 2 : term->standardise || known;
 }
 

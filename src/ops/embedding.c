@@ -17,14 +17,21 @@
 
 /* ---- checks ------------------------------------------------------------------------------------- */
 
+/* f32 [rows, K], and ids as many. */
+static kd_status check_entries(const kd_tensor *ids, const kd_tensor *values, const char *what,
+                               int64_t rows)
+{
+    KD_TRY(kd_tensor_expect(values, what, KD_F32, KD_SHAPE(rows, -1)));
+    KD_TRY(kd_expect_list(values, what, KD_F32, rows * values->shape[1]));
+    KD_TRY(kd_tensor_expect(ids, "ids", KD_I32, kd_shape_of(values)));
+    return kd_expect_list(ids, "ids", KD_I32, rows * values->shape[1]);
+}
+
 /* ids are a list of `rows`, or with a factor of [rows, K]. */
 static kd_status check_ids(const kd_tensor *ids, const kd_tensor *factor, int64_t rows)
 {
-    if (!kd_present(factor)) return kd_expect_list(ids, "ids", KD_I32, rows);
-    KD_TRY(kd_tensor_expect(factor, "factor", KD_F32, KD_SHAPE(rows, -1)));
-    KD_TRY(kd_expect_list(factor, "factor", KD_F32, rows * factor->shape[1]));
-    KD_TRY(kd_tensor_expect(ids, "ids", KD_I32, kd_shape_of(factor)));
-    return kd_expect_list(ids, "ids", KD_I32, rows * factor->shape[1]);
+    return kd_present(factor) ? check_entries(ids, factor, "factor", rows)
+                              : kd_expect_list(ids, "ids", KD_I32, rows);
 }
 
 kd_status kd_embedding_check(const kd_embedding_args *args)
@@ -55,11 +62,7 @@ kd_status kd_embedding_products_check(const kd_embedding_products_args *args)
     KD_TRY(kd_tensor_expect(args->table, "table", -1, KD_SHAPE(-1, -1)));
     KD_TRY(
         kd_expect_rows_of(args->x, "x", args->table->dtype, KD_SHAPE(-1, args->table->shape[1])));
-    const int64_t rows = args->x->shape[0];
-    KD_TRY(kd_tensor_expect(args->y, "y", KD_F32, KD_SHAPE(rows, -1)));
-    KD_TRY(kd_expect_list(args->y, "y", KD_F32, rows * args->y->shape[1]));
-    KD_TRY(kd_tensor_expect(args->ids, "ids", KD_I32, kd_shape_of(args->y)));
-    KD_TRY(kd_expect_list(args->ids, "ids", KD_I32, rows * args->y->shape[1]));
+    KD_TRY(check_entries(args->ids, args->y, "y", args->x->shape[0]));
     if (!kd_present(args->bias)) return KD_OK;
     KD_TRY(kd_expect_rows(args->bias, "bias"));
     return kd_tensor_expect(args->bias, "bias", -1, KD_SHAPE(args->table->shape[0]));

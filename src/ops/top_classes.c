@@ -77,7 +77,7 @@ static void select_largest(uint64_t *key, int64_t k, kd_row row, int64_t classes
         const float *z = load_block(buffer, row, first, classes);
         const int64_t n = kd_min_i64(BLOCK, classes - first);
         const float least = logit_of(floor);
-        bool some = count < k;
+        bool some = false; /* a floor of 0 stands for NaN, above which is all */
         for (int i = 0; i < BLOCK; i++) some |= !(z[i] <= least);
         for (int64_t i = 0; some && i < n; i++) {
             const uint64_t own = key_of(z[i], first + i);
@@ -118,7 +118,7 @@ static void one_row(const kd_top_classes_args *args, int64_t n, uint64_t *key)
     double max = 0.0, rest = 0.0;
     if (read) {
         select_largest(key, k, row, classes);
-        max = (double)row_max(row, classes);
+        max = (double)logit_of(key[0]); /* of a row with NaN it may be that */
         rest = log_sum(row, classes, (float)max, inv_t);
     }
     for (int64_t i = 0; i < k; i++) {

@@ -252,8 +252,7 @@ static void student_result(kd_student_result *out, const kd_step *step, int m,
     const int terms = kd_objective_terms(objective, m);
     const double per_row = valid > 0 ? 1.0 / valid : 0.0;
     /* Restricted, nobody knows which of all classes is the student's. */
-    const kd_logit_view *view = &objective->logits;
-    const bool known = !(view->top_k && view->others == KD_OTHERS_RESTRICTED);
+    const bool known = !kd_logit_view_restricts(&objective->logits);
     bool teacher = false;
     *out = (kd_student_result){ .gradient_norm = pending->scalars.norm,
                                 .lr = pending->scalars.lr,

@@ -70,11 +70,13 @@ static const json_t *term_of(const kd_left *left, const char *key)
 /* What the run's terms see of the teacher's logits; NULL: all classes. */
 static const json_t *top_of(const kd_left *left) { return term_of(left, "top_k"); }
 
+/* Its logits: of terms over taps there is no such loss. */
 static bool reads_teacher(const json_t *term)
 {
-    const char *type = kd_json_text(term, "type");
-    return strcmp(type, "cross_entropy") != 0 && strcmp(type, "z_loss") != 0 &&
-           !json_object_get(term, "layers");
+    int loss;
+    kd_loss_info info;
+    return kd_loss_find(&loss, kd_json_text(term, "type")) == KD_OK &&
+           kd_loss_describe(&info, loss) == KD_OK && info.teacher;
 }
 
 /* Does the term say of the training tokens what `type` at T = 1 says of held-out ones? */

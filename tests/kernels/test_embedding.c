@@ -32,6 +32,14 @@ static kd_tensor spread(parity *p, kd_shape shape, int64_t vocabulary, int how)
     return ids;
 }
 
+/* Rows that begin `shift` elements off the vectors' boundary. */
+static kd_tensor shifted(parity *p, kd_dtype dtype, kd_shape shape, int64_t shift, int64_t pad)
+{
+    const kd_shape wide = KD_SHAPE(shape.dim[0], shape.dim[1] + shift);
+    const kd_tensor whole = test_filled(&p->bench, dtype, wide, pad, -1, 1);
+    return kd_tensor_slice(&whole, 1, shift, shape.dim[1]);
+}
+
 Test(embedding, rows_of_a_table)
 {
     parity p;
@@ -41,9 +49,8 @@ Test(embedding, rows_of_a_table)
         const kd_dtype dtype = dtypes[c % 2];
         const int64_t shift = c / 2 % 2, columns = cases[s].columns; /* off the vectors' boundary */
         const kd_shape shape = KD_SHAPE(cases[s].rows, columns);
-        const kd_tensor wide = test_filled(
-            &p.bench, dtype, KD_SHAPE(cases[s].vocabulary, columns + shift), cases[s].pad, -1, 1);
-        const kd_tensor table = kd_tensor_slice(&wide, 1, shift, columns);
+        const kd_tensor table =
+            shifted(&p, dtype, KD_SHAPE(cases[s].vocabulary, columns), shift, cases[s].pad);
         const kd_tensor ids = spread(&p, KD_SHAPE(cases[s].rows), cases[s].vocabulary, UNIFORM);
         const kd_tensor add = test_filled(&p.bench, dtype, shape, 2 * cases[s].pad, -1, 1);
         const kd_tensor y = test_tensor(&p.bench, dtype, shape, cases[s].pad);
@@ -67,9 +74,7 @@ Test(embedding, backward)
         const kd_dtype dtype = dtypes[c % 2];
         const int64_t rows = cases[s].rows, shift = (s + how) % 2;
         const kd_shape table = KD_SHAPE(cases[s].vocabulary, cases[s].columns);
-        const kd_tensor wide =
-            test_filled(&p.bench, dtype, KD_SHAPE(rows, table.dim[1] + shift), cases[s].pad, -1, 1);
-        const kd_tensor dy = kd_tensor_slice(&wide, 1, shift, table.dim[1]);
+        const kd_tensor dy = shifted(&p, dtype, KD_SHAPE(rows, table.dim[1]), shift, cases[s].pad);
         const kd_tensor ids = spread(&p, KD_SHAPE(rows), table.dim[0], how);
         const kd_tensor dtable = test_filled(&p.bench, KD_F32, table, cases[s].pad, -1, 1);
         const kd_tensor twin = test_tensor(&p.bench, KD_F32, table, cases[s].pad);
@@ -119,10 +124,8 @@ Test(embedding, weighted_sums)
         const double n = (double)weighted[s].count + 1;
         const kd_shape shape = KD_SHAPE(weighted[s].rows, columns);
         const kd_shape entries = KD_SHAPE(weighted[s].rows, weighted[s].count);
-        const kd_tensor wide =
-            test_filled(&p.bench, dtype, KD_SHAPE(weighted[s].vocabulary, columns + shift),
-                        weighted[s].pad, -1, 1);
-        const kd_tensor table = kd_tensor_slice(&wide, 1, shift, columns);
+        const kd_tensor table =
+            shifted(&p, dtype, KD_SHAPE(weighted[s].vocabulary, columns), shift, weighted[s].pad);
         const kd_tensor ids = spread(&p, entries, weighted[s].vocabulary, UNIFORM);
         const kd_tensor factor = test_filled(&p.bench, KD_F32, entries, 0, -1, 1);
         const kd_tensor add = test_filled(&p.bench, dtype, shape, 2 * weighted[s].pad, -1, 1);
@@ -147,9 +150,7 @@ Test(embedding, weighted_backward)
         const kd_dtype dtype = dtypes[c % 2];
         const int64_t rows = weighted[s].rows, columns = weighted[s].columns, shift = (s + how) % 2;
         const kd_shape entries = KD_SHAPE(rows, weighted[s].count);
-        const kd_tensor wide =
-            test_filled(&p.bench, dtype, KD_SHAPE(rows, columns + shift), weighted[s].pad, -1, 1);
-        const kd_tensor dy = kd_tensor_slice(&wide, 1, shift, columns);
+        const kd_tensor dy = shifted(&p, dtype, KD_SHAPE(rows, columns), shift, weighted[s].pad);
         const kd_tensor ids = spread(&p, entries, weighted[s].vocabulary, how);
         const kd_tensor factor = test_filled(&p.bench, KD_F32, entries, 0, -1, 1);
         const kd_tensor dtable = test_filled(
@@ -173,13 +174,10 @@ Test(embedding, products)
         const kd_dtype dtype = dtypes[c % 2];
         const int64_t shift[] = { c / 2 % 2, c / 4 % 2 }, columns = weighted[s].columns;
         const kd_shape entries = KD_SHAPE(weighted[s].rows, weighted[s].count);
-        const kd_tensor wide_x =
-            test_filled(&p.bench, dtype, KD_SHAPE(weighted[s].rows, columns + shift[0]),
-                        weighted[s].pad, -1, 1);
-        const kd_tensor wide = test_filled(
-            &p.bench, dtype, KD_SHAPE(weighted[s].vocabulary, columns + shift[1]), 0, -1, 1);
-        const kd_tensor x = kd_tensor_slice(&wide_x, 1, shift[0], columns);
-        const kd_tensor table = kd_tensor_slice(&wide, 1, shift[1], columns);
+        const kd_tensor x =
+            shifted(&p, dtype, KD_SHAPE(weighted[s].rows, columns), shift[0], weighted[s].pad);
+        const kd_tensor table =
+            shifted(&p, dtype, KD_SHAPE(weighted[s].vocabulary, columns), shift[1], 0);
         const kd_tensor ids = spread(&p, entries, weighted[s].vocabulary, UNIFORM);
         const kd_tensor y = test_tensor(&p.bench, KD_F32, entries, 0);
         for (int with = 0; with < 3; with++) {

@@ -51,17 +51,17 @@ static const char *write_tokens(int classes)
                                                  .borders = 2 });
 }
 
-static const kd_loader_options *head_data(void)
+static const kd_loader_options *head_data(int classes)
 {
     static kd_loader_options data = { .weights = { 1 },
                                       .sources = 1,
-                                      .vocabulary = CLASSES,
                                       .sequence = SEQUENCE,
                                       .step_samples = SAMPLES,
                                       .micro_samples = SAMPLES,
                                       .ranks = 1,
                                       .seed = 3 };
-    data.files[0] = write_tokens(CLASSES);
+    data.vocabulary = classes;
+    data.files[0] = write_tokens(classes);
     return &data;
 }
 
@@ -85,7 +85,7 @@ Test(head, f32_logits_train_on_the_loss_that_evaluation_measures)
     test_lesson lesson[2];
     const kd_step_batch *batch;
     kd_loader *loader;
-    test_ok(kd_loader_open(&loader, head_data()));
+    test_ok(kd_loader_open(&loader, head_data(CLASSES)));
     test_ok(kd_loader_next(&batch, loader, NULL));
     for (int whole = 0; whole < 2; whole++) {
         const test_lesson_options options = {
@@ -139,7 +139,7 @@ static const char *const known_losses[] = {
 /* Of the body and, tied, of the matrix that the head shares with the tokens. */
 Test(head, of_known_classes_has_the_slope_of_its_value)
 {
-    const kd_loader_options *data = head_data();
+    const kd_loader_options *data = head_data(CLASSES);
     for (int i = 0; i < KD_COUNT(known_losses); i++) {
         const test_lesson_options options = known_options(known_losses[i], true);
         test_lesson_slope(&options, data, "blocks.1.mlp_up", 3, 1e-5, NULL);
@@ -162,7 +162,7 @@ Test(head, of_all_classes_known_is_that_of_none_left_out)
     float *gradient[KD_COUNT(losses)];
     test_lesson lesson[KD_COUNT(losses)];
     kd_loader *loader;
-    test_ok(kd_loader_open(&loader, head_data()));
+    test_ok(kd_loader_open(&loader, head_data(CLASSES)));
     test_ok(kd_loader_next(&batch, loader, NULL));
     for (int i = 0; i < KD_COUNT(losses); i++) {
         const test_lesson_options options = known_options(losses[i], false);
@@ -211,19 +211,10 @@ static void check_certainty(const kd_measured *m, int64_t rows, int64_t chunk)
 
 Test(head, certainty_is_that_of_every_row)
 {
-    const kd_loader_options data = { .files = { write_tokens(2) },
-                                     .weights = { 1 },
-                                     .sources = 1,
-                                     .vocabulary = 2,
-                                     .sequence = SEQUENCE,
-                                     .step_samples = SAMPLES,
-                                     .micro_samples = SAMPLES,
-                                     .ranks = 1,
-                                     .seed = 3 };
     static const int64_t chunks[] = { 5, KD_SEEN_ROWS + 3, 64 };
     const kd_step_batch *batch;
     kd_loader *loader;
-    test_ok(kd_loader_open(&loader, &data));
+    test_ok(kd_loader_open(&loader, head_data(2)));
     test_ok(kd_loader_next(&batch, loader, NULL));
     for (int c = 0; c < KD_COUNT(chunks); c++) {
         const test_lesson_options options = {
